@@ -1,0 +1,22 @@
+//! Watchbell: one binary between field hardware and people.
+//!
+//! Devices publish MQTT; rules turn publishes into alerts; alerts become messages; a durable
+//! outbox holds them until a provider has taken them. The modules stand in reading order, floor
+//! by floor: a module may use the floors above it in this list, never those below
+//! (ARCHITECTURE.md; `tests/it/tidy.rs` checks it).
+
+// Floor 0: data.
+pub mod clock;
+pub mod model;
+pub mod problem;
+pub mod secret;
+pub mod telemetry;
+pub mod topic;
+
+// Floor 2: adapters.
+pub mod provider;
+pub mod store;
+
+// Floor 3: engines.
+pub mod dispatch;
+pub mod intake;

@@ -1,0 +1,3 @@
+//! The `watchbell` command.
+
+fn main() {}

@@ -1,0 +1,845 @@
+//! The words everything speaks: publish, alert, message, attempt, and their ids.
+//!
+//! Data only: nothing here reads a clock, a socket or a disk. What is stored is stored as these
+//! types, so a field that is added needs a serde default, and one that is renamed needs an upgrade.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::clock::Timestamp;
+use crate::topic::TopicName;
+
+/// MQTT quality of service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Qos {
+    /// Fire and forget.
+    AtMostOnce = 0,
+    /// Acknowledged by PUBACK.
+    AtLeastOnce = 1,
+    /// Acknowledged by PUBREC, PUBREL, PUBCOMP.
+    ExactlyOnce = 2,
+}
+
+/// One application message as a device published it.
+#[derive(Clone, Debug)]
+pub struct Publish {
+    /// Checked topic name: no wildcards, within the length and level limits.
+    pub topic: TopicName,
+    /// The payload as it came.
+    pub payload: Bytes,
+    /// The publisher's quality of service.
+    pub qos: Qos,
+    /// RETAIN as the publisher set it.
+    pub retain: bool,
+    /// The publisher's client id.
+    pub client_id: Arc<str>,
+    /// Whom the publisher authenticated as; `None` for an anonymous one.
+    pub identity: Option<Arc<str>>,
+    /// When it was read from the socket.
+    pub received_at: Timestamp,
+    /// MQTT 5 properties that a subscriber must get, unchanged; `None` where there are none.
+    pub properties: Option<Box<PublishProperties>>,
+}
+
+/// MQTT 5 publish properties that are passed on to subscribers (MQTT 5, 3.3.2.3).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishProperties {
+    /// Payload Format Indicator: true for UTF-8.
+    pub utf8: Option<bool>,
+    /// Message Expiry Interval, seconds from `received_at`.
+    pub expires_after_secs: Option<u32>,
+    /// Content Type.
+    pub content_type: Option<String>,
+    /// Response Topic.
+    pub response_topic: Option<String>,
+    /// Correlation Data.
+    pub correlation_data: Option<Vec<u8>>,
+    /// User Properties, in order.
+    pub user: Vec<(String, String)>,
+}
+
+macro_rules! words {
+    ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum $name {
+            $($(#[$variant_meta])* #[serde(rename = $word)] $variant,)+
+        }
+
+        impl $name {
+            /// Every value, in the order of the declaration.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The word used in files, labels, the API and logs.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = UnknownWord;
+            fn from_str(word: &str) -> Result<Self, UnknownWord> {
+                Self::ALL.iter().copied().find(|value| value.as_str() == word).ok_or_else(|| {
+                    let known: Vec<_> = Self::ALL.iter().map(|value| value.as_str()).collect();
+                    UnknownWord { word: word.to_owned(), known: known.join(", ") }
+                })
+            }
+        }
+    };
+}
+
+/// A word that is not one of a closed set.
+#[derive(Debug, thiserror::Error)]
+#[error("unknown word `{word}`; known are {known}")]
+pub struct UnknownWord {
+    word: String,
+    known: String,
+}
+
+words! {
+    /// How urgent an alert is; ordered, so that the worst is the greatest.
+    #[derive(Default)]
+    Severity {
+        /// Worth knowing.
+        Info = "info",
+        /// Someone should look at it.
+        #[default]
+        Warning = "warning",
+        /// Someone must act now.
+        Critical = "critical",
+    }
+}
+
+words! {
+    /// A way to reach a person or a machine.
+    Channel {
+        /// Text message to a phone number.
+        Sms = "sms",
+        /// WhatsApp message to a phone number.
+        Whatsapp = "whatsapp",
+        /// Push notification to an app's registration token.
+        Push = "push",
+        /// Signed HTTP POST to a URL (Standard Webhooks).
+        Webhook = "webhook",
+    }
+}
+
+words! {
+    /// Where an alert instance stands.
+    AlertState {
+        /// The condition holds.
+        Firing = "firing",
+        /// The condition no longer holds.
+        Cleared = "cleared",
+    }
+}
+
+words! {
+    /// Where a message stands. [`Status::advance`] is the one table of what may follow what.
+    Status {
+        /// On disk, waiting for its turn.
+        Queued = "queued",
+        /// An attempt has been started and has no outcome yet.
+        Sending = "sending",
+        /// A provider has taken it.
+        Sent = "sent",
+        /// The provider says that it reached the handset, or the receiver itself took it.
+        Delivered = "delivered",
+        /// The person has opened it.
+        Read = "read",
+        /// The provider took it and later said that it did not arrive.
+        Undelivered = "undelivered",
+        /// Dead-lettered: nobody will try again unless an operator says so.
+        Failed = "failed",
+        /// Its time ran out before a provider took it.
+        Expired = "expired",
+        /// Withdrawn before a provider took it.
+        Canceled = "canceled",
+    }
+}
+
+impl Status {
+    /// Whether the outbox has nothing more to do for it.
+    pub const fn is_final(self) -> bool {
+        !matches!(self, Self::Queued | Self::Sending)
+    }
+
+    /// The status after hearing `news`, or `None` if `news` is late, repeated or out of order and
+    /// must change nothing.
+    pub fn advance(self, news: Self) -> Option<Self> {
+        use Status::{
+            Canceled, Delivered, Expired, Failed, Queued, Read, Sending, Sent, Undelivered,
+        };
+        let allowed = match self {
+            Queued => matches!(news, Sending | Sent | Failed | Expired | Canceled),
+            // A lost attempt goes back to the queue.
+            Sending => matches!(
+                news,
+                Queued | Sent | Delivered | Read | Undelivered | Failed | Expired | Canceled
+            ),
+            Sent => matches!(news, Delivered | Read | Undelivered),
+            // A handset that was off may take it after the provider had given up.
+            Undelivered => matches!(news, Delivered | Read),
+            Delivered => matches!(news, Read),
+            // An operator may put a dead letter back; a receipt may still prove it wrong.
+            Failed | Expired | Canceled => matches!(news, Queued | Delivered | Read),
+            Read => false,
+        };
+        allowed.then_some(news)
+    }
+}
+
+words! {
+    /// Why something was refused, dropped, retried or ended: metric label, API code, log field.
+    Reason {
+        /// The bytes are no MQTT packet.
+        MalformedPacket = "malformed_packet",
+        /// A packet that MQTT does not allow here.
+        ProtocolError = "protocol_error",
+        /// The client asked for a protocol version that is not 3.1.1 or 5.0.
+        UnsupportedVersion = "unsupported_version",
+        /// The packet or payload is over the limit.
+        PacketTooLarge = "packet_too_large",
+        /// The topic is empty, too long, too deep, or holds a wildcard or control character.
+        BadTopic = "bad_topic",
+        /// The topic filter breaks MQTT's rules or the limits.
+        BadFilter = "bad_filter",
+        /// The client id is empty, too long or holds a reserved character.
+        BadClientId = "bad_client_id",
+        /// Unknown user or wrong password; or: the provider refuses our credentials.
+        BadCredentials = "bad_credentials",
+        /// The access rules do not allow it.
+        NotAuthorized = "not_authorized",
+        /// The TLS handshake failed.
+        TlsFailed = "tls_failed",
+        /// No TLS handshake or CONNECT within its time.
+        ConnectTimeout = "connect_timeout",
+        /// No packet within one and a half keep-alive intervals.
+        KeepAliveTimeout = "keep_alive_timeout",
+        /// Another connection took the session over.
+        TakenOver = "taken_over",
+        /// The connection broke.
+        ConnectionLost = "connection_lost",
+        /// The client said DISCONNECT.
+        ClientDisconnect = "client_disconnect",
+        /// A limit of connections, sessions, subscriptions or retained messages is reached.
+        TooMany = "too_many",
+        /// The client sends faster than its limit.
+        RateLimited = "rate_limited",
+        /// The subscriber's queue is full.
+        QueueFull = "queue_full",
+        /// The message's MQTT expiry passed while it waited.
+        MessageExpired = "message_expired",
+        /// The peer does not read what is written to it.
+        WriteTimeout = "write_timeout",
+        /// The outbox is full.
+        OutboxFull = "outbox_full",
+        /// Free disk space is below the low-water mark.
+        DiskLow = "disk_low",
+        /// The store could not write.
+        StoreFailed = "store_failed",
+        /// This process is stopping.
+        ShuttingDown = "shutting_down",
+        /// The payload could not be decoded as the rule asks.
+        UndecodablePayload = "undecodable_payload",
+        /// A rule's expression failed on this publish.
+        ExpressionFailed = "expression_failed",
+        /// A rule's text could not be rendered.
+        TemplateFailed = "template_failed",
+        /// The rule names nobody, or the contact has no address on any of its channels.
+        NoRecipient = "no_recipient",
+        /// No provider is configured for the channel.
+        NoProvider = "no_provider",
+        /// The provider asks for a slower pace.
+        Throttled = "throttled",
+        /// The provider answers with an error of its own (5xx and the like).
+        ProviderUnavailable = "provider_unavailable",
+        /// No connection to the provider.
+        ConnectFailed = "connect_failed",
+        /// The request left and no answer was read: it may have been sent.
+        NoAnswer = "no_answer",
+        /// The provider's answer makes no sense.
+        BadAnswer = "bad_answer",
+        /// The provider refuses account, sender, permission or configuration.
+        ProviderRefused = "provider_refused",
+        /// The provider account has no credit.
+        NoCredit = "no_credit",
+        /// The address does not exist or cannot take this channel.
+        BadRecipient = "bad_recipient",
+        /// The recipient has opted out.
+        OptedOut = "opted_out",
+        /// The recipient cannot be reached now.
+        Unreachable = "unreachable",
+        /// The content is refused.
+        ContentRefused = "content_refused",
+        /// WhatsApp's 24-hour window is closed: only a template may be sent.
+        WindowClosed = "window_closed",
+        /// The receiver has said that it is gone (HTTP 410, unregistered token).
+        RecipientGone = "recipient_gone",
+        /// Its time to live ran out.
+        Expired = "expired",
+        /// An operator or the sender withdrew it.
+        Canceled = "canceled",
+        /// Every attempt that the configuration allows has failed.
+        AttemptsExhausted = "attempts_exhausted",
+        /// The next channel of the recipient goes on with it.
+        PassedOn = "passed_on",
+    }
+}
+
+macro_rules! id {
+    ($(#[$meta:meta])* $name:ident) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(Uuid);
+
+        impl $name {
+            /// From a UUID.
+            pub const fn new(uuid: Uuid) -> Self {
+                Self(uuid)
+            }
+
+            /// The UUID.
+            pub const fn as_uuid(&self) -> &Uuid {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(&self.0, f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(&self.0, f)
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = uuid::Error;
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                text.parse().map(Self)
+            }
+        }
+    };
+}
+
+id! {
+    /// One alert: one time that a rule instance fired. UUID v7, so ids sort by time.
+    AlertId
+}
+id! {
+    /// One message. Derived from alert, recipient and channel ([`MessageId::derive`]), so that
+    /// planning the same alert twice makes no second message.
+    MessageId
+}
+id! {
+    /// One run of the process; says which attempts were cut off by a crash.
+    RunId
+}
+
+impl MessageId {
+    /// The id of the message that `alert` sends to `address` by `channel` in state `state`.
+    ///
+    /// Keeps the alert's 48-bit UUID v7 time, so that messages sort by it; the rest is a hash.
+    pub fn derive(alert: AlertId, state: AlertState, channel: Channel, address: &Address) -> Self {
+        let mut hash = Fnv::new();
+        for part in [
+            alert.0.as_bytes().as_slice(),
+            state.as_str().as_bytes(),
+            channel.as_str().as_bytes(),
+            address.expose().as_bytes(),
+        ] {
+            hash.write(part);
+            hash.write(&[0xff]);
+        }
+        Self(uuid_v7(alert.0.as_bytes(), hash.0))
+    }
+}
+
+/// Makes UUID v7 ids from a time, a random seed and a counter: no clock, no system call an id.
+#[derive(Debug)]
+pub struct IdSource {
+    seed: u64,
+    counter: u64,
+}
+
+impl IdSource {
+    /// `seed` must be random once a process run, so that two runs never make the same id.
+    pub const fn new(seed: u64) -> Self {
+        Self { seed, counter: 0 }
+    }
+
+    /// The next UUID v7 for `now` (RFC 9562, section 5.7).
+    pub fn next(&mut self, now: Timestamp) -> Uuid {
+        self.counter += 1;
+        let mut time = [0_u8; 16];
+        let millis = u64::try_from(now.as_millis()).unwrap_or(0).to_be_bytes();
+        time[..6].copy_from_slice(&millis[2..]);
+        // The order within one millisecond is the order of creation.
+        let order = (self.counter & 0xfff).to_be_bytes();
+        time[6] = order[6];
+        time[7] = order[7];
+        let mut hash = Fnv::new();
+        hash.write(&self.seed.to_be_bytes());
+        hash.write(&self.counter.to_be_bytes());
+        uuid_v7(&time, hash.0)
+    }
+}
+
+/// The first eight bytes of `head`, then `tail`, with version 7 and the RFC's variant set.
+fn uuid_v7(head: &[u8; 16], tail: u64) -> Uuid {
+    let mut bytes = *head;
+    bytes[8..].copy_from_slice(&tail.to_be_bytes());
+    bytes[6] = (bytes[6] & 0x0f) | 0x70;
+    bytes[8] = (bytes[8] & 0x3f) | 0x80;
+    Uuid::from_bytes(bytes)
+}
+
+/// FNV-1a with a final mix: stable between versions and machines, which `std`'s hashers are not.
+#[derive(Debug)]
+pub struct Fnv(u64);
+
+impl Fnv {
+    /// The empty hash.
+    pub const fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
+    /// Adds bytes.
+    pub fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+        // FNV's high bits are weak for short input: fold them (MurmurHash3's finalizer step).
+        self.0 ^= self.0 >> 33;
+        self.0 = self.0.wrapping_mul(0xff51_afd7_ed55_8ccd);
+        self.0 ^= self.0 >> 33;
+    }
+
+    /// The hash of all that was written.
+    pub const fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A phone number in E.164 form: `+`, then 7 to 15 digits, the first not zero (ITU-T E.164).
+#[derive(Clone, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
+pub struct E164(Arc<str>);
+
+impl E164 {
+    /// The number with its `+`. For the wire only: everything that people read uses `Display`.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// The digits without `+`, as some providers want them.
+    pub fn digits(&self) -> &str {
+        self.0.strip_prefix('+').unwrap_or(&self.0)
+    }
+}
+
+impl std::str::FromStr for E164 {
+    type Err = BadNumber;
+    fn from_str(text: &str) -> Result<Self, BadNumber> {
+        let digits = text.strip_prefix('+').ok_or(BadNumber)?;
+        let ok = (7..=15).contains(&digits.len())
+            && digits.bytes().all(|byte| byte.is_ascii_digit())
+            && !digits.starts_with('0');
+        if ok {
+            Ok(Self(text.into()))
+        } else {
+            Err(BadNumber)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for E164 {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+/// Not an E.164 number. Does not repeat the text, which may be a person's number.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "not a phone number in E.164 form; write + and country code, 7 to 15 digits, no spaces: +4915112345678"
+)]
+pub struct BadNumber;
+
+impl fmt::Display for E164 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&mask(&self.0))
+    }
+}
+
+impl fmt::Debug for E164 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Keeps the first and last three characters: `+49…678`.
+pub fn mask(text: &str) -> String {
+    let characters: Vec<char> = text.chars().collect();
+    if characters.len() <= 6 {
+        return "…".to_owned();
+    }
+    let head: String = characters.iter().take(3).collect();
+    let tail: String = characters.iter().skip(characters.len() - 3).collect();
+    format!("{head}…{tail}")
+}
+
+/// Where a message goes on its channel: a number, a push token or a URL.
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Address {
+    /// For SMS and WhatsApp.
+    Phone(E164),
+    /// For push: the registration token or `topic:NAME`.
+    Token(Arc<str>),
+    /// For webhooks.
+    Url(Arc<str>),
+}
+
+impl Address {
+    /// The address in full. For the wire only: everything that people read uses `Display`.
+    pub fn expose(&self) -> &str {
+        match self {
+            Self::Phone(number) => number.expose(),
+            Self::Token(text) | Self::Url(text) => text,
+        }
+    }
+}
+
+/// Masked.
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Phone(number) => fmt::Display::fmt(number, f),
+            Self::Token(token) => f.write_str(&mask(token)),
+            // Path and query may hold a token; scheme and host help to recognise it.
+            Self::Url(url) => {
+                let host_end = url.splitn(4, '/').take(3).map(str::len).sum::<usize>() + 2;
+                f.write_str(url.get(..host_end).unwrap_or(url))?;
+                if url.len() > host_end {
+                    f.write_str("/…")
+                } else {
+                    Ok(())
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// One place to reach a contact, on one channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// By which channel.
+    pub channel: Channel,
+    /// Where on it.
+    pub address: Address,
+}
+
+/// What an alert is about and what it says: made by the rules, read by notify.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Alert {
+    /// Its id.
+    pub id: AlertId,
+    /// The rule's name.
+    pub rule: Arc<str>,
+    /// The instance: the values of the rule's `key`, joined by `/`; empty for a rule without key.
+    pub key: Arc<str>,
+    /// How urgent.
+    pub severity: Severity,
+    /// Firing, or cleared.
+    pub state: AlertState,
+    /// The topic of the publish that changed the state.
+    pub topic: TopicName,
+    /// When it fired.
+    pub fired_at: Timestamp,
+    /// When it changed last: the time of this firing or clearing.
+    pub changed_at: Timestamp,
+    /// The rendered text.
+    pub text: Arc<str>,
+}
+
+/// What a message says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content {
+    /// A short headline, for channels that show one (push).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub title: Option<Arc<str>>,
+    /// The text.
+    pub text: Arc<str>,
+    /// A provider's template in place of the text (WhatsApp).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<Template>,
+}
+
+/// A template that the provider has approved, with its parameters in order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Template {
+    /// Its name at the provider.
+    pub name: String,
+    /// Its language code, as `en` or `en_US`.
+    pub language: String,
+    /// The values of its body's parameters.
+    #[serde(default)]
+    pub parameters: Vec<String>,
+}
+
+/// How an SMS is cut (3GPP TS 23.038, 23.040).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segments {
+    /// GSM-7 or UCS-2.
+    pub encoding: SmsEncoding,
+    /// How many parts are billed.
+    pub count: u32,
+    /// Septets (GSM-7) or 16-bit units (UCS-2) in all.
+    pub units: u32,
+}
+
+words! {
+    /// An SMS alphabet.
+    SmsEncoding {
+        /// GSM 7-bit default alphabet with its extension table: 160 a part, 153 when joined.
+        Gsm7 = "gsm7",
+        /// UCS-2: 70 a part, 67 when joined.
+        Ucs2 = "ucs2",
+    }
+}
+
+/// Which alert a message tells of. A copy, so that a message explains itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AlertRef {
+    /// The alert.
+    pub id: AlertId,
+    /// The rule's name.
+    pub rule: Arc<str>,
+    /// The instance key.
+    pub key: Arc<str>,
+    /// What the message tells: that it fires, or that it is over.
+    pub state: AlertState,
+    /// The topic of the publish.
+    pub topic: TopicName,
+}
+
+/// One thing to say to one recipient on one channel: a row of the outbox.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Message {
+    /// Its id.
+    pub id: MessageId,
+    /// The alert it tells of; `None` for one that came through the HTTP API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alert: Option<AlertRef>,
+    /// The contact's name, where it came from one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contact: Option<Arc<str>>,
+    /// Channel and address.
+    #[serde(flatten)]
+    pub target: Target,
+    /// The contact's next channels, in order, should this one fail for good.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub then: Vec<Target>,
+    /// How urgent: the most urgent leaves first.
+    pub severity: Severity,
+    /// What it says.
+    pub content: Content,
+    /// For SMS: how it is cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segments: Option<Segments>,
+    /// When it entered the outbox.
+    pub created_at: Timestamp,
+    /// After this no attempt is started.
+    pub expires_at: Timestamp,
+    /// Where it stands.
+    pub status: Status,
+    /// Why it stands there, where there is something to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// The provider's or our own words on it, masked, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// When the next attempt is due.
+    pub due_at: Timestamp,
+    /// When this row changed last.
+    pub updated_at: Timestamp,
+    /// How many attempts have been started, more than `attempts` may keep.
+    #[serde(default)]
+    pub attempt_count: u32,
+    /// The latest attempts, oldest first; at most [`Message::ATTEMPTS_KEPT`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attempts: Vec<Attempt>,
+    /// The provider that took it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<Arc<str>>,
+    /// The provider's id for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider_ref: Option<String>,
+}
+
+impl Message {
+    /// How many attempts a row keeps.
+    pub const ATTEMPTS_KEPT: usize = 20;
+}
+
+/// One provider call. Durable before the request leaves, so that a crash is told from silence.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Counted from 1.
+    pub number: u32,
+    /// The provider's name in the configuration.
+    pub provider: Arc<str>,
+    /// The process run that started it.
+    pub run: RunId,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// When its outcome was known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Timestamp>,
+    /// What came of it; `None` while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<AttemptOutcome>,
+}
+
+/// What came of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum AttemptOutcome {
+    /// The provider took it.
+    Accepted {
+        /// The provider's id.
+        provider_ref: Option<String>,
+    },
+    /// Worth another try.
+    Retry {
+        /// Why.
+        reason: Reason,
+        /// In words.
+        detail: String,
+    },
+    /// Refused for good.
+    Rejected {
+        /// Why.
+        reason: Reason,
+        /// In words.
+        detail: String,
+    },
+    /// The request left and no answer was read: it may have been sent, and may be sent again.
+    Unknown {
+        /// In words.
+        detail: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_of_one_source_sort_by_creation() {
+        let mut ids = IdSource::new(7);
+        let now = Timestamp::from_millis(1_790_000_000_000);
+        let made: Vec<Uuid> = (0..1000).map(|_| ids.next(now)).collect();
+        assert!(made.is_sorted());
+        assert_eq!(made[0].get_version_num(), 7);
+        assert_ne!(IdSource::new(8).next(now), made[0]);
+    }
+
+    #[test]
+    fn a_message_id_depends_on_everything_that_makes_the_message() {
+        let alert = AlertId::new(IdSource::new(1).next(Timestamp::from_millis(1)));
+        let ana = Address::Phone("+4915112345678".parse().expect("valid"));
+        let ben = Address::Phone("+4915112345679".parse().expect("valid"));
+        let first = MessageId::derive(alert, AlertState::Firing, Channel::Sms, &ana);
+        assert_eq!(
+            first,
+            MessageId::derive(alert, AlertState::Firing, Channel::Sms, &ana)
+        );
+        assert_ne!(
+            first,
+            MessageId::derive(alert, AlertState::Firing, Channel::Sms, &ben)
+        );
+        assert_ne!(
+            first,
+            MessageId::derive(alert, AlertState::Cleared, Channel::Sms, &ana)
+        );
+        assert_ne!(
+            first,
+            MessageId::derive(alert, AlertState::Firing, Channel::Whatsapp, &ana)
+        );
+    }
+
+    #[test]
+    fn e164_takes_numbers_and_nothing_else() {
+        for good in ["+4915112345678", "+15005550006", "+1234567"] {
+            assert!(good.parse::<E164>().is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "+",
+            "4915112345678",
+            "+0123456789",
+            "+49 151 123",
+            "+123456",
+            "+1234567890123456",
+            "+49x5112345678",
+            "+٤٩١٥١١٢٣٤٥٦",
+        ] {
+            assert!(bad.parse::<E164>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn people_see_masked_addresses() {
+        let number: E164 = "+4915112345321".parse().expect("valid");
+        assert_eq!(format!("{number} {number:?}"), "+49…321 +49…321");
+        let url = Address::Url("https://hooks.example.org/in/s3cret?x=1".into());
+        assert_eq!(url.to_string(), "https://hooks.example.org/…");
+    }
+
+    #[test]
+    fn a_receipt_never_moves_a_status_back() {
+        assert_eq!(Status::Delivered.advance(Status::Sent), None);
+        assert_eq!(Status::Read.advance(Status::Delivered), None);
+        assert_eq!(
+            Status::Sent.advance(Status::Delivered),
+            Some(Status::Delivered)
+        );
+        assert_eq!(
+            Status::Undelivered.advance(Status::Delivered),
+            Some(Status::Delivered)
+        );
+        assert_eq!(Status::Sent.advance(Status::Queued), None);
+    }
+}

@@ -1,0 +1,329 @@
+//! What is wrong with a file that an operator wrote: where, what, and what to do next.
+//!
+//! serde stops at its first error. [`read`] does not: it notes the error, takes the offending key
+//! out, and goes on, so that every problem of a file is reported at once.
+
+use std::fmt;
+
+use serde::de::DeserializeOwned;
+use toml::Value;
+
+/// One problem, ready to print: `rules/oven.toml:7: rule "oven-hot": ...`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// File and line, or the name of an environment variable or flag.
+    pub place: String,
+    /// What is wrong, and what to do next.
+    pub what: String,
+}
+
+impl Problem {
+    /// A problem at `place`.
+    pub fn new(place: impl Into<String>, what: impl Into<String>) -> Self {
+        Self {
+            place: place.into(),
+            what: what.into(),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.what)
+    }
+}
+
+/// One step into a TOML document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Into the table's entry of that name.
+    Key(String),
+    /// Into the array's element.
+    Index(usize),
+}
+
+impl From<&str> for Step {
+    fn from(key: &str) -> Self {
+        Self::Key(key.to_owned())
+    }
+}
+
+impl From<usize> for Step {
+    fn from(index: usize) -> Self {
+        Self::Index(index)
+    }
+}
+
+/// `a.b[2].c`
+pub fn path_text(path: &[Step]) -> String {
+    let mut text = String::new();
+    for step in path {
+        match step {
+            Step::Key(key) if text.is_empty() => text.push_str(key),
+            Step::Key(key) => {
+                text.push('.');
+                text.push_str(key);
+            }
+            Step::Index(index) => text.push_str(&format!("[{index}]")),
+        }
+    }
+    text
+}
+
+/// A TOML file that knows its lines.
+#[derive(Clone, Debug)]
+pub struct TomlFile {
+    name: String,
+    text: String,
+    table: toml::Table,
+}
+
+impl TomlFile {
+    /// Parses `text`; `name` is what problems call the file.
+    ///
+    /// # Errors
+    /// A syntax error, with its line.
+    pub fn parse(name: impl Into<String>, text: impl Into<String>) -> Result<Self, Problem> {
+        let (name, text) = (name.into(), text.into());
+        match text.parse::<toml::Table>() {
+            Ok(table) => Ok(Self { name, text, table }),
+            Err(error) => {
+                let line = error.span().map_or(1, |span| line_at(&text, span.start));
+                Err(Problem::new(
+                    format!("{name}:{line}"),
+                    error.message().replace('\n', "; "),
+                ))
+            }
+        }
+    }
+
+    /// The file's name as problems call it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The parsed document.
+    pub fn table(&self) -> &toml::Table {
+        &self.table
+    }
+
+    /// The line of `path`, or of as much of it as there is; counted from 1.
+    pub fn line(&self, path: &[Step]) -> usize {
+        let Ok(root) = toml::de::DeTable::parse(&self.text) else {
+            return 1;
+        };
+        let mut at = 0;
+        let mut table = Some(root.get_ref());
+        let mut array: Option<&toml::de::DeArray<'_>> = None;
+        for step in path {
+            let value = match step {
+                Step::Key(key) => {
+                    let Some((name, value)) = table
+                        .and_then(|table| table.iter().find(|(name, _)| name.get_ref() == key))
+                    else {
+                        break;
+                    };
+                    at = name.span().start;
+                    value
+                }
+                Step::Index(index) => {
+                    let Some(value) = array.and_then(|array| array.get(*index)) else {
+                        break;
+                    };
+                    at = value.span().start;
+                    value
+                }
+            };
+            table = value.get_ref().as_table();
+            array = value.get_ref().as_array();
+        }
+        line_at(&self.text, at)
+    }
+
+    /// A problem at `path`.
+    pub fn problem(&self, path: &[Step], what: impl Into<String>) -> Problem {
+        Problem::new(format!("{}:{}", self.name, self.line(path)), what)
+    }
+}
+
+fn line_at(text: &str, offset: usize) -> usize {
+    text.bytes()
+        .take(offset)
+        .filter(|byte| *byte == b'\n')
+        .count()
+        + 1
+}
+
+/// What [`read`] found wrong, and where in the value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Where, from the root of the value that was read.
+    pub path: Vec<Step>,
+    /// What, and what next.
+    pub what: String,
+}
+
+/// Reads `value` as `T` and reports everything wrong with it at once.
+///
+/// `T` should be `deny_unknown_fields` and `default`; a required key is best an `Option` that the
+/// caller checks, because serde cannot go on past a missing one. A value is returned only if it
+/// was read without a fault.
+pub fn read<T: DeserializeOwned>(mut value: Value) -> Result<T, Vec<Fault>> {
+    let mut faults = Vec::new();
+    loop {
+        let mut track = serde_path_to_error::Track::new();
+        let deserializer = serde_path_to_error::Deserializer::new(value.clone(), &mut track);
+        let error: toml::de::Error = match T::deserialize(deserializer) {
+            Ok(read) if faults.is_empty() => return Ok(read),
+            Ok(_) => return Err(faults),
+            Err(error) => error,
+        };
+        let path = steps(&track.path());
+        let removed = remove(&mut value, &path);
+        faults.push(Fault {
+            what: explain(error.message()),
+            path,
+        });
+        // A bound against a type that fails whatever is taken out of the value.
+        if !removed || faults.len() >= 100 {
+            return Err(faults);
+        }
+    }
+}
+
+fn steps(path: &serde_path_to_error::Path) -> Vec<Step> {
+    use serde_path_to_error::Segment;
+    path.iter()
+        .filter_map(|segment| match segment {
+            Segment::Seq { index } => Some(Step::Index(*index)),
+            Segment::Map { key } => Some(Step::Key(key.clone())),
+            Segment::Enum { .. } | Segment::Unknown => None,
+        })
+        .collect()
+}
+
+/// Takes the key at `path` out of its table. Array elements stay: their indices are in other paths.
+fn remove(value: &mut Value, path: &[Step]) -> bool {
+    // Where a list's element is at fault the whole list goes: better one report less than a
+    // wrong index.
+    let Some(last) = path.iter().rposition(|step| matches!(step, Step::Key(_))) else {
+        return false;
+    };
+    let mut at = value;
+    for step in path.iter().take(last) {
+        let next = match step {
+            Step::Key(key) => at.get_mut(key.as_str()),
+            Step::Index(index) => at.get_mut(*index),
+        };
+        let Some(next) = next else { return false };
+        at = next;
+    }
+    match (path.get(last), at) {
+        (Some(Step::Key(key)), Value::Table(table)) => table.remove(key).is_some(),
+        _ => false,
+    }
+}
+
+/// serde's message in an operator's words; an unknown key gets a suggestion.
+fn explain(message: &str) -> String {
+    let message = message.trim().replace('\n', "; ");
+    let Some(rest) = message.strip_prefix("unknown field `") else {
+        return message;
+    };
+    let Some((key, expected)) = rest.split_once('`') else {
+        return message;
+    };
+    let known: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
+    unknown_key(key, &known)
+}
+
+/// "unknown key; did you mean `x`?" or the list of what is known.
+pub fn unknown_key(key: &str, known: &[&str]) -> String {
+    match closest(key, known) {
+        Some(near) => format!("unknown key; did you mean `{near}`?"),
+        None if known.is_empty() => "unknown key".to_owned(),
+        None => format!("unknown key; known here are {}", known.join(", ")),
+    }
+}
+
+/// The known word that `word` was probably meant to be.
+pub fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    known
+        .iter()
+        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), *candidate))
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Default, Deserialize, PartialEq)]
+    #[serde(deny_unknown_fields, default)]
+    struct Outer {
+        listen: String,
+        depth: u32,
+        inner: Inner,
+    }
+
+    #[derive(Debug, Default, Deserialize, PartialEq)]
+    #[serde(deny_unknown_fields, default)]
+    struct Inner {
+        account_sid: String,
+        names: Vec<String>,
+    }
+
+    fn problems(text: &str) -> Vec<String> {
+        let file = TomlFile::parse("w.toml", text).expect("valid TOML");
+        match read::<Outer>(Value::Table(file.table().clone())) {
+            Ok(_) => Vec::new(),
+            Err(faults) => faults
+                .into_iter()
+                .map(|fault| {
+                    let what = format!("{}: {}", path_text(&fault.path), fault.what);
+                    file.problem(&fault.path, what).to_string()
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn reports_every_problem_with_its_line() {
+        let found = problems(
+            "listen = 7\ndepth = 'x'\nlisten_tsl = ''\n\n[inner]\nacount_sid = ''\nnames = ['a', 3]\n",
+        );
+        assert_eq!(found.len(), 5, "{found:#?}");
+        for expected in [
+            "w.toml:1: listen: invalid type: integer `7`, expected a string",
+            "w.toml:2: depth: invalid type: string \"x\", expected u32",
+            "w.toml:6: inner.acount_sid: unknown key; did you mean `account_sid`?",
+            "w.toml:7: inner.names[1]: invalid type: integer `3`, expected a string",
+        ] {
+            assert!(
+                found.iter().any(|line| line == expected),
+                "{expected}\n{found:#?}"
+            );
+        }
+        assert!(
+            found
+                .iter()
+                .any(|line| line.starts_with("w.toml:3: listen_tsl: unknown key"))
+        );
+    }
+
+    #[test]
+    fn a_syntax_error_has_its_line() {
+        let error = TomlFile::parse("w.toml", "a = 1\nb = = 2\n").expect_err("not TOML");
+        assert!(error.to_string().starts_with("w.toml:2: "), "{error}");
+    }
+
+    #[test]
+    fn a_good_value_is_read() {
+        let value: Value = toml::from_str("depth = 3").expect("valid");
+        assert_eq!(read::<Outer>(value).map(|outer| outer.depth), Ok(3));
+    }
+}

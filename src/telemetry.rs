@@ -1,0 +1,255 @@
+//! Logs and metrics: set up once, used everywhere.
+//!
+//! Labels come from closed enums only, never from what a device or a person sent: a metric whose
+//! label an attacker chooses is a memory leak.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use serde::Deserialize;
+
+use crate::model::{Channel, Reason};
+
+/// How logs look.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or a filter as
+    /// `info,watchbell::broker=debug`. Default `info`.
+    pub level: String,
+    /// `text` for people, `json` for machines. Default `text`.
+    pub format: LogFormat,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            level: "info".to_owned(),
+            format: LogFormat::Text,
+        }
+    }
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Starts logging to standard error. Call once, from `main`.
+///
+/// # Errors
+/// The level is no filter, or logging has been set up before.
+pub fn init(config: &Config) -> Result<(), String> {
+    use tracing_subscriber::layer::SubscriberExt as _;
+    use tracing_subscriber::util::SubscriberInitExt as _;
+
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.level)
+        .map_err(|error| format!("telemetry.level: {error}"))?;
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let result = match config.format {
+        LogFormat::Text => registry.with(layer.with_target(false)).try_init(),
+        LogFormat::Json => registry.with(layer.json().flatten_event(true)).try_init(),
+    };
+    result.map_err(|error| error.to_string())
+}
+
+/// An error and all that caused it, on one line: `sending: connecting: refused`.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some libraries repeat their source in their own text.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+impl EncodeLabelValue for Reason {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        encoder.write_str(self.as_str())
+    }
+}
+
+impl EncodeLabelValue for Channel {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        encoder.write_str(self.as_str())
+    }
+}
+
+/// `{reason="..."}`
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByReason {
+    /// Why.
+    pub reason: Reason,
+}
+
+/// `{provider="..."}`: the names come from the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByProvider {
+    /// The provider's name in the configuration.
+    pub provider: String,
+}
+
+/// `{provider="...",outcome="..."}`
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByOutcome {
+    /// The provider's name in the configuration.
+    pub provider: String,
+    /// accepted, retry, rejected, unknown.
+    pub outcome: &'static str,
+}
+
+/// `{channel="..."}`
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByChannel {
+    /// The channel.
+    pub channel: Channel,
+}
+
+/// `{rule="..."}`: the names come from the rule files.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByRule {
+    /// The rule's name.
+    pub rule: String,
+    /// Why.
+    pub reason: Reason,
+}
+
+macro_rules! metrics {
+    ($($(#[doc = $help:literal])+ $field:ident: $kind:ty = $name:literal, $make:expr;)+) => {
+        /// Every metric of the process. Clones share the same values.
+        #[derive(Clone, Debug)]
+        pub struct Metrics {
+            registry: Arc<Registry>,
+            $($(#[doc = $help])+ pub $field: $kind,)+
+        }
+
+        impl Metrics {
+            /// All at zero.
+            pub fn new() -> Self {
+                let mut registry = Registry::with_prefix("watchbell");
+                $(let $field: $kind = $make;
+                  registry.register($name, concat!($($help),+).trim(), $field.clone());)+
+                Self { registry: Arc::new(registry), $($field),+ }
+            }
+
+            /// The names as Prometheus sees them, for the documentation test.
+            pub fn names() -> &'static [&'static str] {
+                &[$(concat!("watchbell_", $name)),+]
+            }
+        }
+    };
+}
+
+metrics! {
+    /// Open MQTT connections.
+    connections: Gauge<i64, AtomicI64> = "connections", Gauge::default();
+    /// MQTT connections accepted since the start.
+    connections_accepted: Counter = "connections_accepted", Counter::default();
+    /// Connections closed, by reason.
+    connections_closed: Family<ByReason, Counter> = "connections_closed", Family::default();
+    /// Publishes received from devices.
+    publishes_received: Counter = "publishes_received", Counter::default();
+    /// Publishes that matched at least one rule's topic.
+    publishes_matched: Counter = "publishes_matched", Counter::default();
+    /// Publishes, packets and subscriptions refused, by reason.
+    refused: Family<ByReason, Counter> = "refused", Family::default();
+    /// Copies of publishes delivered to subscribers' queues.
+    fanout_copies: Counter = "fanout_copies", Counter::default();
+    /// Copies of publishes not delivered to a subscriber, by reason.
+    fanout_dropped: Family<ByReason, Counter> = "fanout_dropped", Family::default();
+    /// Rule evaluations that did not come to a result, by rule and reason.
+    rule_failures: Family<ByRule, Counter> = "rule_failures", Family::default();
+    /// Alerts that fired.
+    alerts_fired: Counter = "alerts_fired", Counter::default();
+    /// Alerts that cleared.
+    alerts_cleared: Counter = "alerts_cleared", Counter::default();
+    /// Alerts of which nobody is told, by reason.
+    alerts_suppressed: Family<ByReason, Counter> = "alerts_suppressed", Family::default();
+    /// Messages that entered the outbox, by channel.
+    messages_queued: Family<ByChannel, Counter> = "messages_queued", Family::default();
+    /// Messages that ended, by reason; `sent` ones count in attempts with outcome accepted.
+    messages_dead: Family<ByReason, Counter> = "messages_dead", Family::default();
+    /// Messages in the outbox that have not ended.
+    outbox_messages: Gauge<i64, AtomicI64> = "outbox_messages", Gauge::default();
+    /// Provider calls, by provider and outcome.
+    attempts: Family<ByOutcome, Counter> = "attempts", Family::default();
+    /// Provider calls that wait for an answer, by provider.
+    attempts_in_flight: Family<ByProvider, Gauge<i64, AtomicI64>> = "attempts_in_flight", Family::default();
+    /// 1 while a provider is stopped because it refuses our account or configuration.
+    provider_stopped: Family<ByProvider, Gauge<i64, AtomicI64>> = "provider_stopped", Family::default();
+    /// 1 while a provider's circuit breaker is open.
+    provider_breaker_open: Family<ByProvider, Gauge<i64, AtomicI64>> = "provider_breaker_open", Family::default();
+    /// Seconds from request to outcome of a provider call.
+    attempt_seconds: Histogram = "attempt_seconds", Histogram::new(exponential_buckets(0.001, 2.5, 12));
+    /// Seconds that one commit of the store takes, all its operations together.
+    commit_seconds: Histogram = "commit_seconds", Histogram::new(exponential_buckets(0.0001, 2.5, 12));
+    /// Operations committed.
+    operations_committed: Counter = "operations_committed", Counter::default();
+    /// 1 while the store takes no writes.
+    store_failed: Gauge<i64, AtomicI64> = "store_failed", Gauge::default();
+    /// Free bytes on the disk of the data directory.
+    disk_free_bytes: Gauge<i64, AtomicI64> = "disk_free_bytes", Gauge::default();
+    /// Rules in force.
+    rules_loaded: Gauge<i64, AtomicI64> = "rules_loaded", Gauge::default();
+    /// Reloads of the rules that were refused because a file was bad.
+    rule_reloads_failed: Counter = "rule_reloads_failed", Counter::default();
+    /// HTTP requests refused, by reason.
+    http_refused: Family<ByReason, Counter> = "http_refused", Family::default();
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Counts something refused.
+    pub fn refuse(&self, reason: Reason) {
+        self.refused.get_or_create(&ByReason { reason }).inc();
+    }
+
+    /// All metrics in the OpenMetrics text format, which Prometheus reads.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)
+            .expect("writing to a String cannot fail");
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_named_and_labelled() {
+        let metrics = Metrics::new();
+        metrics.refuse(Reason::BadTopic);
+        let text = metrics.encode();
+        assert!(
+            text.contains("watchbell_refused_total{reason=\"bad_topic\"} 1"),
+            "{text}"
+        );
+        assert!(text.ends_with("# EOF\n"));
+    }
+}
