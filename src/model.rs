@@ -314,6 +314,11 @@ macro_rules! id {
             pub const fn as_uuid(&self) -> &Uuid {
                 &self.0
             }
+
+            /// The partition that its rows are in: its last six bits.
+            pub const fn partition(&self) -> u8 {
+                self.0.as_bytes()[15] & 63
+            }
         }
 
         impl fmt::Display for $name {
@@ -366,8 +371,33 @@ impl MessageId {
             hash.write(part);
             hash.write(&[0xff]);
         }
-        Self(uuid_v7(alert.0.as_bytes(), hash.0))
+        Self(in_partition(
+            uuid_v7(alert.0.as_bytes(), hash.0),
+            alert.partition(),
+        ))
     }
+}
+
+impl AlertId {
+    /// A new id for an alert of this rule and instance, in their partition.
+    pub fn next(ids: &mut IdSource, now: Timestamp, rule: &str, key: &str) -> Self {
+        Self(in_partition(ids.next(now), partition(rule, key)))
+    }
+}
+
+/// The partition, 0 to 63, of all rows of one rule and instance key.
+pub fn partition(rule: &str, key: &str) -> u8 {
+    let mut hash = Fnv::new();
+    hash.write(rule.as_bytes());
+    hash.write(&[0]);
+    hash.write(key.as_bytes());
+    (hash.0 & 63) as u8
+}
+
+fn in_partition(uuid: Uuid, partition: u8) -> Uuid {
+    let mut bytes = uuid.into_bytes();
+    bytes[15] = (bytes[15] & !63) | partition;
+    Uuid::from_bytes(bytes)
 }
 
 /// Makes UUID v7 ids from a time, a random seed and a counter: no clock, no system call an id.

@@ -1,83 +1,280 @@
 //! The store: sled behind one narrow door.
 //!
-//! (skeleton: filled in next)
+//! Everything that must survive a crash goes through [`Store::commit`] or [`Store::submit`]: a
+//! list of [`Op`]s, each of which is written whole or not at all, and durable when the answer
+//! comes. Nobody but this module knows that there is one writer, or that it is sled.
+//!
+//! **Invariant:** an operation that was answered with `Ok` is found again after kill -9 and after
+//! a power cut.
+//!
+//! # On-disk format 1
+//!
+//! One sled tree. A key is `[table][partition][rest]`: one byte for the table ([`keys::Table`]),
+//! one for the partition (0 to 63, see [`crate::model::partition`]), then:
+//!
+//! | table | rest | value |
+//! |---|---|---|
+//! | `M` meta | `format` | the format version, decimal text |
+//! | `o` outbox | message id, 16 bytes | [`Message`] that has not ended |
+//! | `h` history | message id, 16 bytes | [`Message`] that has ended, for the retention time |
+//! | `i` instance | rule, NUL, key | [`rows::InstanceRow`]: an alert that fires |
+//! | `s` suppressed | alert id, 16 bytes | [`rows::Suppressed`]: an alert of which nobody is told |
+//! | `r` reference | provider, NUL, provider's id | message id, 16 bytes |
+//! | `k` idempotency | SHA-256 of the API's key | [`rows::Idempotency`] |
+//! | `d` device | user name | [`Device`] |
+//!
+//! A value is one version byte (1) and JSON, but for the two that say otherwise: `strings` on a
+//! broken disk shows what was in it. Message and alert ids are UUID v7, whose first 48 bits are
+//! their time, so that each partition is in order of time; the last six bits of an id are its
+//! partition, so that a row is found by its id alone. What can be rebuilt is not stored: the due
+//! order and the counts are made anew by the opening scan.
+//!
+//! Places kept for later: `q` sessions, `t` retained, `w` windows and timers.
+//!
+//! # How it is made durable
+//!
+//! sled's `flush()` does not fsync on Linux (spacejam/sled#1351), so the writer thread follows it
+//! with `sync_data` on its own handle of the `db` file. See [`writer`] and [`open`].
 
-use crate::clock::Timestamp;
-use crate::model::{Channel, Message, MessageId, Status};
+pub mod keys;
+mod open;
+mod outbox;
+pub mod rows;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use self::keys::{Key, Table};
+pub use self::open::OpenError;
+pub use self::outbox::{IDEMPOTENCY_KEPT, MessageFilter, RemoveError};
+pub use self::rows::Device;
+pub use self::writer::CommitError;
+use crate::span::Span;
+use crate::telemetry::Metrics;
+
+/// The store's settings.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Memory for sled's page cache, bytes; default 67108864 (64 MiB), at least 1 MiB.
+    pub cache_bytes: u64,
+    /// How long ended messages are kept; default 7d.
+    pub retention: Span,
+    /// Below this many free bytes on the disk nothing new is taken; default 209715200 (200 MiB).
+    pub disk_free_min_bytes: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            cache_bytes: 64 << 20,
+            retention: Span::from_secs(7 * 24 * 3600),
+            disk_free_min_bytes: 200 << 20,
+        }
+    }
+}
+
+impl Config {
+    /// Everything wrong with the values.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.cache_bytes < 1 << 20 {
+            problems.push("store.cache_bytes: at least 1048576 (1 MiB)".to_owned());
+        }
+        problems
+    }
+}
 
 /// A handle on the open store; clones share it.
 #[derive(Clone)]
-pub struct Store {}
+pub struct Store {
+    tree: sled::Tree,
+    requests: mpsc::Sender<writer::Request>,
+    failed: watch::Receiver<Option<CommitError>>,
+    directory: Arc<Path>,
+    retention: Duration,
+}
+
+/// What is written together or not at all.
+#[derive(Clone, Debug, Default)]
+pub struct Op {
+    writes: Vec<(Key, Option<Vec<u8>>)>,
+}
+
+impl Op {
+    /// Nothing yet. An empty operation is durable as soon as all before it are.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many keys it writes.
+    pub fn len(&self) -> usize {
+        self.writes.len()
+    }
+
+    /// Whether it writes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+
+    /// Puts a value.
+    pub fn put(&mut self, key: Key, value: &impl serde::Serialize) {
+        self.writes.push((key, Some(encode(value))));
+    }
+
+    fn put_bytes(&mut self, key: Key, value: Vec<u8>) {
+        self.writes.push((key, Some(value)));
+    }
+
+    /// Takes a key out.
+    pub fn remove(&mut self, key: Key) {
+        self.writes.push((key, None));
+    }
+}
+
+/// The version byte that every JSON value starts with.
+const VALUE_VERSION: u8 = 1;
+
+fn encode(value: &impl serde::Serialize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(512);
+    bytes.push(VALUE_VERSION);
+    serde_json::to_writer(&mut bytes, value)
+        .expect("rows are plain data with string keys, which JSON can always hold");
+    bytes
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ReadError> {
+    match bytes.split_first() {
+        Some((&VALUE_VERSION, json)) => {
+            serde_json::from_slice(json).map_err(|error| ReadError(error.to_string()))
+        }
+        Some((version, _)) => Err(ReadError(format!(
+            "a row has value version {version}; this program knows {VALUE_VERSION}"
+        ))),
+        None => Err(ReadError("a row is empty".to_owned())),
+    }
+}
 
 /// The store could not be read: the disk, or a row that this version cannot understand.
 #[derive(Debug, thiserror::Error)]
 #[error("reading the store: {0}")]
 pub struct ReadError(String);
 
-/// The store could not write: nothing of the operation is durable.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("writing to the store: {0}")]
-pub struct CommitError(String);
-
-/// Which messages to list. Empty: all.
-#[derive(Clone, Debug, Default)]
-pub struct MessageFilter {
-    /// Only in one of these states; empty for any.
-    pub status: Vec<Status>,
-    /// Only of this channel.
-    pub channel: Option<Channel>,
-    /// Only of alerts of this rule.
-    pub rule: Option<String>,
-    /// Only to this contact.
-    pub contact: Option<String>,
-}
-
-/// A device's credential, as `watchbell device add` keeps it.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
-pub struct Device {
-    /// The user name; unique.
-    pub user: String,
-    /// Argon2id hash in PHC string form.
-    pub password_hash: String,
-    /// Which client ids it may use: exact, or with `*`. Default: its own name.
-    pub client_ids: Vec<String>,
-    /// When it was added.
-    pub added_at: Timestamp,
+impl From<sled::Error> for ReadError {
+    fn from(error: sled::Error) -> Self {
+        Self(error.to_string())
+    }
 }
 
 impl Store {
-    /// The message with this id, ended or not.
-    pub fn message(&self, _id: MessageId) -> Result<Option<Message>, ReadError> {
-        unimplemented!()
+    /// Opens the store in `directory`, makes it if there is none, and starts its writer.
+    ///
+    /// # Errors
+    /// See [`OpenError`]: each says what an operator can do.
+    pub fn open(directory: &Path, config: &Config, metrics: &Metrics) -> Result<Self, OpenError> {
+        let opened = open::open(directory, config)?;
+        let tree = opened.tree.clone();
+        let (requests, failed) =
+            writer::start(opened, metrics.clone()).map_err(|error| OpenError::Io {
+                path: directory.to_owned(),
+                error,
+            })?;
+        Ok(Self {
+            tree,
+            requests,
+            failed,
+            directory: directory.into(),
+            retention: config.retention.into(),
+        })
     }
 
-    /// Messages, newest first: those older than `before`, at most `limit`.
-    pub fn messages(
+    /// Writes `ops`; durable on return.
+    ///
+    /// # Errors
+    /// None of it is known to be durable, and no later commit will succeed: see [`Store::failed`].
+    pub async fn commit(&self, ops: Vec<Op>) -> Result<(), CommitError> {
+        let (answer, answered) = oneshot::channel();
+        let done = Box::new(move |result| {
+            // An asker that has gone no longer needs to know.
+            drop(answer.send(result));
+        });
+        let request = writer::Request::new(ops, done);
+        self.requests
+            .send(request)
+            .await
+            .map_err(|_| CommitError::closed())?;
+        answered
+            .await
+            .unwrap_or_else(|_| Err(CommitError::closed()))
+    }
+
+    /// Queues `ops` and calls `done` on the writer's thread once they are durable; `done` must be
+    /// quick and never block. Waits only while the writer's queue is full. Operations are written
+    /// in the order of submission. Not for async code, which uses [`Store::commit`].
+    pub fn submit(
         &self,
-        _filter: &MessageFilter,
-        _before: Option<MessageId>,
-        _limit: usize,
-    ) -> Result<Vec<Message>, ReadError> {
-        unimplemented!()
+        ops: Vec<Op>,
+        done: impl FnOnce(Result<(), CommitError>) + Send + 'static,
+    ) {
+        let request = writer::Request::new(ops, Box::new(done));
+        if let Err(refused) = self.requests.blocking_send(request) {
+            (refused.0.done)(Err(CommitError::closed()));
+        }
     }
 
-    /// The device with this user name.
-    pub fn device(&self, _user: &str) -> Result<Option<Device>, ReadError> {
-        unimplemented!()
+    /// Becomes `Some` when the store takes no more writes. The process should then end, and be
+    /// started again: sled does not recover from a write error while it runs.
+    pub fn failed(&self) -> watch::Receiver<Option<CommitError>> {
+        self.failed.clone()
     }
 
-    /// All devices by name.
-    pub fn devices(&self) -> Result<Vec<Device>, ReadError> {
-        unimplemented!()
+    /// Free bytes on the disk that holds the store.
+    pub fn disk_free_bytes(&self) -> std::io::Result<u64> {
+        let stat = rustix::fs::statvfs(&*self.directory)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
-    /// Adds or replaces a device; durable on return.
-    pub async fn put_device(&self, _device: &Device) -> Result<(), CommitError> {
-        unimplemented!()
+    /// The last commit: returns when all before it is durable. Later commits fail.
+    pub async fn close(&self) -> Result<(), CommitError> {
+        let result = self.commit(Vec::new()).await;
+        let (answer, answered) = oneshot::channel();
+        if self
+            .requests
+            .send(writer::Request::stop(answer))
+            .await
+            .is_ok()
+        {
+            // The writer drops the sender when it has ended, whatever happened to it.
+            drop(answered.await);
+        }
+        result
     }
 
-    /// Removes a device; says whether there was one; durable on return.
-    pub async fn remove_device(&self, _user: &str) -> Result<bool, CommitError> {
-        unimplemented!()
+    /// The directory it lives in.
+    pub fn directory(&self) -> PathBuf {
+        self.directory.to_path_buf()
+    }
+
+    fn get<T: DeserializeOwned>(&self, key: &Key) -> Result<Option<T>, ReadError> {
+        self.tree.get(key)?.map(|bytes| decode(&bytes)).transpose()
+    }
+
+    /// All rows of a table in the order of their keys; a row that cannot be read is an error of
+    /// its own and does not end the scan.
+    fn scan<T: DeserializeOwned>(
+        &self,
+        table: Table,
+    ) -> impl Iterator<Item = Result<T, ReadError>> + use<T> {
+        self.tree.scan_prefix([table as u8]).values().map(|value| {
+            value
+                .map_err(ReadError::from)
+                .and_then(|bytes| decode(&bytes))
+        })
     }
 }

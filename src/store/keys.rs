@@ -1,0 +1,87 @@
+//! How keys are made: `[table][partition][rest]`. The tables are listed in [`super`].
+
+use crate::model::{AlertId, MessageId, partition};
+
+/// The first byte of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Table {
+    /// The format version.
+    Meta = b'M',
+    /// Messages that have not ended.
+    Outbox = b'o',
+    /// Messages that have ended.
+    History = b'h',
+    /// Alert instances that fire.
+    Instance = b'i',
+    /// Alerts of which nobody is told.
+    Suppressed = b's',
+    /// Providers' ids of our messages.
+    Reference = b'r',
+    /// Idempotency keys of the API.
+    Idempotency = b'k',
+    /// Devices' credentials.
+    Device = b'd',
+}
+
+/// A whole key.
+pub type Key = Vec<u8>;
+
+fn key(table: Table, partition: u8, rest: &[&[u8]]) -> Key {
+    let mut key = Vec::with_capacity(2 + rest.iter().map(|part| part.len()).sum::<usize>());
+    key.push(table as u8);
+    key.push(partition);
+    for part in rest {
+        key.extend_from_slice(part);
+    }
+    key
+}
+
+/// The meta row `name`.
+pub fn meta(name: &str) -> Key {
+    key(Table::Meta, 0, &[name.as_bytes()])
+}
+
+/// The message's row in `table`, which is [`Table::Outbox`] or [`Table::History`].
+pub fn message(table: Table, id: MessageId) -> Key {
+    key(table, id.partition(), &[id.as_uuid().as_bytes()])
+}
+
+/// The instance's row.
+pub fn instance(rule: &str, instance: &str) -> Key {
+    let partition = partition(rule, instance);
+    key(
+        Table::Instance,
+        partition,
+        &[rule.as_bytes(), &[0], instance.as_bytes()],
+    )
+}
+
+/// The suppressed alert's row.
+pub fn suppressed(id: AlertId) -> Key {
+    key(
+        Table::Suppressed,
+        id.partition(),
+        &[id.as_uuid().as_bytes()],
+    )
+}
+
+/// The row that leads from a provider's id to our message.
+pub fn reference(provider: &str, provider_ref: &str) -> Key {
+    let partition = partition(provider, provider_ref);
+    key(
+        Table::Reference,
+        partition,
+        &[provider.as_bytes(), &[0], provider_ref.as_bytes()],
+    )
+}
+
+/// The row of an idempotency key, by its SHA-256.
+pub fn idempotency(hash: &[u8; 32]) -> Key {
+    key(Table::Idempotency, hash[0] & 63, &[hash])
+}
+
+/// The device's row.
+pub fn device(user: &str) -> Key {
+    key(Table::Device, 0, &[user.as_bytes()])
+}

@@ -1,0 +1,304 @@
+//! Typed reading and writing of rows: what the engines and the edges call.
+//!
+//! A message lives in one of two tables: the outbox while something is still to be done, the
+//! history when it has ended. [`Op::put_message`] is what keeps it in exactly one of them.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::Duration;
+
+use super::keys::{self, Table};
+use super::rows::{Device, Idempotency, InstanceRow, Suppressed};
+use super::{CommitError, Op, ReadError, Store, decode};
+use crate::clock::Timestamp;
+use crate::model::{Alert, Channel, Message, MessageId, Reason, Status};
+
+/// Which messages to list. Empty: all.
+#[derive(Clone, Debug, Default)]
+pub struct MessageFilter {
+    /// Only in one of these states; empty for any.
+    pub status: Vec<Status>,
+    /// Only of this channel.
+    pub channel: Option<Channel>,
+    /// Only of alerts of this rule.
+    pub rule: Option<String>,
+    /// Only to this contact.
+    pub contact: Option<String>,
+}
+
+impl MessageFilter {
+    fn takes(&self, message: &Message) -> bool {
+        (self.status.is_empty() || self.status.contains(&message.status))
+            && self
+                .channel
+                .is_none_or(|channel| channel == message.target.channel)
+            && self.rule.as_deref().is_none_or(|rule| {
+                message
+                    .alert
+                    .as_ref()
+                    .is_some_and(|alert| &*alert.rule == rule)
+            })
+            && self
+                .contact
+                .as_deref()
+                .is_none_or(|contact| message.contact.as_deref() == Some(contact))
+    }
+}
+
+impl Op {
+    /// Writes a message that has not been stored before.
+    pub fn put_new_message(&mut self, message: &Message) {
+        self.put(keys::message(Table::Outbox, message.id), message);
+    }
+
+    /// Writes a message, into the outbox or, once it has ended, into the history.
+    pub fn put_message(&mut self, message: &Message) {
+        let (here, elsewhere) = if message.status.is_final() {
+            (Table::History, Table::Outbox)
+        } else {
+            (Table::Outbox, Table::History)
+        };
+        self.remove(keys::message(elsewhere, message.id));
+        self.put(keys::message(here, message.id), message);
+    }
+
+    /// Leads from the provider's id to the message.
+    pub fn put_reference(&mut self, provider: &str, provider_ref: &str, message: MessageId) {
+        let value = message.as_uuid().as_bytes().to_vec();
+        self.put_bytes(keys::reference(provider, provider_ref), value);
+    }
+
+    /// Notes that an instance fires.
+    pub fn put_instance(&mut self, alert: &Alert) {
+        let row = InstanceRow {
+            alert: alert.clone(),
+        };
+        self.put(keys::instance(&alert.rule, &alert.key), &row);
+    }
+
+    /// Notes that an instance no longer fires.
+    pub fn remove_instance(&mut self, rule: &str, key: &str) {
+        self.remove(keys::instance(rule, key));
+    }
+
+    /// Notes an alert of which nobody is told.
+    pub fn put_suppressed(&mut self, alert: &Alert, reason: Reason) {
+        let row = Suppressed {
+            alert: alert.clone(),
+            reason,
+        };
+        self.put(keys::suppressed(alert.id), &row);
+    }
+
+    /// Notes what an API request became.
+    pub fn put_idempotency(&mut self, hash: &[u8; 32], row: &Idempotency) {
+        self.put(keys::idempotency(hash), row);
+    }
+}
+
+impl Store {
+    /// The message with this id, ended or not.
+    pub fn message(&self, id: MessageId) -> Result<Option<Message>, ReadError> {
+        match self.get(&keys::message(Table::Outbox, id))? {
+            Some(message) => Ok(Some(message)),
+            None => self.get(&keys::message(Table::History, id)),
+        }
+    }
+
+    /// Messages that pass `filter`, newest first: those older than `before`, at most `limit`.
+    ///
+    /// Reads until the limit is reached, so a narrow filter on a large store takes seconds: not
+    /// for async code.
+    pub fn messages(
+        &self,
+        filter: &MessageFilter,
+        before: Option<MessageId>,
+        limit: usize,
+    ) -> Result<Vec<Message>, ReadError> {
+        let mut newest = self.newest_first(before)?;
+        let mut found = Vec::new();
+        while found.len() < limit
+            && let Some(value) = newest.next()?
+        {
+            let message: Message = decode(&value)?;
+            if filter.takes(&message) {
+                found.push(message);
+            }
+        }
+        Ok(found)
+    }
+
+    /// All messages that have not ended, partition by partition.
+    pub fn outbox(&self) -> impl Iterator<Item = Result<Message, ReadError>> + use<> {
+        self.scan(Table::Outbox)
+    }
+
+    /// All alert instances that fire.
+    pub fn instances(&self) -> impl Iterator<Item = Result<InstanceRow, ReadError>> + use<> {
+        self.scan(Table::Instance)
+    }
+
+    /// All alerts of which nobody was told, partition by partition.
+    pub fn suppressed(&self) -> impl Iterator<Item = Result<Suppressed, ReadError>> + use<> {
+        self.scan(Table::Suppressed)
+    }
+
+    /// The message that a provider knows by this id.
+    pub fn referenced(
+        &self,
+        provider: &str,
+        provider_ref: &str,
+    ) -> Result<Option<MessageId>, ReadError> {
+        let Some(bytes) = self.tree.get(keys::reference(provider, provider_ref))? else {
+            return Ok(None);
+        };
+        uuid::Uuid::from_slice(&bytes)
+            .map(|uuid| Some(MessageId::new(uuid)))
+            .map_err(|error| ReadError(error.to_string()))
+    }
+
+    /// What became of the request with this idempotency key.
+    pub fn idempotency(&self, hash: &[u8; 32]) -> Result<Option<Idempotency>, ReadError> {
+        self.get(&keys::idempotency(hash))
+    }
+
+    /// The device with this user name.
+    pub fn device(&self, user: &str) -> Result<Option<Device>, ReadError> {
+        self.get(&keys::device(user))
+    }
+
+    /// All devices by name.
+    pub fn devices(&self) -> Result<Vec<Device>, ReadError> {
+        self.scan(Table::Device).collect()
+    }
+
+    /// Adds or replaces a device; durable on return.
+    pub async fn put_device(&self, device: &Device) -> Result<(), CommitError> {
+        let mut op = Op::new();
+        op.put(keys::device(&device.user), device);
+        self.commit(vec![op]).await
+    }
+
+    /// Removes a device; says whether there was one; durable on return.
+    pub async fn remove_device(&self, user: &str) -> Result<bool, RemoveError> {
+        let known = self.device(user)?.is_some();
+        let mut op = Op::new();
+        op.remove(keys::device(user));
+        self.commit(vec![op]).await?;
+        Ok(known)
+    }
+
+    /// Operations that delete what has outlived its retention; at most `limit` rows, so that they never crowd out real work.
+    pub fn outlived(&self, now: Timestamp, limit: usize) -> Result<Vec<Op>, ReadError> {
+        let mut ops = Vec::new();
+        for partition in 0..64 {
+            for item in self.tree.scan_prefix([Table::History as u8, partition]) {
+                let message: Message = decode(&item?.1)?;
+                if now.since(message.updated_at) < self.retention || ops.len() >= limit {
+                    break;
+                }
+                let mut op = Op::new();
+                op.remove(keys::message(Table::History, message.id));
+                if let (Some(provider), Some(reference)) =
+                    (&message.provider, &message.provider_ref)
+                {
+                    op.remove(keys::reference(provider, reference));
+                }
+                ops.push(op);
+            }
+            for item in self.tree.scan_prefix([Table::Suppressed as u8, partition]) {
+                let row: Suppressed = decode(&item?.1)?;
+                if now.since(row.alert.changed_at) < self.retention || ops.len() >= limit {
+                    break;
+                }
+                let mut op = Op::new();
+                op.remove(keys::suppressed(row.alert.id));
+                ops.push(op);
+            }
+        }
+        for item in self.tree.scan_prefix([Table::Idempotency as u8]) {
+            if ops.len() >= limit {
+                break;
+            }
+            let (key, value) = item?;
+            let row: Idempotency = decode(&value)?;
+            if now.since(row.at) >= IDEMPOTENCY_KEPT {
+                let mut op = Op::new();
+                op.remove(key.to_vec());
+                ops.push(op);
+            }
+        }
+        Ok(ops)
+    }
+
+    fn newest_first(&self, before: Option<MessageId>) -> Result<NewestFirst, ReadError> {
+        let mut rows = Vec::new();
+        for table in [Table::Outbox, Table::History] {
+            for partition in 0..64_u8 {
+                let start = vec![table as u8, partition];
+                let mut end = start.clone();
+                match before {
+                    Some(id) => end.extend_from_slice(id.as_uuid().as_bytes()),
+                    // Past every UUID v7, whose seventh byte starts with 7.
+                    None => end.extend_from_slice(&[0xff; 17]),
+                }
+                rows.push(self.tree.range(start..end));
+            }
+        }
+        let mut newest = NewestFirst {
+            heap: BinaryHeap::new(),
+            rows,
+        };
+        for index in 0..newest.rows.len() {
+            newest.refill(index)?;
+        }
+        Ok(newest)
+    }
+}
+
+/// How long an idempotency key is remembered.
+pub const IDEMPOTENCY_KEPT: Duration = Duration::from_secs(24 * 3600);
+
+/// A device could not be removed.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveError {
+    /// It could not be looked up.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// It could not be deleted.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+/// The rows of all partitions of both tables, merged by id.
+struct NewestFirst {
+    heap: BinaryHeap<(Vec<u8>, Reverse<usize>, sled::IVec)>,
+    rows: Vec<sled::Iter>,
+}
+
+impl NewestFirst {
+    fn refill(&mut self, index: usize) -> Result<(), ReadError> {
+        let Some(item) = self
+            .rows
+            .get_mut(index)
+            .and_then(DoubleEndedIterator::next_back)
+        else {
+            return Ok(());
+        };
+        let (key, value) = item?;
+        self.heap.push((
+            key.get(2..).unwrap_or_default().to_vec(),
+            Reverse(index),
+            value,
+        ));
+        Ok(())
+    }
+
+    fn next(&mut self) -> Result<Option<sled::IVec>, ReadError> {
+        let Some((_, Reverse(index), value)) = self.heap.pop() else {
+            return Ok(None);
+        };
+        self.refill(index)?;
+        Ok(Some(value))
+    }
+}

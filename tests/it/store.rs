@@ -1,0 +1,198 @@
+//! The store against a model: what was acknowledged is there after a crash and a reopening.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use proptest::prelude::*;
+use watchbell::clock::Timestamp;
+use watchbell::model::{
+    Address, AlertId, AlertState, Channel, Content, IdSource, Message, MessageId, Severity, Status,
+    Target,
+};
+use watchbell::span::Span;
+use watchbell::store::{Config, MessageFilter, Op, OpenError, Store};
+use watchbell::telemetry::Metrics;
+
+fn open(directory: &Path) -> Result<Store, OpenError> {
+    Store::open(directory, &Config::default(), &Metrics::new())
+}
+
+fn message(number: u64, status: Status) -> Message {
+    let now = Timestamp::from_millis(1_790_000_000_000 + i64::try_from(number).unwrap());
+    let address = Address::Phone("+4915550100001".parse().unwrap());
+    let alert = AlertId::next(&mut IdSource::new(number), now, "rule", &number.to_string());
+    Message {
+        id: MessageId::derive(alert, AlertState::Firing, Channel::Sms, &address),
+        alert: None,
+        contact: None,
+        target: Target {
+            channel: Channel::Sms,
+            address,
+        },
+        then: Vec::new(),
+        severity: Severity::Warning,
+        content: Content {
+            title: None,
+            text: format!("text {number}").into(),
+            template: None,
+        },
+        segments: None,
+        created_at: now,
+        expires_at: now,
+        status,
+        reason: None,
+        detail: None,
+        due_at: now,
+        updated_at: now,
+        attempt_count: 0,
+        attempts: Vec::new(),
+        provider: None,
+        provider_ref: None,
+    }
+}
+
+fn all(store: &Store) -> BTreeMap<MessageId, Message> {
+    let newest = store
+        .messages(&MessageFilter::default(), None, usize::MAX)
+        .unwrap();
+    let ids: Vec<_> = newest.iter().map(|message| message.id).collect();
+    let mut sorted = ids.clone();
+    sorted.sort_by(|one, other| other.cmp(one));
+    assert_eq!(ids, sorted, "newest first");
+    newest
+        .into_iter()
+        .map(|message| (message.id, message))
+        .collect()
+}
+
+/// What a process that is killed leaves behind: the files as they are, with no goodbye.
+fn files_as_after_a_kill(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir_all(&target).unwrap();
+            files_as_after_a_kill(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Commit these messages together, in this state.
+    Put(Vec<u64>, Status),
+    Close,
+    Kill,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let status = prop::sample::select(vec![Status::Queued, Status::Sent, Status::Failed]);
+    let step = prop_oneof![
+        8 => (prop::collection::vec(0..40_u64, 1..60), status)
+            .prop_map(|(numbers, status)| Step::Put(numbers, status)),
+        1 => Just(Step::Close),
+        1 => Just(Step::Kill),
+    ];
+    prop::collection::vec(step, 1..12)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn holds_what_was_acknowledged(steps in steps()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let mut directory = tempfile::tempdir().unwrap();
+        let mut store = open(directory.path()).unwrap();
+        let mut model = BTreeMap::new();
+        for step in steps {
+            match step {
+                Step::Put(numbers, status) => {
+                    let mut ops = Vec::new();
+                    for number in numbers {
+                        let message = message(number, status);
+                        let mut op = Op::new();
+                        op.put_message(&message);
+                        ops.push(op);
+                        model.insert(message.id, message);
+                    }
+                    runtime.block_on(store.commit(ops)).unwrap();
+                }
+                Step::Close => {
+                    runtime.block_on(store.close()).unwrap();
+                    drop(store);
+                    store = open(directory.path()).unwrap();
+                }
+                Step::Kill => {
+                    let copy = tempfile::tempdir().unwrap();
+                    files_as_after_a_kill(directory.path(), copy.path());
+                    store = open(copy.path()).unwrap();
+                    directory = copy;
+                }
+            }
+            prop_assert_eq!(&all(&store), &model);
+            let waiting = store.outbox().count();
+            let expected = model.values().filter(|message| !message.status.is_final()).count();
+            prop_assert_eq!(waiting, expected);
+        }
+    }
+}
+
+#[test]
+fn a_second_process_is_told_that_the_store_is_in_use() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let error = open(directory.path()).err().unwrap();
+    assert!(matches!(error, OpenError::InUse(_)), "{error}");
+    drop(store);
+}
+
+#[test]
+fn a_half_made_snapshot_does_not_keep_the_store_shut() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let store = open(directory.path()).unwrap();
+    let mut op = Op::new();
+    op.put_message(&message(1, Status::Queued));
+    runtime.block_on(store.commit(vec![op])).unwrap();
+    runtime.block_on(store.close()).unwrap();
+    drop(store);
+    std::fs::write(
+        directory
+            .path()
+            .join("store/snap.0000000000000FFF.generating"),
+        b"",
+    )
+    .unwrap();
+    assert_eq!(all(&open(directory.path()).unwrap()).len(), 1);
+}
+
+#[test]
+fn what_has_outlived_its_retention_goes_and_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let config = Config {
+        retention: Span::from_secs(60),
+        ..Config::default()
+    };
+    let store = Store::open(directory.path(), &config, &Metrics::new()).unwrap();
+    let (old, waiting) = (message(1, Status::Sent), message(2, Status::Queued));
+    let mut op = Op::new();
+    op.put_message(&old);
+    op.put_message(&waiting);
+    runtime.block_on(store.commit(vec![op])).unwrap();
+
+    let soon = old.updated_at.plus(std::time::Duration::from_secs(59));
+    assert!(store.outlived(soon, 10).unwrap().is_empty());
+    let later = old.updated_at.plus(std::time::Duration::from_secs(3600));
+    runtime
+        .block_on(store.commit(store.outlived(later, 10).unwrap()))
+        .unwrap();
+    assert_eq!(all(&store).into_keys().collect::<Vec<_>>(), [waiting.id]);
+}
