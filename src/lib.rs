@@ -10,6 +10,7 @@ pub mod clock;
 pub mod model;
 pub mod problem;
 pub mod secret;
+pub mod span;
 pub mod telemetry;
 pub mod topic;
 
