@@ -24,6 +24,15 @@ pub enum Qos {
     ExactlyOnce = 2,
 }
 
+/// Whether `text` may name a rule or a contact: 1 to 64 of `a-z`, `0-9`, `-`, `_`, `.`, so that it
+/// can stand in a URL, a metric label and a shell command as it is.
+pub fn is_name(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b))
+}
+
 /// One application message as a device published it.
 #[derive(Clone, Debug)]
 pub struct Publish {
