@@ -65,11 +65,7 @@ fn parts(
     if units <= alone_max {
         count = 1;
     }
-    Segments {
-        encoding,
-        count,
-        units: u32::try_from(units).unwrap_or(u32::MAX),
-    }
+    Segments { encoding, count, units: u32::try_from(units).unwrap_or(u32::MAX) }
 }
 
 #[cfg(test)]
@@ -102,11 +98,7 @@ mod tests {
             ("a back-tick", "`".to_owned(), Ucs2, 1, 1),
             ("small ç, which GSM-7 lacks", "ç".to_owned(), Ucs2, 1, 1),
         ] {
-            let expected = Segments {
-                encoding,
-                count,
-                units,
-            };
+            let expected = Segments { encoding, count, units };
             assert_eq!(segments(&text), expected, "{name}");
         }
     }
@@ -120,9 +112,7 @@ mod tests {
 
     /// Builds the parts as lists of characters: slow, and plainly what a phone would send.
     fn oracle(text: &str) -> usize {
-        let gsm = text
-            .chars()
-            .all(|c| BASIC.contains(c) || EXTENSION.contains(c));
+        let gsm = text.chars().all(|c| BASIC.contains(c) || EXTENSION.contains(c));
         let width = |part: &[char]| -> usize {
             part.iter()
                 .map(|c| match (gsm, EXTENSION.contains(*c)) {

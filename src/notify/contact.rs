@@ -30,9 +30,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            contacts_max: 10_000,
-        }
+        Self { contacts_max: 10_000 }
     }
 }
 
@@ -106,11 +104,7 @@ impl Directory {
             };
             for (index, table) in tables.iter().enumerate() {
                 let path = [Step::from("contact"), Step::from(index)];
-                let mut entry = Entry {
-                    file,
-                    path: &path,
-                    problems: &mut problems,
-                };
+                let mut entry = Entry { file, path: &path, problems: &mut problems };
                 let Some(contact) = entry.read(table, index) else {
                     continue;
                 };
@@ -139,8 +133,7 @@ impl Directory {
     }
 
     fn add(&mut self, contact: Contact) {
-        self.by_name
-            .insert(Arc::clone(&contact.name), self.contacts.len());
+        self.by_name.insert(Arc::clone(&contact.name), self.contacts.len());
         self.contacts.push(contact);
     }
 
@@ -151,17 +144,12 @@ impl Directory {
 
     /// All names.
     pub fn names(&self) -> Vec<Arc<str>> {
-        self.contacts
-            .iter()
-            .map(|contact| Arc::clone(&contact.name))
-            .collect()
+        self.contacts.iter().map(|contact| Arc::clone(&contact.name)).collect()
     }
 
     /// The contact of that name.
     pub fn contact(&self, name: &str) -> Option<&Contact> {
-        self.by_name
-            .get(name)
-            .and_then(|index| self.contacts.get(*index))
+        self.by_name.get(name).and_then(|index| self.contacts.get(*index))
     }
 
     /// Where to reach `name`: by the channels of `by` that it has, in that order; by all that it
@@ -192,10 +180,7 @@ impl Directory {
         if targets.is_empty() {
             let asked = if by.is_empty() { Channel::ALL } else { by };
             let words: Vec<&str> = asked.iter().map(|channel| channel.as_str()).collect();
-            return Err(NoTarget::NoAddress {
-                name: name.to_owned(),
-                channels: words.join(", "),
-            });
+            return Err(NoTarget::NoAddress { name: name.to_owned(), channels: words.join(", ") });
         }
         Ok(targets)
     }
@@ -236,11 +221,7 @@ impl Entry<'_> {
                 None
             }
             None => {
-                self.problem(
-                    &nameless,
-                    None,
-                    "`name` is missing; rules call it by its name",
-                );
+                self.problem(&nameless, None, "`name` is missing; rules call it by its name");
                 None
             }
         };
@@ -276,10 +257,7 @@ impl Entry<'_> {
             let what = "it has no address; give it sms, whatsapp, push or webhook";
             self.problem(&who, None, what);
         }
-        Some(Contact {
-            name: name?.into(),
-            targets,
-        })
+        Some(Contact { name: name?.into(), targets })
     }
 }
 
@@ -302,9 +280,7 @@ fn token(text: &str) -> Result<(), String> {
     if let Some(topic) = text.strip_prefix("topic:") {
         // FCM: topic names match [a-zA-Z0-9-_.~%]+.
         let good = (1..=900).contains(&topic.len())
-            && topic
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"-_.~%".contains(&byte));
+            && topic.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~%".contains(&byte));
         return if good {
             Ok(())
         } else {
@@ -315,24 +291,20 @@ fn token(text: &str) -> Result<(), String> {
     if good {
         Ok(())
     } else {
-        Err(
-            "not a push address; write the app's registration token without spaces, or topic:NAME"
-                .to_owned(),
-        )
+        Err("not a push address; write the app's registration token without spaces, or topic:NAME"
+            .to_owned())
     }
 }
 
 fn url(text: &str) -> Result<(), String> {
-    let rest = text
-        .strip_prefix("https://")
-        .or_else(|| text.strip_prefix("http://"));
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
     let host = rest.and_then(|rest| rest.split(['/', '?', '#']).next());
     let Some(host) = host.filter(|host| !host.is_empty()) else {
         return Err("not a URL; write https:// (or http://), a host and a path".to_owned());
     };
     if host.contains('@') {
         return Err(
-            "a URL must not hold a user or password; the webhook is signed instead".to_owned(),
+            "a URL must not hold a user or password; the webhook is signed instead".to_owned()
         );
     }
     if text.len() > 2048 || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -351,10 +323,7 @@ mod tests {
     fn load(text: &str) -> (Directory, Vec<String>) {
         let file = TomlFile::parse("rules/contacts.toml", text).expect("TOML");
         let (directory, problems) = Directory::load(&[file], &Config::default());
-        (
-            directory,
-            problems.iter().map(ToString::to_string).collect(),
-        )
+        (directory, problems.iter().map(ToString::to_string).collect())
     }
 
     const ANA: &str = r#"
@@ -373,14 +342,8 @@ mod tests {
             targets.iter().map(|target| target.channel).collect()
         };
         assert_eq!(by(&[]), [Channel::Push, Channel::Sms]);
-        assert_eq!(
-            by(&[Channel::Sms, Channel::Push]),
-            [Channel::Sms, Channel::Push]
-        );
-        assert_eq!(
-            by(&[Channel::Webhook, Channel::Sms, Channel::Sms]),
-            [Channel::Sms]
-        );
+        assert_eq!(by(&[Channel::Sms, Channel::Push]), [Channel::Sms, Channel::Push]);
+        assert_eq!(by(&[Channel::Webhook, Channel::Sms, Channel::Sms]), [Channel::Sms]);
     }
 
     #[test]
@@ -388,10 +351,7 @@ mod tests {
         let (directory, _) = load(ANA);
         let error =
             |name: &str, by: &[Channel]| directory.targets(name, by).expect_err(name).to_string();
-        assert_eq!(
-            error("anna", &[]),
-            "there is no contact `anna`; did you mean `ana`?"
-        );
+        assert_eq!(error("anna", &[]), "there is no contact `anna`; did you mean `ana`?");
         assert_eq!(error("x", &[]), "there is no contact `x`");
         assert_eq!(
             error("ana", &[Channel::Whatsapp, Channel::Webhook]),

@@ -155,10 +155,7 @@ pub fn next(failed: &Message, now: Timestamp) -> Option<Message> {
         content: failed.content.clone(),
         expires_in: Duration::ZERO,
     };
-    Some(Message {
-        expires_at: failed.expires_at,
-        ..compose(draft, now)
-    })
+    Some(Message { expires_at: failed.expires_at, ..compose(draft, now) })
 }
 
 fn fitted(channel: Channel, content: Content) -> Content {
@@ -178,11 +175,7 @@ fn fitted(channel: Channel, content: Content) -> Content {
             .collect(),
         ..template
     });
-    Content {
-        title,
-        text,
-        template,
-    }
+    Content { title, text, template }
 }
 
 fn segments(channel: Channel, content: &Content) -> Option<crate::model::Segments> {
@@ -267,11 +260,7 @@ mod tests {
         use Channel::{Push, Sms, Webhook};
         check(&["ana"], &[], r#"ana push ["sms"]"#);
         check(&["ana"], &[Sms, Push], r#"ana sms ["push"]"#);
-        check(
-            &["ana", "ben"],
-            &[Push, Sms],
-            r#"ana push ["sms"], ben sms []"#,
-        );
+        check(&["ana", "ben"], &[Push, Sms], r#"ana push ["sms"], ben sms []"#);
         check(&["ben", "bens-other-self"], &[], "ben sms []");
         check(&["ana", "ben"], &[Push], "ana push [], not ben");
         check(&["ben"], &[Webhook], "not ben, no_recipient");
@@ -291,10 +280,7 @@ mod tests {
         let segments = message.segments.expect("counted for SMS");
         assert_eq!((segments.encoding, segments.count), (SmsEncoding::Ucs2, 1));
         let alert = message.alert.as_ref().expect("it tells of one");
-        assert_eq!(
-            (alert.rule.as_ref(), alert.key.as_ref()),
-            ("freezer-warm", "kiel/1")
-        );
+        assert_eq!((alert.rule.as_ref(), alert.key.as_ref()), ("freezer-warm", "kiel/1"));
     }
 
     #[test]

@@ -16,24 +16,17 @@ pub(super) fn decode(bytes: &[u8], limits: Limits) -> Result<Value, Undecodable>
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(Undecodable::Empty);
     }
-    let budget = Budget {
-        limits,
-        values_left: Cell::new(limits.values_max),
-        exceeded: Cell::new(None),
-    };
+    let budget =
+        Budget { limits, values_left: Cell::new(limits.values_max), exceeded: Cell::new(None) };
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let seed = Seed {
-        budget: &budget,
-        depth: 0,
-    };
-    let decoded = seed
-        .deserialize(&mut deserializer)
-        .and_then(|value| deserializer.end().map(|()| value));
+    let seed = Seed { budget: &budget, depth: 0 };
+    let decoded =
+        seed.deserialize(&mut deserializer).and_then(|value| deserializer.end().map(|()| value));
     decoded.map_err(|error| {
-        budget.exceeded.get().unwrap_or(Undecodable::NotJson {
-            line: error.line(),
-            column: error.column(),
-        })
+        budget
+            .exceeded
+            .get()
+            .unwrap_or(Undecodable::NotJson { line: error.line(), column: error.column() })
     })
 }
 
@@ -64,10 +57,7 @@ impl Seed<'_> {
         if self.depth >= max {
             return Err(self.budget.exceed(Undecodable::TooDeep(max)));
         }
-        Ok(Self {
-            depth: self.depth + 1,
-            ..self
-        })
+        Ok(Self { depth: self.depth + 1, ..self })
     }
 }
 

@@ -56,11 +56,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            bytes_max: 262_144,
-            depth_max: 32,
-            values_max: 20_000,
-        }
+        Self { bytes_max: 262_144, depth_max: 32, values_max: 20_000 }
     }
 }
 
@@ -174,20 +170,14 @@ mod tests {
         check(
             Decode::Json,
             &[
-                (
-                    b"{\"a\":{\"b\":[1,-2.5,\"x\"]}}",
-                    "{\"a\": {\"b\": [1, -2.5, \"x\"]}}",
-                ),
+                (b"{\"a\":{\"b\":[1,-2.5,\"x\"]}}", "{\"a\": {\"b\": [1, -2.5, \"x\"]}}"),
                 (b"{\"b\":1,\"a\":2,\"b\":3}", "{\"a\": 2, \"b\": 3}"),
                 (b"18446744073709551615", "18446744073709551615"),
                 (b"-9223372036854775808", "-9223372036854775808"),
                 (b"1e3", "1000.0"),
                 (b"", "! the payload is empty"),
                 (b"  \n", "! the payload is empty"),
-                (
-                    b"{\"a\": sesame",
-                    "! the payload is not JSON: line 1, column 7",
-                ),
+                (b"{\"a\": sesame", "! the payload is not JSON: line 1, column 7"),
                 (b"{} {}", "! the payload is not JSON: line 1, column 4"),
                 (b"NaN", "! the payload is not JSON: line 1, column 1"),
                 (b"1e999", "! the payload is not JSON: line 1, column 5"),
@@ -238,11 +228,7 @@ mod tests {
 
     #[test]
     fn limits_are_kept() {
-        let limits = Limits {
-            bytes_max: 20,
-            depth_max: 2,
-            values_max: 4,
-        };
+        let limits = Limits { bytes_max: 20, depth_max: 2, values_max: 4 };
         for (payload, expected) in [
             ("[[1]]", None),
             ("[[[1]]]", Some(Undecodable::TooDeep(2))),

@@ -6,9 +6,7 @@
 use super::{Undecodable, Value};
 
 pub(super) fn decode(bytes: &[u8]) -> Result<Value, Undecodable> {
-    let text = std::str::from_utf8(bytes)
-        .map_err(|_| Undecodable::NotNumber)?
-        .trim();
+    let text = std::str::from_utf8(bytes).map_err(|_| Undecodable::NotNumber)?.trim();
     if text.is_empty() {
         return Err(Undecodable::Empty);
     }

@@ -51,13 +51,8 @@ impl Map {
 
     /// The value of that name.
     pub fn get(&self, name: &str) -> Option<&Value> {
-        let found = self
-            .entries
-            .binary_search_by(|(known, _)| known.as_ref().cmp(name));
-        found
-            .ok()
-            .and_then(|index| self.entries.get(index))
-            .map(|(_, value)| value)
+        let found = self.entries.binary_search_by(|(known, _)| known.as_ref().cmp(name));
+        found.ok().and_then(|index| self.entries.get(index)).map(|(_, value)| value)
     }
 
     /// Names and values, by name.
@@ -147,12 +142,7 @@ mod tests {
     #[test]
     fn of_a_repeated_name_the_last_value_counts() {
         let entry = |name: &str, value| (Arc::from(name), Value::Int(value));
-        let map = Map::new(vec![
-            entry("b", 1),
-            entry("a", 2),
-            entry("b", 3),
-            entry("b", 4),
-        ]);
+        let map = Map::new(vec![entry("b", 1), entry("a", 2), entry("b", 3), entry("b", 4)]);
         assert_eq!(map.entries().len(), 2);
         assert_eq!(map.get("b"), Some(&Value::Int(4)));
         assert_eq!(map.get("c"), None);
