@@ -4,11 +4,9 @@ use std::time::Duration;
 
 use super::RetryConfig;
 use super::lane::LaneNews;
-use crate::channel;
 use crate::clock::Timestamp;
-use crate::model::{
-    AlertId, AlertState, Attempt, AttemptOutcome, Message, MessageId, Reason, Status,
-};
+use crate::model::{Attempt, AttemptOutcome, Message, Reason, Status};
+use crate::notify::plan;
 use crate::provider::{RetryScope, Scope, SendOutcome};
 
 /// What happens to the message next.
@@ -115,41 +113,12 @@ pub(super) fn end(
     (message.reason, message.detail) = (Some(reason), Some(detail));
     // What nobody wants any more, or what is too late, goes nowhere else either.
     let goes_on = status == Status::Failed && now < message.expires_at;
-    let follow_up = if goes_on { next_channel(message, now) } else { None };
+    let follow_up = if goes_on { plan::next(message, now) } else { None };
     if let (Some(next), Some(detail)) = (&follow_up, &mut message.detail) {
         detail.push_str("; goes on by ");
         detail.push_str(next.target.channel.as_str());
     }
     Next::Ended { follow_up: follow_up.map(Box::new) }
-}
-
-fn next_channel(message: &Message, now: Timestamp) -> Option<Message> {
-    let (target, then) = message.then.split_first()?;
-    // An API message has no alert; its own id stands in, so that the new id is as repeatable.
-    let alert = message
-        .alert
-        .as_ref()
-        .map_or_else(|| AlertId::new(*message.id.as_uuid()), |alert| alert.id);
-    let state = message.alert.as_ref().map_or(AlertState::Firing, |alert| alert.state);
-    let (content, segments) = channel::fit(target.channel, message.content.clone());
-    Some(Message {
-        id: MessageId::derive(alert, state, target.channel, &target.address),
-        target: target.clone(),
-        then: then.to_vec(),
-        content,
-        segments,
-        created_at: now,
-        status: Status::Queued,
-        reason: None,
-        detail: None,
-        due_at: now,
-        updated_at: now,
-        attempt_count: 0,
-        attempts: Vec::new(),
-        provider: None,
-        provider_ref: None,
-        ..message.clone()
-    })
 }
 
 fn close_attempt(message: &mut Message, outcome: AttemptOutcome) {
