@@ -66,10 +66,7 @@ pub(super) fn capture<'a>(
     topic: &'a TopicName,
     name: &str,
 ) -> Option<&'a str> {
-    filter
-        .captured(topic)
-        .find(|(known, _)| known.as_ref() == name)
-        .map(|(_, level)| level)
+    filter.captured(topic).find(|(known, _)| known.as_ref() == name).map(|(_, level)| level)
 }
 
 impl Scene<'_> {
@@ -102,10 +99,7 @@ impl Expression {
             found
         })?;
         lower(&mut root, captures)?;
-        Ok(Self {
-            root,
-            source: source.into(),
-        })
+        Ok(Self { root, source: source.into() })
     }
 
     /// The expression as it was written.
@@ -119,13 +113,10 @@ impl Expression {
     /// The evaluation failed, or its result is neither true nor false.
     pub(super) fn holds(&self, context: &Context<'_, '_>) -> Result<bool, String> {
         let value = self.evaluate(context)?;
-        value
-            .downcast_ref::<CelBool>()
-            .map(|holds| *holds.inner())
-            .ok_or_else(|| {
-                let kind = value.get_type().name();
-                format!("its result is of type {kind}, not true or false; compare it, as in x == 1")
-            })
+        value.downcast_ref::<CelBool>().map(|holds| *holds.inner()).ok_or_else(|| {
+            let kind = value.get_type().name();
+            format!("its result is of type {kind}, not true or false; compare it, as in x == 1")
+        })
     }
 
     /// Its result as a part of an instance's key.
@@ -178,10 +169,7 @@ impl Expression {
 
 /// `1:5: Syntax error: mismatched input '>' expecting {...}` -> `column 5: mismatched input '>'`.
 fn explain_parse(error: &cel::ParseError) -> String {
-    let message = error
-        .msg
-        .strip_prefix("Syntax error: ")
-        .unwrap_or(&error.msg);
+    let message = error.msg.strip_prefix("Syntax error: ").unwrap_or(&error.msg);
     // The list of all tokens that CEL would have taken helps nobody.
     let message = message.split(" expecting ").next().unwrap_or(message);
     let message = message.replace('\n', " ").replace("'<EOF>'", "the end");
@@ -213,9 +201,7 @@ fn key_text(value: &dyn Val) -> Option<String> {
     } else if let Some(number) = value.downcast_ref::<CelUInt>() {
         Some(number.inner().to_string())
     } else {
-        value
-            .downcast_ref::<CelBool>()
-            .map(|value| value.inner().to_string())
+        value.downcast_ref::<CelBool>().map(|value| value.inner().to_string())
     }
 }
 
@@ -250,11 +236,9 @@ mod tests {
     fn check(source: &str, payload: &str, expected: &str) {
         let expression =
             compile(source).unwrap_or_else(|problems| panic!("{source}: {problems:?}"));
-        let found = with_scene(payload.as_bytes(), |context| {
-            match expression.holds(context) {
-                Ok(holds) => holds.to_string(),
-                Err(error) => error,
-            }
+        let found = with_scene(payload.as_bytes(), |context| match expression.holds(context) {
+            Ok(holds) => holds.to_string(),
+            Err(error) => error,
         });
         assert_eq!(found.as_deref(), Some(expected), "{source} on {payload}");
     }
@@ -270,22 +254,14 @@ mod tests {
         check("site == 'kiel' && unit == '1'", "1", "true");
         check("client_id.startsWith('pump-') && !retain", "1", "true");
         check("now > timestamp('2026-09-21T14:00:00Z')", "1", "true");
-        check(
-            "now - timestamp(int(payload.ts)) < duration('1m')",
-            r#"{"ts":1789999990}"#,
-            "true",
-        );
+        check("now - timestamp(int(payload.ts)) < duration('1m')", r#"{"ts":1789999990}"#, "true");
     }
 
     #[test]
     fn looks_into_anything_that_devices_send() {
         let shelly =
             r#"{"params":{"devicepower:0":{"battery":{"percent":12}},"sys":{"unixtime":null}}}"#;
-        check(
-            r#"payload.params["devicepower:0"].battery.percent < 15"#,
-            shelly,
-            "true",
-        );
+        check(r#"payload.params["devicepower:0"].battery.percent < 15"#, shelly, "true");
         check("payload.params.sys.unixtime == null", shelly, "true");
         check("has(payload.params.temp)", shelly, "false");
         check("payload.params.?temp.orValue(0) > 5", shelly, "false");
@@ -295,28 +271,16 @@ mod tests {
         check("payload.rx.exists(r, r.rssi > -80)", lora, "true");
         check("payload.rx.all(r, r.rssi > -80)", lora, "false");
         check("payload.rx.map(r, r.rssi + 1)[1] == -69", lora, "true");
-        check(
-            "payload.rx.filter(r, r.rssi < -100).size() == 1",
-            lora,
-            "true",
-        );
+        check("payload.rx.filter(r, r.rssi < -100).size() == 1", lora, "true");
         check("payload.rx[0].rssi < payload.rx[1].rssi", lora, "true");
         check("'yard' in payload.zones", lora, "true");
-        check(
-            "payload.zones == ['yard'] && ['yard'] == payload.zones",
-            lora,
-            "true",
-        );
+        check("payload.zones == ['yard'] && ['yard'] == payload.zones", lora, "true");
         check("{'rssi': -113} == payload.rx[0]", lora, "true");
         check("payload.one == [1, 2]", lora, "true");
         check("payload.exists(key, key == 'rx')", lora, "true");
         check("payload.one.exists(x, x in [2, 3])", lora, "true");
         check("payload.zones[0].matches('^ya')", lora, "true");
-        check(
-            "type(payload.rx) == list && type(payload) == map",
-            lora,
-            "true",
-        );
+        check("type(payload.rx) == list && type(payload) == map", lora, "true");
     }
 
     #[test]
@@ -329,20 +293,12 @@ mod tests {
             check("(payload.t + payload.n) / 2 == 11.5", &payload, "true");
             check("-payload.t < 2 - payload.n", &payload, "true");
             check("payload.t * size(payload.l) == 40", &payload, "true");
-            check(
-                "(payload.n > 2 ? payload.t : 0) / 2 == 10",
-                &payload,
-                "true",
-            );
+            check("(payload.n > 2 ? payload.t : 0) / 2 == 10", &payload, "true");
             check("int(payload.n) % 2 == 1", &payload, "true");
             check("size(payload.l) + 1 == 3", &payload, "true");
             check("string(payload.n) + 'x' == '3x'", &payload, "true");
             check("payload.l[payload.n - 2] == 2", &payload, "true");
-            check(
-                "payload.?t.optMap(v, v + 1).orValue(0) == 21",
-                &payload,
-                "true",
-            );
+            check("payload.?t.optMap(v, v + 1).orValue(0) == 21", &payload, "true");
         }
     }
 
@@ -354,52 +310,20 @@ mod tests {
             payload,
             "the payload has no field `tmp`; guard it with has(...) if it may be absent",
         );
-        check(
-            "payload.temp > 1",
-            payload,
-            "`>` does not take string and int",
-        );
-        check(
-            "payload.temp + 1 > 1",
-            payload,
-            "`add` does not take operands of these types",
-        );
-        check(
-            "payload[payload.temp] > 1",
-            payload,
-            "the payload has no such field",
-        );
-        check(
-            "payload.list[3] > 1",
-            payload,
-            "the list has no such element",
-        );
-        check(
-            "payload.n.x > 1",
-            payload,
-            "`.` does not take double and string",
-        );
-        check(
-            "int(payload.temp) > 1",
-            payload,
-            "`int` cannot take this value",
-        );
+        check("payload.temp > 1", payload, "`>` does not take string and int");
+        check("payload.temp + 1 > 1", payload, "`add` does not take operands of these types");
+        check("payload[payload.temp] > 1", payload, "the payload has no such field");
+        check("payload.list[3] > 1", payload, "the list has no such element");
+        check("payload.n.x > 1", payload, "`.` does not take double and string");
+        check("int(payload.temp) > 1", payload, "`int` cannot take this value");
         check(
             "payload.n",
             payload,
             "its result is of type double, not true or false; compare it, as in x == 1",
         );
         check("payload.n / 0 > 1", payload, "true");
-        check(
-            "1 / (size(payload.list) - 1) > 1",
-            payload,
-            "division by zero",
-        );
-        check(
-            "payload.temp > 1",
-            "",
-            "`.` does not take string and string",
-        );
+        check("1 / (size(payload.list) - 1) > 1", payload, "division by zero");
+        check("payload.temp > 1", "", "`.` does not take string and string");
         check("payload > 0", "null", "`>` does not take null_type and int");
     }
 
@@ -481,13 +405,7 @@ mod tests {
         "#);
         assert!(refused(&"payload > 1 && ".repeat(200)).contains("longer than 2000 bytes"));
         assert!(refused(&format!("payload{}", ".a".repeat(80))).contains("nested deeper than 64"));
-        for (open, close) in [
-            ("(", ")"),
-            ("[", "]"),
-            ("{1:", "}"),
-            ("-(", ")"),
-            ("size(", ")"),
-        ] {
+        for (open, close) in [("(", ")"), ("[", "]"), ("{1:", "}"), ("-(", ")"), ("size(", ")")] {
             let deep = format!("{}1{}", open.repeat(300), close.repeat(300));
             let error = refused(&deep);
             assert!(error.len() < 200, "{open}: {error}");

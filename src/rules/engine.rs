@@ -100,24 +100,13 @@ pub struct Engine {
 impl Engine {
     /// Nothing fires.
     pub fn new(ids: IdSource, config: &Config) -> Self {
-        Self {
-            ids,
-            instances_max: config.instances_max,
-            firing: HashMap::new(),
-            len: 0,
-        }
+        Self { ids, instances_max: config.instances_max, firing: HashMap::new(), len: 0 }
     }
 
     /// Puts back an instance that was stored. Not held to the limit: it was within it once.
     pub fn restore(&mut self, instance: Instance) {
         let Instance { rule, key, alert } = instance;
-        if self
-            .firing
-            .entry(rule)
-            .or_default()
-            .insert(key, alert)
-            .is_none()
-        {
+        if self.firing.entry(rule).or_default().insert(key, alert).is_none() {
             self.len += 1;
         }
     }
@@ -145,13 +134,7 @@ impl Engine {
         publish: &Publish,
         now: Timestamp,
     ) -> Effects {
-        let mut run = Run {
-            engine: self,
-            rules,
-            publish,
-            now,
-            effects: Effects::default(),
-        };
+        let mut run = Run { engine: self, rules, publish, now, effects: Effects::default() };
         // Decoded once a codec, however many rules match.
         let mut decoded: [Option<Result<Value, Undecodable>>; Decode::ALL.len()] =
             [const { None }; Decode::ALL.len()];
@@ -212,11 +195,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn fail(&mut self, rule: &Rule, reason: Reason, detail: String) {
-        self.effects.failures.push(Failure {
-            rule: Arc::clone(&rule.name),
-            reason,
-            detail,
-        });
+        self.effects.failures.push(Failure { rule: Arc::clone(&rule.name), reason, detail });
     }
 
     fn fail_expression(&mut self, rule: &Rule, key: &str, detail: &str) {
@@ -312,11 +291,8 @@ impl Run<'_> {
         if let Some(name) = &rule.text_clear {
             alert.text = self.render(rule, name, payload, &alert);
         }
-        let instance = Instance {
-            rule: Arc::clone(&fired.rule),
-            key: Arc::clone(&fired.key),
-            alert: fired,
-        };
+        let instance =
+            Instance { rule: Arc::clone(&fired.rule), key: Arc::clone(&fired.key), alert: fired };
         self.change(rule, payload, alert, InstanceChange::Remove(instance));
     }
 
@@ -398,10 +374,7 @@ fn clears(
     context: &Context<'_, '_>,
 ) -> Result<bool, (&'static str, String)> {
     match &rule.clear {
-        None => when
-            .holds(context)
-            .map(|holds| !holds)
-            .map_err(|detail| ("when", detail)),
+        None => when.holds(context).map(|holds| !holds).map_err(|detail| ("when", detail)),
         Some(clear) => {
             let clear = clear.holds(context).map_err(|detail| ("clear", detail))?;
             Ok(clear && when.holds(context) != Ok(true))
@@ -438,7 +411,7 @@ fn key_of(rule: &Rule, publish: &Publish, context: &Context<'_, '_>) -> Result<S
     if key.len() > KEY_BYTES_MAX {
         let mut hash = Fnv::new();
         hash.write(key.as_bytes());
-        key.truncate(key.floor_char_boundary(KEY_BYTES_MAX - 20));
+        template::truncate(&mut key, KEY_BYTES_MAX - 20);
         key.push_str(&format!("…{:016x}", hash.finish()));
     }
     Ok(key)
@@ -461,11 +434,8 @@ mod tests {
 
     fn rules(text: &str) -> Rules {
         let file = TomlFile::parse("rules/a.toml", text).expect("TOML");
-        let contacts = [Known {
-            name: "ana".into(),
-            channels: vec![Channel::Sms],
-        }];
-        Rules::load(&[file], &contacts, &Config::default()).expect("right")
+        let contacts = [Known { name: "ana".into(), channels: vec![Channel::Sms] }];
+        Rules::load(&[file], Some(&contacts), &Config::default()).expect("right")
     }
 
     fn publish(topic: &str, payload: &str) -> Publish {
@@ -493,11 +463,7 @@ mod tests {
         }
 
         fn with(text: &str, config: &Config) -> Self {
-            Self {
-                engine: Engine::new(IdSource::new(1), config),
-                rules: rules(text),
-                now: START,
-            }
+            Self { engine: Engine::new(IdSource::new(1), config), rules: rules(text), now: START }
         }
 
         fn effects(&mut self, topic: &str, payload: &str) -> Effects {
@@ -505,9 +471,7 @@ mod tests {
             let publish = publish(topic, payload);
             match self.rules.matches(&publish.topic) {
                 None => Effects::default(),
-                Some(matched) => self
-                    .engine
-                    .handle(&self.rules, &matched, &publish, self.now),
+                Some(matched) => self.engine.handle(&self.rules, &matched, &publish, self.now),
             }
         }
 
@@ -515,13 +479,7 @@ mod tests {
         fn told(&mut self, topic: &str, payload: &str) -> Vec<String> {
             let effects = self.effects(topic, payload);
             let changes = effects.changes.iter().map(|change| {
-                let Alert {
-                    rule,
-                    key,
-                    state,
-                    text,
-                    ..
-                } = &change.alert;
+                let Alert { rule, key, state, text, .. } = &change.alert;
                 let quiet = if change.notify { "" } else { " (quiet)" };
                 format!("{rule} {key} {state}{quiet}: {text}")
             });
@@ -535,11 +493,7 @@ mod tests {
     fn check(text: &str, steps: &[(&str, &str, &[&str])]) {
         let mut bench = Bench::new(text);
         for (topic, payload, expected) in steps {
-            assert_eq!(
-                bench.told(topic, payload),
-                *expected,
-                "{payload} on {topic}"
-            );
+            assert_eq!(bench.told(topic, payload), *expected, "{payload} on {topic}");
         }
     }
 
@@ -564,17 +518,9 @@ mod tests {
                 ("f/1", r#"{"t":-9}"#, &[]),
                 ("f/2", r#"{"t":-9}"#, &["warm 2 firing: 2 has -9"]),
                 ("f/1", r#"{"t":-16}"#, &[]),
-                (
-                    "f/1",
-                    r#"{"t":-18}"#,
-                    &["warm 1 cleared: 1 is cold after 4s"],
-                ),
+                ("f/1", r#"{"t":-18}"#, &["warm 1 cleared: 1 is cold after 4s"]),
                 ("f/1", r#"{"t":-18}"#, &[]),
-                (
-                    "f/2",
-                    r#"{"t":-18}"#,
-                    &["warm 2 cleared: 2 is cold after 4s"],
-                ),
+                ("f/2", r#"{"t":-18}"#, &["warm 2 cleared: 2 is cold after 4s"]),
                 ("f/1", r#"{"t":-10}"#, &["warm 1 firing: 1 has -10"]),
                 ("elsewhere", r#"{"t":-10}"#, &[]),
             ],
@@ -588,11 +534,7 @@ mod tests {
             &[
                 ("door", "open", &[r#"door  firing: door: door: "open""#]),
                 ("door", "open", &[]),
-                (
-                    "door",
-                    "shut",
-                    &[r#"door  cleared (quiet): door: door: "open""#],
-                ),
+                ("door", "shut", &[r#"door  cleared (quiet): door: door: "open""#]),
                 ("door", "open", &[r#"door  firing: door: door: "open""#]),
             ],
         );
@@ -608,10 +550,7 @@ mod tests {
         assert_eq!(second.changes[0].instance, InstanceChange::None);
         assert_eq!(second.changes[0].alert.key.as_ref(), "joe");
         assert!(bench.engine.is_empty());
-        assert_eq!(
-            bench.told("panic/joe", ""),
-            [r#"panic joe firing: panic: panic/joe: """#]
-        );
+        assert_eq!(bench.told("panic/joe", ""), [r#"panic joe firing: panic: panic/joe: """#]);
     }
 
     #[test]
@@ -714,17 +653,9 @@ mod tests {
         check(
             text,
             &[
-                (
-                    "a",
-                    r#"{"alarm":true}"#,
-                    &[r#"r  firing: r: a: {"alarm":true}"#],
-                ),
+                ("a", r#"{"alarm":true}"#, &[r#"r  firing: r: a: {"alarm":true}"#]),
                 ("a", r#"{"other":1}"#, &[]),
-                (
-                    "a",
-                    r#"{"reset":1}"#,
-                    &[r#"r  cleared (quiet): r: a: {"alarm":true}"#],
-                ),
+                ("a", r#"{"reset":1}"#, &[r#"r  cleared (quiet): r: a: {"alarm":true}"#]),
             ],
         );
     }
@@ -741,20 +672,12 @@ mod tests {
         assert_eq!(key(r#"["b"]"#, "x/y", "1"), "y");
         assert_eq!(key(r#"["a", "payload.id"]"#, "x/y", r#"{"id":7}"#), "x/7");
         assert_eq!(key(r#"["payload.id"]"#, "x/y", r#"{"id":"a/b%"}"#), "a/b%");
-        assert_eq!(
-            key(r#"["payload.id", "b"]"#, "x/y", r#"{"id":"a/b%"}"#),
-            "a%2Fb%25/y"
-        );
+        assert_eq!(key(r#"["payload.id", "b"]"#, "x/y", r#"{"id":"a/b%"}"#), "a%2Fb%25/y");
         assert_eq!(key(r#"["payload.id"]"#, "x/y", r#"{"id":"a\nb"}"#), "a b");
         assert_eq!(key("[]", "x/y", "1"), "");
         assert_eq!(key(r#"["payload.id"]"#, "x/y", "{}"), "?");
-        let long = |end: &str| {
-            key(
-                r#"["payload"]"#,
-                "x/y",
-                &format!("\"{}{end}\"", "ä".repeat(300)),
-            )
-        };
+        let long =
+            |end: &str| key(r#"["payload"]"#, "x/y", &format!("\"{}{end}\"", "ä".repeat(300)));
         assert!(long("a").len() <= KEY_BYTES_MAX && long("a") != long("b"));
     }
 
@@ -784,10 +707,7 @@ mod tests {
 
     #[test]
     fn at_the_limit_nothing_more_is_raised_and_that_is_said() {
-        let config = Config {
-            instances_max: 1,
-            ..Config::default()
-        };
+        let config = Config { instances_max: 1, ..Config::default() };
         let mut bench = Bench::with(WARM, &config);
         assert_eq!(bench.told("f/1", r#"{"t":0}"#).len(), 1);
         assert_eq!(
@@ -809,9 +729,7 @@ mod tests {
         };
         let stored = serde_json::to_string(instance).expect("serializes");
         let mut after = Bench::new(WARM);
-        after
-            .engine
-            .restore(serde_json::from_str(&stored).expect("deserializes"));
+        after.engine.restore(serde_json::from_str(&stored).expect("deserializes"));
         assert_eq!(after.told("f/1", r#"{"t":0}"#), [""; 0]);
         let cleared = after.effects("f/1", r#"{"t":-20}"#);
         assert_eq!(cleared.changes[0].alert.id, instance.alert.id);

@@ -69,19 +69,24 @@ const RESERVED: &[&str] = &[
 ];
 
 impl Rules {
-    /// Compiles the `[[rule]]` tables of all files.
+    /// Compiles the `[[rule]]` tables of all files. `contacts` is `None` where it is not known who
+    /// there is, because a file could not be read: then nobody in `to` is missed.
     ///
     /// # Errors
     /// Every problem of every file, in the order of the files.
     pub fn load(
         files: &[TomlFile],
-        contacts: &[Known],
+        contacts: Option<&[Known]>,
         config: &Config,
     ) -> Result<Self, Vec<Problem>> {
         let mut loader = Loader {
             rules: Self::empty(config),
             contacts,
-            by_name: contacts.iter().map(|c| (c.name.as_ref(), c)).collect(),
+            by_name: contacts
+                .iter()
+                .flat_map(|contacts| contacts.iter())
+                .map(|contact| (contact.name.as_ref(), contact))
+                .collect(),
             config,
             places: HashMap::new(),
             problems: Vec::new(),
@@ -89,11 +94,7 @@ impl Rules {
         for file in files {
             loader.file(file);
         }
-        if loader.problems.is_empty() {
-            Ok(loader.rules)
-        } else {
-            Err(loader.problems)
-        }
+        if loader.problems.is_empty() { Ok(loader.rules) } else { Err(loader.problems) }
     }
 }
 
@@ -119,7 +120,7 @@ struct Written {
 
 struct Loader<'a> {
     rules: Rules,
-    contacts: &'a [Known],
+    contacts: Option<&'a [Known]>,
     by_name: HashMap<&'a str, &'a Known>,
     config: &'a Config,
     /// Where each name was taken: file and number. The line is only looked up for a problem.
@@ -192,10 +193,8 @@ impl<'a> Loader<'a> {
         };
         for (index, table) in tables.iter().enumerate() {
             if self.rules.len() >= self.config.rules_max {
-                let what = format!(
-                    "more than {} rules; raise rules.rules_max",
-                    self.config.rules_max
-                );
+                let what =
+                    format!("more than {} rules; raise rules.rules_max", self.config.rules_max);
                 let path = [Step::from("rule"), Step::from(index)];
                 self.problems.push(file.problem(&path, what));
                 return;
@@ -217,8 +216,7 @@ impl<'a> Loader<'a> {
         };
         if !table.is_table() {
             entry.problem(&[], "write [[rule]], then its keys, one a line");
-            self.problems
-                .extend(entry.problems.into_iter().map(|(_, problem)| problem));
+            self.problems.extend(entry.problems.into_iter().map(|(_, problem)| problem));
             return;
         }
         // What is left after the faulty keys are out is read all the same, so that its problems are
@@ -232,9 +230,8 @@ impl<'a> Loader<'a> {
             };
             let mut removed = false;
             for fault in faults {
-                let what = fault
-                    .what
-                    .replace("expected a sequence", "expected a list, as in [\"...\"]");
+                let what =
+                    fault.what.replace("expected a sequence", "expected a list, as in [\"...\"]");
                 entry.problem(&fault.path, &what);
                 if let (Some(Step::Key(key)), Some(table)) =
                     (fault.path.first(), table.as_table_mut())
@@ -268,7 +265,7 @@ impl<'a> Loader<'a> {
                 entry.problem(&[], what);
             }
         }
-        let rule = self.compile(&mut entry, written);
+        let rule = self.compile(&mut entry, &written);
         if entry.problems.is_empty()
             && let Some(rule) = rule
         {
@@ -279,7 +276,7 @@ impl<'a> Loader<'a> {
         self.problems.extend(problems);
     }
 
-    fn compile(&mut self, entry: &mut Entry<'a>, written: Written) -> Option<Rule> {
+    fn compile(&mut self, entry: &mut Entry<'a>, written: &Written) -> Option<Rule> {
         let name = self.name(entry, written.name.as_deref());
         let filter = filter(entry, written.topic.as_deref());
         let captures: Vec<Arc<str>> = filter.as_ref().map_or_else(Vec::new, |filter| {
@@ -308,10 +305,9 @@ impl<'a> Loader<'a> {
         let when = expression(entry, "when", written.when.as_ref());
         let clear = expression(entry, "clear", written.clear.as_ref());
         let is_event = written.when.is_none();
-        for (key, is_there) in [
-            ("clear", written.clear.is_some()),
-            ("text_clear", written.text_clear.is_some()),
-        ] {
+        for (key, is_there) in
+            [("clear", written.clear.is_some()), ("text_clear", written.text_clear.is_some())]
+        {
             if is_event && is_there {
                 let what = "there is nothing to clear: a rule without `when` raises an alert at each publish; give it a `when`";
                 entry.problem(&[key.into()], what);
@@ -370,16 +366,13 @@ impl<'a> Loader<'a> {
         }
         if let Some((file, index)) = self.places.get(name) {
             let line = file.line(&["rule".into(), (*index).into(), "name".into()]);
-            let what = format!(
-                "the name is taken by the rule at {}:{line}; choose another",
-                file.name()
-            );
+            let what =
+                format!("the name is taken by the rule at {}:{line}; choose another", file.name());
             entry.problem(&below, &what);
             return None;
         }
         let name: Arc<str> = name.into();
-        self.places
-            .insert(Arc::clone(&name), (entry.file, entry.index));
+        self.places.insert(Arc::clone(&name), (entry.file, entry.index));
         Some(name)
     }
 
@@ -391,9 +384,7 @@ impl<'a> Loader<'a> {
         readable: bool,
     ) -> Vec<KeyPart> {
         let Some(written) = written else {
-            let all = captures
-                .iter()
-                .map(|name| KeyPart::Capture(Arc::clone(name)));
+            let all = captures.iter().map(|name| KeyPart::Capture(Arc::clone(name)));
             return all.collect();
         };
         let seen: Vec<&str> = captures.iter().map(AsRef::as_ref).collect();
@@ -414,10 +405,13 @@ impl<'a> Loader<'a> {
 
     fn contacts(&self, entry: &mut Entry<'_>, written: &[String]) -> Vec<Arc<str>> {
         let mut to: Vec<Arc<str>> = Vec::new();
+        let Some(contacts) = self.contacts else {
+            return to;
+        };
         for (index, name) in written.iter().enumerate() {
             let below = ["to".into(), index.into()];
             let Some(known) = self.by_name.get(name.as_str()) else {
-                let names: Vec<&str> = self.contacts.iter().map(|c| c.name.as_ref()).collect();
+                let names: Vec<&str> = contacts.iter().map(|c| c.name.as_ref()).collect();
                 let what = match closest(name, &names) {
                     Some(near) => format!("there is no contact `{name}`; did you mean `{near}`?"),
                     None => format!("there is no contact `{name}`; add a [[contact]] of that name"),
@@ -514,19 +508,15 @@ mod tests {
     }
 
     fn load_all(files: &[(&str, &str)], config: &Config) -> Result<Rules, String> {
-        let files: Vec<TomlFile> = files
-            .iter()
-            .map(|(name, text)| TomlFile::parse(*name, *text).expect("TOML"))
-            .collect();
+        let files: Vec<TomlFile> =
+            files.iter().map(|(name, text)| TomlFile::parse(*name, *text).expect("TOML")).collect();
         let contact = |name: &str, channels: &[Channel]| Known {
             name: name.into(),
             channels: channels.to_vec(),
         };
-        let contacts = [
-            contact("ana", &[Channel::Push, Channel::Sms]),
-            contact("ben", &[Channel::Sms]),
-        ];
-        Rules::load(&files, &contacts, config).map_err(|problems| {
+        let contacts =
+            [contact("ana", &[Channel::Push, Channel::Sms]), contact("ben", &[Channel::Sms])];
+        Rules::load(&files, Some(&contacts), config).map_err(|problems| {
             let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
             lines.join("\n")
         })
@@ -570,19 +560,10 @@ to = []
         assert_eq!(warm.severity, Severity::Critical);
         assert_eq!(warm.by.as_ref(), [Channel::Sms, Channel::Push]);
         assert_eq!(warm.to.len(), 2);
-        assert_eq!(
-            warm.expires_in,
-            Some(std::time::Duration::from_secs(14_400))
-        );
-        assert!(matches!(
-            warm.key.as_slice(),
-            [KeyPart::Capture(_), KeyPart::Expression(_)]
-        ));
+        assert_eq!(warm.expires_in, Some(std::time::Duration::from_secs(14_400)));
+        assert!(matches!(warm.key.as_slice(), [KeyPart::Capture(_), KeyPart::Expression(_)]));
         assert!(panic.when.is_none() && panic.key.is_empty() && panic.to.is_empty());
-        assert_eq!(
-            (panic.decode, panic.severity),
-            (Decode::Auto, Severity::Warning)
-        );
+        assert_eq!((panic.decode, panic.severity), (Decode::Auto, Severity::Warning));
     }
 
     /// One wrong file a case; what an operator reads is the specification.
@@ -677,9 +658,7 @@ name = "loops"
 topic = "a"
 when = "payload.a.exists(x, payload.b.all(y, x == y))"
 to = ["ana"]
-"#), @r#"
-        rules/a.toml:5: rule "loops": `when`: a loop (all, exists, map, ...) inside a loop is not allowed: a device could make it run for ever
-        "#);
+"#), @r#"rules/a.toml:5: rule "loops": `when`: a loop (all, exists, map, ...) inside a loop is not allowed: a device could make it run for ever"#);
         insta::assert_snapshot!(problems(r#"
 [[rule]]
 name = "texts"
@@ -714,27 +693,16 @@ name = "deaf"
 topic = "a"
 to = ["ana", "ben"]
 by = ["push"]
-"#), @r#"
-        rules/a.toml:6: rule "deaf": `by`: contact `ben` has no address for push; give it one, or name another channel
-        "#);
-        insta::assert_snapshot!(problems("[rule]\nname = 'x'\n"), @r#"
-        rules/a.toml:1: rule: write [[rule]] with two brackets, once for each rule
-        "#);
-        insta::assert_snapshot!(problems("rule = [1]\n"), @r#"
-        rules/a.toml:1: rule 1: write [[rule]], then its keys, one a line
-        "#);
+"#), @r#"rules/a.toml:6: rule "deaf": `by`: contact `ben` has no address for push; give it one, or name another channel"#);
+        insta::assert_snapshot!(problems("[rule]\nname = 'x'\n"), @r#"rules/a.toml:1: rule: write [[rule]] with two brackets, once for each rule"#);
+        insta::assert_snapshot!(problems("rule = [1]\n"), @r#"rules/a.toml:1: rule 1: write [[rule]], then its keys, one a line"#);
     }
 
     #[test]
     fn a_name_is_taken_once_in_all_files() {
         let text = "\n[[rule]]\ntopic = 'a'\nto = []\nname = 'x'\n";
-        let found = load_all(
-            &[("rules/a.toml", text), ("rules/b.toml", text)],
-            &Config::default(),
-        );
-        insta::assert_snapshot!(found.expect_err("taken"), @r#"
-        rules/b.toml:5: rule "x": `name`: the name is taken by the rule at rules/a.toml:5; choose another
-        "#);
+        let found = load_all(&[("rules/a.toml", text), ("rules/b.toml", text)], &Config::default());
+        insta::assert_snapshot!(found.expect_err("taken"), @r#"rules/b.toml:5: rule "x": `name`: the name is taken by the rule at rules/a.toml:5; choose another"#);
     }
 
     #[test]
@@ -742,20 +710,13 @@ by = ["push"]
         let rule = |name: &str, when: &str| {
             format!("[[rule]]\nname = '{name}'\ntopic = 'a'\nwhen = \"{when}\"\nto = []\n")
         };
-        let config = Config {
-            rules_max: 1,
-            expression_bytes_max: 20,
-            ..Config::default()
-        };
+        let config = Config { rules_max: 1, expression_bytes_max: 20, ..Config::default() };
         let text = rule("a", "payload > 1") + &rule("b", "payload > 1");
         let found = load_all(&[("a.toml", &text)], &config).expect_err("two");
         assert_eq!(found, "a.toml:6: more than 1 rules; raise rules.rules_max");
         let text = rule("a", "payload > 100000000000000");
         let found = load_all(&[("a.toml", &text)], &config).expect_err("long");
-        assert!(
-            found.contains("`when`: it is longer than 20 bytes"),
-            "{found}"
-        );
+        assert!(found.contains("`when`: it is longer than 20 bytes"), "{found}");
     }
 
     #[test]

@@ -104,13 +104,8 @@ const DEPTH_MAX: usize = 64;
 /// # Errors
 /// Everything that is wrong with it.
 pub(super) fn lower(root: &mut IdedExpr, captures: &[&str]) -> Result<(), Vec<String>> {
-    let mut lowering = Lowering {
-        captures,
-        scope: Vec::new(),
-        loops: 0,
-        depth: 0,
-        problems: Vec::new(),
-    };
+    let mut lowering =
+        Lowering { captures, scope: Vec::new(), loops: 0, depth: 0, problems: Vec::new() };
     lowering.walk(root);
     if lowering.problems.is_empty() {
         Ok(())
@@ -374,17 +369,13 @@ impl Lowering<'_> {
             }
         }
         let outer = self.scope.len();
-        let accumulated = if binds_only {
-            self.walk(&mut comprehension.accu_init)
-        } else {
-            Number::Unknown
-        };
+        let accumulated =
+            if binds_only { self.walk(&mut comprehension.accu_init) } else { Number::Unknown };
         self.scope.push((comprehension.iter_var.clone(), elements));
         if let Some(second) = &comprehension.iter_var2 {
             self.scope.push((second.clone(), elements));
         }
-        self.scope
-            .push((comprehension.accu_var.clone(), accumulated));
+        self.scope.push((comprehension.accu_var.clone(), accumulated));
         self.walk(&mut comprehension.loop_cond);
         self.walk(&mut comprehension.loop_step);
         let result = self.walk(&mut comprehension.result);
@@ -406,9 +397,6 @@ fn make_double(node: &mut IdedExpr) {
     }
     let inner = std::mem::take(node);
     node.id = inner.id;
-    node.expr = Expr::Call(CallExpr {
-        func_name: "double".to_owned(),
-        target: None,
-        args: vec![inner],
-    });
+    node.expr =
+        Expr::Call(CallExpr { func_name: "double".to_owned(), target: None, args: vec![inner] });
 }

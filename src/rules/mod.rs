@@ -77,27 +77,12 @@ impl Config {
         [
             ("rules_max", wide(self.rules_max), 1, 1_000_000),
             ("instances_max", wide(self.instances_max), 1, 100_000_000),
-            (
-                "expression_bytes_max",
-                wide(self.expression_bytes_max),
-                1,
-                10_000,
-            ),
+            ("expression_bytes_max", wide(self.expression_bytes_max), 1, 10_000),
             ("text_bytes_max", wide(self.text_bytes_max), 100, 1_000_000),
             ("text_fuel", self.text_fuel, 100, 10_000_000),
-            (
-                "payload_bytes_max",
-                wide(self.payload_bytes_max),
-                1,
-                268_435_455,
-            ),
+            ("payload_bytes_max", wide(self.payload_bytes_max), 1, 268_435_455),
             ("payload_depth_max", wide(self.payload_depth_max), 1, 100),
-            (
-                "payload_values_max",
-                wide(self.payload_values_max),
-                1,
-                10_000_000,
-            ),
+            ("payload_values_max", wide(self.payload_values_max), 1, 10_000_000),
             ("files_max", wide(self.files_max), 1, 100_000),
             ("file_bytes_max", self.file_bytes_max, 1, 268_435_455),
         ]

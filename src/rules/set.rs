@@ -101,16 +101,12 @@ impl Rules {
     /// many rules there are that do not.
     pub fn matches(&self, topic: &TopicName) -> Option<Matched> {
         let mut matched: Option<Matched> = None;
-        self.index
-            .visit_matches(topic, &mut |position| match &mut matched {
-                None => {
-                    matched = Some(Matched {
-                        first: *position,
-                        rest: Vec::new(),
-                    });
-                }
-                Some(matched) => matched.rest.push(*position),
-            });
+        self.index.visit_matches(topic, &mut |position| match &mut matched {
+            None => {
+                matched = Some(Matched { first: *position, rest: Vec::new() });
+            }
+            Some(matched) => matched.rest.push(*position),
+        });
         if let Some(matched) = &mut matched
             && !matched.rest.is_empty()
         {

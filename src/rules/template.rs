@@ -21,16 +21,8 @@ use crate::span::Span;
 use crate::topic::{TopicFilter, TopicName};
 
 /// What every template sees besides its rule's captures.
-pub(super) const NAMES: &[&str] = &[
-    "payload",
-    "topic",
-    "client_id",
-    "key",
-    "rule",
-    "severity",
-    "now",
-    "time",
-];
+pub(super) const NAMES: &[&str] =
+    &["payload", "topic", "client_id", "key", "rule", "severity", "now", "time"];
 
 /// What `text_clear` sees too.
 pub(super) const NAMES_CLEAR: &[&str] = &["duration"];
@@ -95,10 +87,8 @@ impl Object for Scene {
 }
 
 fn clock(time: Timestamp, format: &str) -> String {
-    jiff::Timestamp::from_millisecond(time.as_millis()).map_or_else(
-        |_| time.to_string(),
-        |time| time.strftime(format).to_string(),
-    )
+    jiff::Timestamp::from_millisecond(time.as_millis())
+        .map_or_else(|_| time.to_string(), |time| time.strftime(format).to_string())
 }
 
 /// `42s`, `5m12s`, `1h30m`, `2d4h`: the two largest units, which is what a person wants to know.
@@ -132,10 +122,7 @@ impl Templates {
         });
         // It prints the whole context, and with it payloads.
         environment.remove_global("debug");
-        Self {
-            environment,
-            bytes_max,
-        }
+        Self { environment, bytes_max }
     }
 
     /// Adds `source` under `name`; `known` are the names that it may use.
@@ -149,9 +136,7 @@ impl Templates {
         known: &[&str],
     ) -> Result<(), Vec<String>> {
         if source.trim().is_empty() {
-            return Err(vec![
-                "it is empty; leave the key out for the default".to_owned(),
-            ]);
+            return Err(vec!["it is empty; leave the key out for the default".to_owned()]);
         }
         if source.len() > self.bytes_max {
             return Err(vec![format!(
@@ -163,11 +148,7 @@ impl Templates {
             .add_template_owned(name.to_owned(), source.to_owned())
             .map_err(|error| vec![explain(&error, source)])?;
         let problems = self.check(name, source, known);
-        if problems.is_empty() {
-            Ok(())
-        } else {
-            Err(problems)
-        }
+        if problems.is_empty() { Ok(()) } else { Err(problems) }
     }
 
     fn check(&self, name: &str, source: &str, known: &[&str]) -> Vec<String> {
@@ -199,9 +180,7 @@ impl Templates {
                 .compile_expression(&question)
                 .and_then(|question| question.eval(minijinja::context! { used }));
             if exists.is_ok_and(|exists| !exists.is_true()) {
-                problems.push(format!(
-                    "unknown {kind} `{used}`; see minijinja's built-in {kind}s"
-                ));
+                problems.push(format!("unknown {kind} `{used}`; see minijinja's built-in {kind}s"));
             }
         }
         problems
@@ -213,13 +192,9 @@ impl Templates {
     /// Why not, without anything of the payload.
     pub(super) fn render(&self, name: &str, scene: Scene) -> Result<Arc<str>, String> {
         let scene = minijinja::Value::from_object(scene);
-        let template = self
-            .environment
-            .get_template(name)
-            .map_err(|error| explain(&error, ""))?;
-        let rendered = template
-            .render(scene)
-            .map_err(|error| explain(&error, template.source()))?;
+        let template = self.environment.get_template(name).map_err(|error| explain(&error, ""))?;
+        let rendered =
+            template.render(scene).map_err(|error| explain(&error, template.source()))?;
         if rendered.trim().is_empty() {
             return Err("it rendered to nothing".to_owned());
         }
@@ -230,10 +205,18 @@ impl Templates {
 /// At most `bytes_max` bytes, cut between characters.
 fn shorten(mut text: String, bytes_max: usize) -> String {
     if text.len() > bytes_max {
-        text.truncate(text.floor_char_boundary(bytes_max.saturating_sub('…'.len_utf8())));
+        truncate(&mut text, bytes_max.saturating_sub('…'.len_utf8()));
         text.push('…');
     }
     text
+}
+
+/// Cuts `text` to at most `bytes_max` bytes, between characters.
+pub(super) fn truncate(text: &mut String, mut bytes_max: usize) {
+    while !text.is_char_boundary(bytes_max.min(text.len())) {
+        bytes_max -= 1;
+    }
+    text.truncate(bytes_max);
 }
 
 /// The text of a rule that has none: its name, what happened, the topic and the payload.
@@ -285,9 +268,7 @@ fn explain(error: &Error, source: &str) -> String {
 /// minijinja's place of `a.b.c` may begin in the middle of it.
 fn path_start(source: &str, start: usize) -> usize {
     let before = source.get(..start).unwrap_or_default();
-    before
-        .trim_end_matches(|c: char| c.is_alphanumeric() || "_.[]'\"".contains(c))
-        .len()
+    before.trim_end_matches(|c: char| c.is_alphanumeric() || "_.[]'\"".contains(c)).len()
 }
 
 /// The names after `|` and `is` inside a template's braces.
@@ -335,8 +316,7 @@ fn words(body: &str) -> Vec<&str> {
     let mut rest = body.trim_start();
     while let Some(first) = rest.chars().next() {
         let length = if first.is_alphanumeric() || first == '_' {
-            rest.find(|c: char| !c.is_alphanumeric() && c != '_')
-                .unwrap_or(rest.len())
+            rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len())
         } else if first == '"' || first == '\'' {
             let inner = rest.get(1..).unwrap_or_default();
             inner.find(first).map_or(rest.len(), |end| end + 2)
@@ -409,30 +389,15 @@ mod tests {
         let payload = r#"{"t":-10.5,"n":3,"l":[1,{"x":"y"}],"null":null,"dp:0":7,"yes":true}"#;
         for (source, expected) in [
             ("{{ site }}: {{ payload.t }} °C", "kiel: -10.5 °C"),
-            (
-                "{{ topic }} {{ client_id }} {{ key }}",
-                "site/kiel/1 pump-7 kiel",
-            ),
+            ("{{ topic }} {{ client_id }} {{ key }}", "site/kiel/1 pump-7 kiel"),
             ("{{ rule }} is {{ severity }}", "warm is critical"),
-            (
-                "{{ now }}, {{ time }}, {{ duration }}",
-                "2026-09-21T14:18:32Z, 14:18 UTC, 5m12s",
-            ),
+            ("{{ now }}, {{ time }}, {{ duration }}", "2026-09-21T14:18:32Z, 14:18 UTC, 5m12s"),
             ("{{ payload.n }} {{ payload.n + 1 }}", "3 4"),
             ("{{ payload.l[1].x }} {{ payload.l | length }}", "y 2"),
             ("{{ payload['dp:0'] }}", "7"),
-            (
-                "{% for k in payload %}{{ k }} {% endfor %}",
-                "dp:0 l n null t yes ",
-            ),
-            (
-                "{% for k, v in payload | items %}{{ k }};{% endfor %}",
-                "dp:0;l;n;null;t;yes;",
-            ),
-            (
-                "{% if payload.t < 0 %}cold{% else %}warm{% endif %}",
-                "cold",
-            ),
+            ("{% for k in payload %}{{ k }} {% endfor %}", "dp:0 l n null t yes "),
+            ("{% for k, v in payload | items %}{{ k }};{% endfor %}", "dp:0;l;n;null;t;yes;"),
+            ("{% if payload.t < 0 %}cold{% else %}warm{% endif %}", "cold"),
             ("{{ payload.x | default('no') }}", "no"),
             ("{{ payload.x is defined }} {{ payload.yes }}", "false true"),
             ("{{ payload.t | round(1) | abs }}", "10.5"),
@@ -488,20 +453,11 @@ mod tests {
     fn what_fails_says_why_and_repeats_no_payload() {
         let payload = r#"{"secret":"sesame","n":50000}"#;
         for (source, expected) in [
-            (
-                "it is {{ payload.temp }} now",
-                "failed: a value is missing: payload.temp",
-            ),
-            (
-                "{{ payload.a.b }}",
-                "failed: a value is missing: payload.a.b",
-            ),
+            ("it is {{ payload.temp }} now", "failed: a value is missing: payload.temp"),
+            ("{{ payload.a.b }}", "failed: a value is missing: payload.a.b"),
             ("{{ payload.secret + 1 }}", "failed: invalid operation"),
             ("{{ payload.secret | int }}", "failed: invalid operation"),
-            (
-                "{% if payload.n < 0 %}x{% endif %}",
-                "failed: it rendered to nothing",
-            ),
+            ("{% if payload.n < 0 %}x{% endif %}", "failed: it rendered to nothing"),
             (
                 "{% for x in range(payload.n) %}x{% endfor %}",
                 "failed: engine ran out of fuel: raise rules.text_fuel or write less",
@@ -547,7 +503,7 @@ mod tests {
                 templates.add("t", source, KNOWN).expect("compiles");
                 for payload in [text.as_bytes(), &bytes] {
                     if let Some(scene) = scene(payload) {
-                        let _ = templates.render("t", scene);
+                        drop(templates.render("t", scene));
                     }
                 }
             }

@@ -55,15 +55,11 @@ struct ListView<'v> {
 
 impl<'v> ListView<'v> {
     fn new(items: &'v [Value]) -> Self {
-        Self {
-            items,
-            vals: OnceLock::new(),
-        }
+        Self { items, vals: OnceLock::new() }
     }
 
     fn vals(&self) -> &[Box<dyn Val + 'v>] {
-        self.vals
-            .get_or_init(|| self.items.iter().map(to_cel).collect())
+        self.vals.get_or_init(|| self.items.iter().map(to_cel).collect())
     }
 
     fn item(&self, index: &dyn Val) -> Result<&'v Value, ExecutionError> {
@@ -127,9 +123,7 @@ impl Val for ListView<'_> {
     }
 
     fn equals(&self, other: &dyn Val) -> bool {
-        let same_size = other
-            .as_sizer()
-            .is_some_and(|other| other.size() == self.size());
+        let same_size = other.as_sizer().is_some_and(|other| other.size() == self.size());
         if !same_size || other.get_type() != self.get_type() {
             return false;
         }
@@ -137,9 +131,7 @@ impl Val for ListView<'_> {
             return false;
         };
         let mut others = others.iter();
-        self.vals()
-            .iter()
-            .all(|item| others.next().is_some_and(|other| item.equals(other)))
+        self.vals().iter().all(|item| others.next().is_some_and(|other| item.equals(other)))
     }
 
     fn clone_as_boxed<'w>(&self) -> Box<dyn Val + 'w>
@@ -168,8 +160,7 @@ impl Indexer for ListView<'_> {
     where
         Self: 'w,
     {
-        self.item(index)
-            .map(|item| to_cel(item) as Box<dyn Val + 'w>)
+        self.item(index).map(|item| to_cel(item) as Box<dyn Val + 'w>)
     }
 }
 
@@ -197,27 +188,21 @@ struct MapView<'v> {
 
 impl<'v> MapView<'v> {
     fn new(map: &'v Map) -> Self {
-        Self {
-            map,
-            keys: OnceLock::new(),
-        }
+        Self { map, keys: OnceLock::new() }
     }
 
     fn keys(&self) -> &[Box<dyn Val + 'v>] {
         self.keys.get_or_init(|| {
             let names = self.map.entries().iter().map(|(name, _)| name.as_ref());
-            names
-                .map(|name: &str| Box::new(CelString::from(name)) as Box<dyn Val + 'v>)
-                .collect()
+            names.map(|name: &str| Box::new(CelString::from(name)) as Box<dyn Val + 'v>).collect()
         })
     }
 
     fn field(&self, key: &dyn Val) -> Result<&'v Value, ExecutionError> {
         match key.downcast_ref::<CelString>() {
-            Some(name) => self
-                .map
-                .get(name.inner())
-                .ok_or_else(|| ExecutionError::no_such_key(name.inner())),
+            Some(name) => {
+                self.map.get(name.inner()).ok_or_else(|| ExecutionError::no_such_key(name.inner()))
+            }
             None => Err(ExecutionError::UnexpectedType {
                 got: key.get_type().name().to_owned(),
                 want: "text".to_owned(),
@@ -258,9 +243,7 @@ impl Val for MapView<'_> {
     }
 
     fn equals(&self, other: &dyn Val) -> bool {
-        let same_size = other
-            .as_sizer()
-            .is_some_and(|other| other.size() == self.size());
+        let same_size = other.as_sizer().is_some_and(|other| other.size() == self.size());
         if !same_size || other.get_type() != self.get_type() {
             return false;
         }
@@ -304,8 +287,7 @@ impl Indexer for MapView<'_> {
     where
         Self: 'w,
     {
-        self.field(key)
-            .map(|value| to_cel(value) as Box<dyn Val + 'w>)
+        self.field(key).map(|value| to_cel(value) as Box<dyn Val + 'w>)
     }
 }
 
@@ -320,9 +302,7 @@ impl Iterable for MapView<'_> {
 
 impl Sizer for MapView<'_> {
     fn size(&self) -> CelInt {
-        i64::try_from(self.map.entries().len())
-            .unwrap_or(i64::MAX)
-            .into()
+        i64::try_from(self.map.entries().len()).unwrap_or(i64::MAX).into()
     }
 }
 
@@ -388,9 +368,7 @@ impl Object for TemplateMap {
     fn enumerate(self: &Arc<Self>) -> Enumerator {
         let names = self.0.entries().iter();
         Enumerator::Values(
-            names
-                .map(|(name, _)| minijinja::Value::from(Arc::clone(name)))
-                .collect(),
+            names.map(|(name, _)| minijinja::Value::from(Arc::clone(name))).collect(),
         )
     }
 
