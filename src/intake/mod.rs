@@ -1,5 +1,7 @@
 //! (skeleton: filled in next)
 
+pub mod ruleset;
+
 use std::sync::Arc;
 use std::time::Duration;
 

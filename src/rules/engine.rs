@@ -438,7 +438,7 @@ fn key_of(rule: &Rule, publish: &Publish, context: &Context<'_, '_>) -> Result<S
     if key.len() > KEY_BYTES_MAX {
         let mut hash = Fnv::new();
         hash.write(key.as_bytes());
-        key.truncate(key.floor_char_boundary(KEY_BYTES_MAX - 20));
+        template::truncate(&mut key, KEY_BYTES_MAX - 20);
         key.push_str(&format!("…{:016x}", hash.finish()));
     }
     Ok(key)
@@ -465,7 +465,7 @@ mod tests {
             name: "ana".into(),
             channels: vec![Channel::Sms],
         }];
-        Rules::load(&[file], &contacts, &Config::default()).expect("right")
+        Rules::load(&[file], Some(&contacts), &Config::default()).expect("right")
     }
 
     fn publish(topic: &str, payload: &str) -> Publish {

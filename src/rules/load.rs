@@ -69,19 +69,24 @@ const RESERVED: &[&str] = &[
 ];
 
 impl Rules {
-    /// Compiles the `[[rule]]` tables of all files.
+    /// Compiles the `[[rule]]` tables of all files. `contacts` is `None` where it is not known who
+    /// there is, because a file could not be read: then nobody in `to` is missed.
     ///
     /// # Errors
     /// Every problem of every file, in the order of the files.
     pub fn load(
         files: &[TomlFile],
-        contacts: &[Known],
+        contacts: Option<&[Known]>,
         config: &Config,
     ) -> Result<Self, Vec<Problem>> {
         let mut loader = Loader {
             rules: Self::empty(config),
             contacts,
-            by_name: contacts.iter().map(|c| (c.name.as_ref(), c)).collect(),
+            by_name: contacts
+                .iter()
+                .flat_map(|contacts| contacts.iter())
+                .map(|contact| (contact.name.as_ref(), contact))
+                .collect(),
             config,
             places: HashMap::new(),
             problems: Vec::new(),
@@ -119,7 +124,7 @@ struct Written {
 
 struct Loader<'a> {
     rules: Rules,
-    contacts: &'a [Known],
+    contacts: Option<&'a [Known]>,
     by_name: HashMap<&'a str, &'a Known>,
     config: &'a Config,
     /// Where each name was taken: file and number. The line is only looked up for a problem.
@@ -268,7 +273,7 @@ impl<'a> Loader<'a> {
                 entry.problem(&[], what);
             }
         }
-        let rule = self.compile(&mut entry, written);
+        let rule = self.compile(&mut entry, &written);
         if entry.problems.is_empty()
             && let Some(rule) = rule
         {
@@ -279,7 +284,7 @@ impl<'a> Loader<'a> {
         self.problems.extend(problems);
     }
 
-    fn compile(&mut self, entry: &mut Entry<'a>, written: Written) -> Option<Rule> {
+    fn compile(&mut self, entry: &mut Entry<'a>, written: &Written) -> Option<Rule> {
         let name = self.name(entry, written.name.as_deref());
         let filter = filter(entry, written.topic.as_deref());
         let captures: Vec<Arc<str>> = filter.as_ref().map_or_else(Vec::new, |filter| {
@@ -414,10 +419,13 @@ impl<'a> Loader<'a> {
 
     fn contacts(&self, entry: &mut Entry<'_>, written: &[String]) -> Vec<Arc<str>> {
         let mut to: Vec<Arc<str>> = Vec::new();
+        let Some(contacts) = self.contacts else {
+            return to;
+        };
         for (index, name) in written.iter().enumerate() {
             let below = ["to".into(), index.into()];
             let Some(known) = self.by_name.get(name.as_str()) else {
-                let names: Vec<&str> = self.contacts.iter().map(|c| c.name.as_ref()).collect();
+                let names: Vec<&str> = contacts.iter().map(|c| c.name.as_ref()).collect();
                 let what = match closest(name, &names) {
                     Some(near) => format!("there is no contact `{name}`; did you mean `{near}`?"),
                     None => format!("there is no contact `{name}`; add a [[contact]] of that name"),
@@ -526,7 +534,7 @@ mod tests {
             contact("ana", &[Channel::Push, Channel::Sms]),
             contact("ben", &[Channel::Sms]),
         ];
-        Rules::load(&files, &contacts, config).map_err(|problems| {
+        Rules::load(&files, Some(&contacts), config).map_err(|problems| {
             let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
             lines.join("\n")
         })
@@ -677,9 +685,7 @@ name = "loops"
 topic = "a"
 when = "payload.a.exists(x, payload.b.all(y, x == y))"
 to = ["ana"]
-"#), @r#"
-        rules/a.toml:5: rule "loops": `when`: a loop (all, exists, map, ...) inside a loop is not allowed: a device could make it run for ever
-        "#);
+"#), @r#"rules/a.toml:5: rule "loops": `when`: a loop (all, exists, map, ...) inside a loop is not allowed: a device could make it run for ever"#);
         insta::assert_snapshot!(problems(r#"
 [[rule]]
 name = "texts"
@@ -714,15 +720,9 @@ name = "deaf"
 topic = "a"
 to = ["ana", "ben"]
 by = ["push"]
-"#), @r#"
-        rules/a.toml:6: rule "deaf": `by`: contact `ben` has no address for push; give it one, or name another channel
-        "#);
-        insta::assert_snapshot!(problems("[rule]\nname = 'x'\n"), @r#"
-        rules/a.toml:1: rule: write [[rule]] with two brackets, once for each rule
-        "#);
-        insta::assert_snapshot!(problems("rule = [1]\n"), @r#"
-        rules/a.toml:1: rule 1: write [[rule]], then its keys, one a line
-        "#);
+"#), @r#"rules/a.toml:6: rule "deaf": `by`: contact `ben` has no address for push; give it one, or name another channel"#);
+        insta::assert_snapshot!(problems("[rule]\nname = 'x'\n"), @r#"rules/a.toml:1: rule: write [[rule]] with two brackets, once for each rule"#);
+        insta::assert_snapshot!(problems("rule = [1]\n"), @r#"rules/a.toml:1: rule 1: write [[rule]], then its keys, one a line"#);
     }
 
     #[test]
@@ -732,9 +732,7 @@ by = ["push"]
             &[("rules/a.toml", text), ("rules/b.toml", text)],
             &Config::default(),
         );
-        insta::assert_snapshot!(found.expect_err("taken"), @r#"
-        rules/b.toml:5: rule "x": `name`: the name is taken by the rule at rules/a.toml:5; choose another
-        "#);
+        insta::assert_snapshot!(found.expect_err("taken"), @r#"rules/b.toml:5: rule "x": `name`: the name is taken by the rule at rules/a.toml:5; choose another"#);
     }
 
     #[test]

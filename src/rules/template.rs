@@ -3,7 +3,8 @@
 //! Compiled when the rule is loaded; a variable, filter or test that there is not refuses the load.
 //! Strict: a field that a payload lacks fails the rendering, because half a sentence reads like a
 //! whole one. No loader, no includes, no files; work is limited by fuel, length by
-//! `text_bytes_max`. What cannot be rendered is replaced by [`plain`]: an alert always goes out.
+//! `text_bytes_max`. What cannot be rendered is replaced by a plain sentence: an alert
+//! always goes out.
 
 use std::fmt;
 use std::sync::Arc;
@@ -230,10 +231,18 @@ impl Templates {
 /// At most `bytes_max` bytes, cut between characters.
 fn shorten(mut text: String, bytes_max: usize) -> String {
     if text.len() > bytes_max {
-        text.truncate(text.floor_char_boundary(bytes_max.saturating_sub('…'.len_utf8())));
+        truncate(&mut text, bytes_max.saturating_sub('…'.len_utf8()));
         text.push('…');
     }
     text
+}
+
+/// Cuts `text` to at most `bytes_max` bytes, between characters.
+pub(super) fn truncate(text: &mut String, mut bytes_max: usize) {
+    while !text.is_char_boundary(bytes_max.min(text.len())) {
+        bytes_max -= 1;
+    }
+    text.truncate(bytes_max);
 }
 
 /// The text of a rule that has none: its name, what happened, the topic and the payload.
@@ -547,7 +556,7 @@ mod tests {
                 templates.add("t", source, KNOWN).expect("compiles");
                 for payload in [text.as_bytes(), &bytes] {
                     if let Some(scene) = scene(payload) {
-                        let _ = templates.render("t", scene);
+                        drop(templates.render("t", scene));
                     }
                 }
             }
