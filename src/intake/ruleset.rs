@@ -59,10 +59,7 @@ impl RuleSet {
         let paths = match toml_files(dir) {
             Ok(paths) => paths,
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Ok(Self {
-                    missing: true,
-                    ..Self::empty(limits)
-                });
+                return Ok(Self { missing: true, ..Self::empty(limits) });
             }
             Err(error) => {
                 let what = format!("cannot read the directory: {error}");
@@ -123,12 +120,9 @@ impl RuleSet {
             .collect();
         problems.extend(contact_problems);
         match Rules::load(files, complete.then_some(&known), &limits.rules) {
-            Ok(rules) if problems.is_empty() => Ok(Self {
-                rules,
-                directory,
-                files: files.len(),
-                missing: false,
-            }),
+            Ok(rules) if problems.is_empty() => {
+                Ok(Self { rules, directory, files: files.len(), missing: false })
+            }
             Ok(_) => Err(problems),
             Err(rule_problems) => {
                 problems.extend(rule_problems);
@@ -154,14 +148,8 @@ fn toml_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
-        let hidden = path
-            .file_name()
-            .is_none_or(|name| name.to_string_lossy().starts_with('.'));
-        if !hidden
-            && path
-                .extension()
-                .is_some_and(|extension| extension == "toml")
-        {
+        let hidden = path.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
+        if !hidden && path.extension().is_some_and(|extension| extension == "toml") {
             paths.push(path);
         }
     }
@@ -257,10 +245,7 @@ mod tests {
                     b"[[rule]]\nname = 'r'\ntopic = 'a'\nto = ['ana']\nwhen = 'payloda > 1'\n",
                 ),
                 ("b.toml", b"[[rule]\n"),
-                (
-                    "c.toml",
-                    b"[[contcat]]\nname = 'ana'\n\n[[route]]\nname = 'x'\n",
-                ),
+                ("c.toml", b"[[contcat]]\nname = 'ana'\n\n[[route]]\nname = 'x'\n"),
                 ("d.toml", b"[[contact]]\nname = 'ben'\nsms = '123'\n"),
                 ("e.toml", RULE),
                 ("f.toml", b"ok = 1\n# \xff\n"),
@@ -358,10 +343,7 @@ mod tests {
             told(freezer, "{\"temp_c\": -18.0}"),
             ["ana sms: kiel freezer 1 is cold again after 0s: -18.0 °C"]
         );
-        assert_eq!(
-            told("site/kiel/door/2", "open"),
-            ["ben sms: kiel: door 2 is open"]
-        );
+        assert_eq!(told("site/kiel/door/2", "open"), ["ben sms: kiel: door 2 is open"]);
         assert_eq!(
             told("panic/workshop", "pressed"),
             [

@@ -434,10 +434,7 @@ mod tests {
 
     fn rules(text: &str) -> Rules {
         let file = TomlFile::parse("rules/a.toml", text).expect("TOML");
-        let contacts = [Known {
-            name: "ana".into(),
-            channels: vec![Channel::Sms],
-        }];
+        let contacts = [Known { name: "ana".into(), channels: vec![Channel::Sms] }];
         Rules::load(&[file], Some(&contacts), &Config::default()).expect("right")
     }
 

@@ -514,10 +514,8 @@ mod tests {
             name: name.into(),
             channels: channels.to_vec(),
         };
-        let contacts = [
-            contact("ana", &[Channel::Push, Channel::Sms]),
-            contact("ben", &[Channel::Sms]),
-        ];
+        let contacts =
+            [contact("ana", &[Channel::Push, Channel::Sms]), contact("ben", &[Channel::Sms])];
         Rules::load(&files, Some(&contacts), config).map_err(|problems| {
             let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
             lines.join("\n")
@@ -703,10 +701,7 @@ by = ["push"]
     #[test]
     fn a_name_is_taken_once_in_all_files() {
         let text = "\n[[rule]]\ntopic = 'a'\nto = []\nname = 'x'\n";
-        let found = load_all(
-            &[("rules/a.toml", text), ("rules/b.toml", text)],
-            &Config::default(),
-        );
+        let found = load_all(&[("rules/a.toml", text), ("rules/b.toml", text)], &Config::default());
         insta::assert_snapshot!(found.expect_err("taken"), @r#"rules/b.toml:5: rule "x": `name`: the name is taken by the rule at rules/a.toml:5; choose another"#);
     }
 

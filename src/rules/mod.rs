@@ -109,17 +109,10 @@ mod tests {
     #[test]
     fn defaults_are_in_range_and_what_is_not_is_named() {
         assert_eq!(Config::default().validate(), [""; 0]);
-        let config = Config {
-            rules_max: 0,
-            payload_depth_max: 101,
-            ..Config::default()
-        };
+        let config = Config { rules_max: 0, payload_depth_max: 101, ..Config::default() };
         assert_eq!(
             config.validate(),
-            [
-                "rules_max: must be from 1 to 1000000",
-                "payload_depth_max: must be from 1 to 100",
-            ]
+            ["rules_max: must be from 1 to 1000000", "payload_depth_max: must be from 1 to 100",]
         );
     }
 
