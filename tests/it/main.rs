@@ -4,6 +4,8 @@
 use std::time::{Duration, Instant};
 
 mod dispatch;
+mod fake;
+mod providers;
 mod store;
 
 /// Waits until a level is reached; never for a fixed time. Generous, so that a slow machine only
