@@ -1,5 +1,5 @@
 //! Integration tests: the whole application over real sockets.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::string_slice, missing_docs)]
 
 use std::time::{Duration, Instant};
 
