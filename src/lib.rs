@@ -21,3 +21,13 @@ pub mod store;
 // Floor 3: engines.
 pub mod dispatch;
 pub mod intake;
+
+// Floor 4: edges.
+pub mod api;
+pub mod console;
+
+// Floor 5: the whole.
+pub mod certs;
+pub mod cli;
+pub mod config;
+pub mod instance;
