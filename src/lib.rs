@@ -14,6 +14,9 @@ pub mod span;
 pub mod telemetry;
 pub mod topic;
 
+// Floor 1: pure.
+pub mod channel;
+
 // Floor 2: adapters.
 pub mod provider;
 pub mod store;
