@@ -16,6 +16,9 @@ pub mod topic;
 
 // Floor 1: pure.
 pub mod channel;
+pub mod notify;
+pub mod payload;
+pub mod rules;
 
 // Floor 2: adapters.
 pub mod provider;

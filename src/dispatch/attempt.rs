@@ -31,10 +31,7 @@ pub(super) struct Context {
 #[derive(Debug)]
 pub(super) enum Report {
     /// The row waits.
-    Waits {
-        message: Box<Message>,
-        elsewhere: bool,
-    },
+    Waits { message: Box<Message>, elsewhere: bool },
     /// The row has ended; another may go on.
     Ended { follow_up: Option<Box<Message>> },
     /// The row could not be read, written, or is not there: leave it.
@@ -79,15 +76,9 @@ pub(super) async fn run(
     let started = Instant::now();
     let outcome = provider.send(&message).await;
     let elapsed = started.elapsed();
-    context
-        .metrics
-        .attempt_seconds
-        .observe(elapsed.as_secs_f64());
+    context.metrics.attempt_seconds.observe(elapsed.as_secs_f64());
     let word = word_of(&outcome);
-    let label = ByOutcome {
-        provider: name.to_string(),
-        outcome: word,
-    };
+    let label = ByOutcome { provider: name.to_string(), outcome: word };
     context.metrics.attempts.get_or_create(&label).inc();
     log(&message, name, number, &outcome, elapsed.as_millis());
 
@@ -103,28 +94,18 @@ pub(super) async fn store_next(context: &Context, message: Message, next: Next) 
     if let (Some(provider), Some(reference)) = (&message.provider, &message.provider_ref) {
         op.put_reference(provider, reference, message.id);
     }
-    if let Next::Ended {
-        follow_up: Some(follow_up),
-    } = &next
-    {
+    if let Next::Ended { follow_up: Some(follow_up) } = &next {
         op.put_new_message(follow_up);
     }
     if context.store.commit(vec![op]).await.is_err() {
         return Report::Lost;
     }
     match next {
-        Next::Wait { elsewhere } => Report::Waits {
-            message: Box::new(message),
-            elsewhere,
-        },
+        Next::Wait { elsewhere } => Report::Waits { message: Box::new(message), elsewhere },
         Next::Ended { follow_up } => {
             if !matches!(message.status, Status::Sent | Status::Delivered) {
                 let reason = message.reason.unwrap_or(Reason::Canceled);
-                context
-                    .metrics
-                    .messages_dead
-                    .get_or_create(&ByReason { reason })
-                    .inc();
+                context.metrics.messages_dead.get_or_create(&ByReason { reason }).inc();
                 tracing::warn!(
                     message_id = %message.id, channel = %message.target.channel,
                     status = %message.status, %reason,
@@ -174,9 +155,9 @@ async fn find_earlier(
         return None;
     }
     match provider.lookup(message, since).await {
-        Lookup::Found(references) => references
-            .into_iter()
-            .find(|reference| claim(context, message.id, name, reference)),
+        Lookup::Found(references) => {
+            references.into_iter().find(|reference| claim(context, message.id, name, reference))
+        }
         Lookup::NotFound => None,
         Lookup::Inconclusive { detail } => {
             tracing::warn!(
@@ -212,14 +193,8 @@ fn claim(context: &Context, id: MessageId, name: &Arc<str>, reference: &str) -> 
             return false;
         }
     }
-    let mut claims = context
-        .claims
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
-    *claims
-        .entry((Arc::clone(name), reference.to_owned()))
-        .or_insert(id)
-        == id
+    let mut claims = context.claims.lock().unwrap_or_else(PoisonError::into_inner);
+    *claims.entry((Arc::clone(name), reference.to_owned())).or_insert(id) == id
 }
 
 async fn found_earlier(
@@ -239,10 +214,7 @@ async fn found_earlier(
     message.provider = Some(Arc::clone(name));
     message.provider_ref = Some(reference.clone());
     let report = store_next(context, message, Next::Ended { follow_up: None }).await;
-    let mut claims = context
-        .claims
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+    let mut claims = context.claims.lock().unwrap_or_else(PoisonError::into_inner);
     claims.remove(&(Arc::clone(name), reference));
     (report, LaneNews::Works)
 }

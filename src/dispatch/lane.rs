@@ -39,12 +39,7 @@ pub(super) struct Lane {
 #[derive(Clone, Debug)]
 enum Gate {
     Open,
-    Closed {
-        state: LaneState,
-        until: Timestamp,
-        reason: Reason,
-        detail: String,
-    },
+    Closed { state: LaneState, until: Timestamp, reason: Reason, detail: String },
 }
 
 /// Whether a lane can take a message now.
@@ -64,11 +59,7 @@ pub(super) enum LaneNews {
     /// The provider works, whatever it said of the message.
     Works,
     /// The provider failed, or asks for a slower pace.
-    Failed {
-        reason: Reason,
-        detail: String,
-        after: Option<Duration>,
-    },
+    Failed { reason: Reason, detail: String, after: Option<Duration> },
     /// The provider refuses our account or configuration.
     Refused { reason: Reason, detail: String },
     /// Nothing was learned.
@@ -156,29 +147,17 @@ impl Lane {
             LaneNews::Works => {
                 self.failures = 0;
                 match &self.gate {
-                    Gate::Open
-                    | Gate::Closed {
-                        state: LaneState::Paused,
-                        ..
-                    } => LaneChange::None,
+                    Gate::Open | Gate::Closed { state: LaneState::Paused, .. } => LaneChange::None,
                     // A call that had started before the lane closed: not the probe.
                     Gate::Closed { until, .. } if now < *until => LaneChange::None,
                     Gate::Closed { .. } => self.open(),
                 }
             }
-            LaneNews::Failed {
-                reason,
-                detail,
-                after: Some(after),
-            } => {
+            LaneNews::Failed { reason, detail, after: Some(after) } => {
                 let until = now.plus(after.min(PAUSE_MAX));
                 self.close(LaneState::Paused, until, reason, detail)
             }
-            LaneNews::Failed {
-                reason,
-                detail,
-                after: None,
-            } => {
+            LaneNews::Failed { reason, detail, after: None } => {
                 self.failures += 1;
                 let probe_failed = matches!(&self.gate,
                     Gate::Closed { state: LaneState::BreakerOpen, until, .. } if now >= *until);
@@ -207,22 +186,13 @@ impl Lane {
         detail: String,
     ) -> LaneChange {
         // A longer wait or a graver state is never replaced by a late answer of less weight.
-        if let Gate::Closed {
-            state: known,
-            until: known_until,
-            ..
-        } = &self.gate
+        if let Gate::Closed { state: known, until: known_until, .. } = &self.gate
             && now_graver(*known, state)
             && *known_until > until
         {
             return LaneChange::None;
         }
-        self.gate = Gate::Closed {
-            state,
-            until,
-            reason,
-            detail,
-        };
+        self.gate = Gate::Closed { state, until, reason, detail };
         LaneChange::Closed
     }
 
@@ -242,17 +212,12 @@ impl Lane {
         now: Timestamp,
     ) -> (LaneState, Option<Reason>, Option<&str>, Option<Timestamp>) {
         match &self.gate {
-            Gate::Closed {
-                state: LaneState::Paused,
-                until,
-                ..
-            } if now >= *until => (LaneState::Up, None, None, None),
-            Gate::Closed {
-                state,
-                until,
-                reason,
-                detail,
-            } => (*state, Some(*reason), Some(detail), Some(*until)),
+            Gate::Closed { state: LaneState::Paused, until, .. } if now >= *until => {
+                (LaneState::Up, None, None, None)
+            }
+            Gate::Closed { state, until, reason, detail } => {
+                (*state, Some(*reason), Some(detail), Some(*until))
+            }
             Gate::Open => (LaneState::Up, None, None, None),
         }
     }
@@ -297,11 +262,7 @@ mod tests {
 
     fn failed() -> LaneNews {
         let detail = String::new();
-        LaneNews::Failed {
-            reason: Reason::ProviderUnavailable,
-            detail,
-            after: None,
-        }
+        LaneNews::Failed { reason: Reason::ProviderUnavailable, detail, after: None }
     }
 
     #[test]
@@ -338,17 +299,9 @@ mod tests {
         assert_eq!(lane.standing(at(999)), Standing::Down(Some(at(1000))));
         assert_eq!(lane.standing(at(1000)), Standing::Free);
         lane.start();
-        assert_eq!(
-            lane.standing(at(1000)),
-            Standing::Down(None),
-            "one probe only"
-        );
+        assert_eq!(lane.standing(at(1000)), Standing::Down(None), "one probe only");
         assert_eq!(lane.finish(failed(), at(1000)), LaneChange::Closed);
-        assert_eq!(
-            lane.standing(at(1001)),
-            Standing::Down(Some(at(3000))),
-            "twice as long"
-        );
+        assert_eq!(lane.standing(at(1001)), Standing::Down(Some(at(3000))), "twice as long");
         assert_eq!(lane.standing(at(3000)), Standing::Free);
         lane.start();
         assert_eq!(lane.finish(LaneNews::Works, at(3000)), LaneChange::Opened);
@@ -360,14 +313,7 @@ mod tests {
         let mut lane = lane(None);
         let after = Some(Duration::from_secs(7));
         let (reason, detail) = (Reason::Throttled, String::new());
-        lane.finish(
-            LaneNews::Failed {
-                reason,
-                detail,
-                after,
-            },
-            at(0),
-        );
+        lane.finish(LaneNews::Failed { reason, detail, after }, at(0));
         assert_eq!(lane.standing(at(6999)), Standing::Down(Some(at(7000))));
         assert_eq!(lane.standing(at(7000)), Standing::Free);
     }
@@ -375,10 +321,8 @@ mod tests {
     #[test]
     fn a_refusal_stops_the_lane_until_a_probe_succeeds() {
         let mut lane = lane(None);
-        let refused = || LaneNews::Refused {
-            reason: Reason::BadCredentials,
-            detail: String::new(),
-        };
+        let refused =
+            || LaneNews::Refused { reason: Reason::BadCredentials, detail: String::new() };
         assert_eq!(lane.finish(refused(), at(0)), LaneChange::Closed);
         // Late answers of calls that were under way change nothing.
         assert_eq!(lane.finish(LaneNews::Works, at(10)), LaneChange::None);

@@ -68,11 +68,7 @@ impl Config {
         at_least("retry.max", self.retry.max, self.retry.first);
         at_least("breaker.first", self.breaker.first, Span::from_millis(10));
         at_least("breaker.max", self.breaker.max, self.breaker.first);
-        at_least(
-            "breaker.probe_refused",
-            self.breaker.probe_refused,
-            Span::from_millis(10),
-        );
+        at_least("breaker.probe_refused", self.breaker.probe_refused, Span::from_millis(10));
         if self.breaker.failures == 0 {
             problems.push("dispatch.breaker.failures: at least 1".to_owned());
         }
@@ -95,11 +91,7 @@ pub struct RetryConfig {
 
 impl Default for RetryConfig {
     fn default() -> Self {
-        Self {
-            first: Span::from_secs(1),
-            max: Span::from_secs(300),
-            attempts_max: 0,
-        }
+        Self { first: Span::from_secs(1), max: Span::from_secs(300), attempts_max: 0 }
     }
 }
 
@@ -248,11 +240,7 @@ pub enum LaneState {
 impl Dispatch {
     /// Tells of new messages that are durable. Never blocks.
     pub fn add<'a>(&self, messages: impl IntoIterator<Item = &'a Message>) {
-        let mut inbox = self
-            .shared
-            .inbox
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut inbox = self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner);
         let before = inbox.len();
         inbox.extend(messages.into_iter().map(Waiting::of));
         let added = inbox.len() - before;
@@ -276,8 +264,7 @@ impl Dispatch {
 
     /// Lets a stopped, paused or broken lane try again at once.
     pub async fn resume(&self, provider: &str) -> Result<(), ControlError> {
-        self.ask(|answer| Command::Resume(provider.to_owned(), answer))
-            .await
+        self.ask(|answer| Command::Resume(provider.to_owned(), answer)).await
     }
 
     async fn ask<T>(
@@ -285,20 +272,13 @@ impl Dispatch {
         command: impl FnOnce(oneshot::Sender<Result<T, ControlError>>) -> Command,
     ) -> Result<T, ControlError> {
         let (answer, answered) = oneshot::channel();
-        self.commands
-            .send(command(answer))
-            .await
-            .map_err(|_| ControlError::Stopped)?;
+        self.commands.send(command(answer)).await.map_err(|_| ControlError::Stopped)?;
         answered.await.unwrap_or(Err(ControlError::Stopped))
     }
 
     /// Every lane as it stands.
     pub fn lanes(&self) -> Vec<LaneStatus> {
-        self.shared
-            .lanes
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.shared.lanes.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How many messages have not ended.
@@ -335,14 +315,7 @@ impl Dispatcher {
     /// # Errors
     /// The store could not be read or written.
     pub async fn open(config: &Config, parts: Parts) -> anyhow::Result<(Dispatch, Self)> {
-        let Parts {
-            store,
-            clock,
-            metrics,
-            run,
-            lanes: specs,
-            routes,
-        } = parts;
+        let Parts { store, clock, metrics, run, lanes: specs, routes } = parts;
         let now = clock.now();
         let mut queue = Queue::default();
         let mut cut_off = Vec::new();
@@ -395,13 +368,7 @@ impl Dispatcher {
         let routes = routes
             .into_iter()
             .map(|(channel, names)| {
-                (
-                    channel,
-                    names
-                        .iter()
-                        .filter_map(|name| by_name.get(name).copied())
-                        .collect(),
-                )
+                (channel, names.iter().filter_map(|name| by_name.get(name).copied()).collect())
             })
             .collect();
 
@@ -432,13 +399,7 @@ impl Dispatcher {
             running: HashMap::new(),
         };
         dispatcher.show(now);
-        Ok((
-            Dispatch {
-                shared,
-                commands: sender,
-            },
-            dispatcher,
-        ))
+        Ok((Dispatch { shared, commands: sender }, dispatcher))
     }
 
     /// Sends until told to stop; then waits for the calls in flight.
@@ -468,11 +429,7 @@ impl Dispatcher {
     /// Everything that has come in, before anything is decided.
     fn take_all(&mut self) {
         let new = {
-            let mut inbox = self
-                .shared
-                .inbox
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut inbox = self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *inbox)
         };
         for waiting in new {
@@ -526,12 +483,7 @@ impl Dispatcher {
     ) {
         let handle = self.tasks.spawn(async move {
             let (report, news) = work.await;
-            Finished {
-                id,
-                lane,
-                report,
-                news,
-            }
+            Finished { id, lane, report, news }
         });
         self.running.insert(handle.id(), (id, lane));
     }
@@ -550,11 +502,7 @@ impl Dispatcher {
                 tracing::error!(message_id = %id, %error, "an attempt ended in a fault of ours");
                 let detail = "an attempt ended in a fault of ours; see the log".to_owned();
                 let reason = Reason::NoAnswer;
-                let news = LaneNews::Failed {
-                    reason,
-                    detail,
-                    after: None,
-                };
+                let news = LaneNews::Failed { reason, detail, after: None };
                 self.requeue_from_store(id, now);
                 self.lane_news(lane, news, now);
                 return;
@@ -608,14 +556,11 @@ impl Dispatcher {
         if route.len() < 2 || turn.is_multiple_of(route.len()) {
             return false;
         }
-        route
-            .iter()
-            .filter(|index| Some(**index) != failed)
-            .any(|index| {
-                self.lanes
-                    .get_mut(*index)
-                    .is_some_and(|lane| !matches!(lane.standing(now), Standing::Down(_)))
-            })
+        route.iter().filter(|index| Some(**index) != failed).any(|index| {
+            self.lanes
+                .get_mut(*index)
+                .is_some_and(|lane| !matches!(lane.standing(now), Standing::Down(_)))
+        })
     }
 
     fn lane_news(&mut self, index: Option<usize>, news: LaneNews, now: Timestamp) {
@@ -660,10 +605,7 @@ impl Dispatcher {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Resume(name, answer) => {
-                let known = self
-                    .lanes
-                    .iter()
-                    .position(|lane| *lane.settings.name == *name);
+                let known = self.lanes.iter().position(|lane| *lane.settings.name == *name);
                 let result = known.ok_or(ControlError::NoProvider(name)).map(|index| {
                     if let Some(lane) = self.lanes.get_mut(index) {
                         lane.open();
@@ -689,10 +631,7 @@ impl Dispatcher {
                     message.updated_at = now;
                     message.detail = Some("put back by an operator".to_owned());
                     message.reason = None;
-                    Some(Report::Waits {
-                        message: Box::new(message.clone()),
-                        elsewhere: false,
-                    })
+                    Some(Report::Waits { message: Box::new(message.clone()), elsewhere: false })
                 });
             }
             Command::Cancel(id, answer) => {
@@ -752,46 +691,22 @@ impl Dispatcher {
 
     /// Publishes what others may see: counts, lanes, gauges.
     fn show(&self, now: Timestamp) {
-        let inbox = self
-            .shared
-            .inbox
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len();
-        self.shared
-            .waiting
-            .store(self.queue.len() + inbox, Ordering::Relaxed);
+        let inbox = self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner).len();
+        self.shared.waiting.store(self.queue.len() + inbox, Ordering::Relaxed);
         let metrics = &self.context.metrics;
-        metrics
-            .outbox_messages
-            .set(i64::try_from(self.queue.len() + inbox).unwrap_or(i64::MAX));
-        let lanes: Vec<LaneStatus> = self
-            .lanes
-            .iter()
-            .map(|lane| self.lane_status(lane, now))
-            .collect();
+        metrics.outbox_messages.set(i64::try_from(self.queue.len() + inbox).unwrap_or(i64::MAX));
+        let lanes: Vec<LaneStatus> =
+            self.lanes.iter().map(|lane| self.lane_status(lane, now)).collect();
         for lane in &lanes {
-            let label = ByProvider {
-                provider: lane.provider.to_string(),
-            };
+            let label = ByProvider { provider: lane.provider.to_string() };
             let stopped = i64::from(lane.state == LaneState::Stopped);
             metrics.provider_stopped.get_or_create(&label).set(stopped);
             let broken = i64::from(lane.state == LaneState::BreakerOpen);
-            metrics
-                .provider_breaker_open
-                .get_or_create(&label)
-                .set(broken);
+            metrics.provider_breaker_open.get_or_create(&label).set(broken);
             let in_flight = i64::try_from(lane.in_flight).unwrap_or(i64::MAX);
-            metrics
-                .attempts_in_flight
-                .get_or_create(&label)
-                .set(in_flight);
+            metrics.attempts_in_flight.get_or_create(&label).set(in_flight);
         }
-        *self
-            .shared
-            .lanes
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = lanes;
+        *self.shared.lanes.write().unwrap_or_else(PoisonError::into_inner) = lanes;
     }
 
     fn lane_status(&self, lane: &Lane, now: Timestamp) -> LaneStatus {
@@ -806,10 +721,7 @@ impl Dispatcher {
             detail: detail.map(str::to_owned),
             until,
             in_flight: lane.in_flight,
-            ready: channels
-                .iter()
-                .map(|channel| self.queue.ready_on(*channel))
-                .sum(),
+            ready: channels.iter().map(|channel| self.queue.ready_on(*channel)).sum(),
         }
     }
 }

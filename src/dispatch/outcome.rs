@@ -4,11 +4,9 @@ use std::time::Duration;
 
 use super::RetryConfig;
 use super::lane::LaneNews;
-use crate::channel;
 use crate::clock::Timestamp;
-use crate::model::{
-    AlertId, AlertState, Attempt, AttemptOutcome, Message, MessageId, Reason, Status,
-};
+use crate::model::{Attempt, AttemptOutcome, Message, Reason, Status};
+use crate::notify::plan;
 use crate::provider::{RetryScope, Scope, SendOutcome};
 
 /// What happens to the message next.
@@ -46,27 +44,11 @@ pub(super) fn settle(
     random: f64,
 ) -> (Next, LaneNews) {
     message.updated_at = now;
-    let provider = message
-        .attempts
-        .last()
-        .map(|attempt| attempt.provider.clone());
+    let provider = message.attempts.last().map(|attempt| attempt.provider.clone());
     match outcome {
-        SendOutcome::Accepted {
-            provider_ref,
-            segments,
-            delivered,
-        } => {
-            close_attempt(
-                message,
-                AttemptOutcome::Accepted {
-                    provider_ref: provider_ref.clone(),
-                },
-            );
-            message.status = if delivered {
-                Status::Delivered
-            } else {
-                Status::Sent
-            };
+        SendOutcome::Accepted { provider_ref, segments, delivered } => {
+            close_attempt(message, AttemptOutcome::Accepted { provider_ref: provider_ref.clone() });
+            message.status = if delivered { Status::Delivered } else { Status::Sent };
             (message.reason, message.detail) = (None, None);
             message.provider = provider;
             message.provider_ref = provider_ref;
@@ -75,94 +57,34 @@ pub(super) fn settle(
             }
             (Next::Ended { follow_up: None }, LaneNews::Works)
         }
-        SendOutcome::Retry {
-            reason,
-            after,
-            scope,
-            detail,
-        } => {
-            close_attempt(
-                message,
-                AttemptOutcome::Retry {
-                    reason,
-                    detail: detail.clone(),
-                },
-            );
+        SendOutcome::Retry { reason, after, scope, detail } => {
+            close_attempt(message, AttemptOutcome::Retry { reason, detail: detail.clone() });
             let news = match scope {
-                RetryScope::Provider => LaneNews::Failed {
-                    reason,
-                    detail: detail.clone(),
-                    after,
-                },
+                RetryScope::Provider => LaneNews::Failed { reason, detail: detail.clone(), after },
                 RetryScope::Message => LaneNews::Works,
             };
             let elsewhere = scope == RetryScope::Provider;
-            (
-                wait(
-                    message,
-                    (reason, detail),
-                    after,
-                    elsewhere,
-                    config,
-                    now,
-                    random,
-                ),
-                news,
-            )
+            (wait(message, (reason, detail), after, elsewhere, config, now, random), news)
         }
         SendOutcome::Unknown { detail } => {
-            close_attempt(
-                message,
-                AttemptOutcome::Unknown {
-                    detail: detail.clone(),
-                },
-            );
-            let news = LaneNews::Failed {
-                reason: Reason::NoAnswer,
-                detail: detail.clone(),
-                after: None,
-            };
+            close_attempt(message, AttemptOutcome::Unknown { detail: detail.clone() });
+            let news =
+                LaneNews::Failed { reason: Reason::NoAnswer, detail: detail.clone(), after: None };
             let why = (Reason::NoAnswer, detail);
             (wait(message, why, None, true, config, now, random), news)
         }
-        SendOutcome::Rejected {
-            reason,
-            scope: Scope::Provider,
-            detail,
-        } => {
-            close_attempt(
-                message,
-                AttemptOutcome::Rejected {
-                    reason,
-                    detail: detail.clone(),
-                },
-            );
-            let news = LaneNews::Refused {
-                reason,
-                detail: detail.clone(),
-            };
+        SendOutcome::Rejected { reason, scope: Scope::Provider, detail } => {
+            close_attempt(message, AttemptOutcome::Rejected { reason, detail: detail.clone() });
+            let news = LaneNews::Refused { reason, detail: detail.clone() };
             // Not the message's fault: it keeps its turn, and the closed lane holds it.
             message.status = Status::Queued;
             (message.reason, message.detail) = (Some(reason), Some(detail));
             message.due_at = now;
             (Next::Wait { elsewhere: true }, news)
         }
-        SendOutcome::Rejected {
-            reason,
-            scope: Scope::Recipient | Scope::Content,
-            detail,
-        } => {
-            close_attempt(
-                message,
-                AttemptOutcome::Rejected {
-                    reason,
-                    detail: detail.clone(),
-                },
-            );
-            (
-                end(message, Status::Failed, reason, detail, now),
-                LaneNews::Works,
-            )
+        SendOutcome::Rejected { reason, scope: Scope::Recipient | Scope::Content, detail } => {
+            close_attempt(message, AttemptOutcome::Rejected { reason, detail: detail.clone() });
+            (end(message, Status::Failed, reason, detail, now), LaneNews::Works)
         }
     }
 }
@@ -191,50 +113,12 @@ pub(super) fn end(
     (message.reason, message.detail) = (Some(reason), Some(detail));
     // What nobody wants any more, or what is too late, goes nowhere else either.
     let goes_on = status == Status::Failed && now < message.expires_at;
-    let follow_up = if goes_on {
-        next_channel(message, now)
-    } else {
-        None
-    };
+    let follow_up = if goes_on { plan::next(message, now) } else { None };
     if let (Some(next), Some(detail)) = (&follow_up, &mut message.detail) {
         detail.push_str("; goes on by ");
         detail.push_str(next.target.channel.as_str());
     }
-    Next::Ended {
-        follow_up: follow_up.map(Box::new),
-    }
-}
-
-fn next_channel(message: &Message, now: Timestamp) -> Option<Message> {
-    let (target, then) = message.then.split_first()?;
-    // An API message has no alert; its own id stands in, so that the new id is as repeatable.
-    let alert = message
-        .alert
-        .as_ref()
-        .map_or_else(|| AlertId::new(*message.id.as_uuid()), |alert| alert.id);
-    let state = message
-        .alert
-        .as_ref()
-        .map_or(AlertState::Firing, |alert| alert.state);
-    let (content, segments) = channel::fit(target.channel, message.content.clone());
-    Some(Message {
-        id: MessageId::derive(alert, state, target.channel, &target.address),
-        target: target.clone(),
-        then: then.to_vec(),
-        content,
-        segments,
-        created_at: now,
-        status: Status::Queued,
-        reason: None,
-        detail: None,
-        due_at: now,
-        updated_at: now,
-        attempt_count: 0,
-        attempts: Vec::new(),
-        provider: None,
-        provider_ref: None,
-        ..message.clone()
-    })
+    Next::Ended { follow_up: follow_up.map(Box::new) }
 }
 
 fn close_attempt(message: &mut Message, outcome: AttemptOutcome) {
@@ -255,13 +139,7 @@ fn wait(
 ) -> Next {
     if config.attempts_max > 0 && message.attempt_count >= config.attempts_max {
         let detail = format!("{} attempts, the last: {detail}", message.attempt_count);
-        return end(
-            message,
-            Status::Failed,
-            Reason::AttemptsExhausted,
-            detail,
-            now,
-        );
+        return end(message, Status::Failed, Reason::AttemptsExhausted, detail, now);
     }
     message.status = Status::Queued;
     (message.reason, message.detail) = (Some(reason), Some(detail));
@@ -275,7 +153,5 @@ fn wait(
 pub(super) fn backoff(config: &RetryConfig, attempt: u32, random: f64) -> Duration {
     let first: Duration = config.first.into();
     let ceiling = first.saturating_mul(1_u32 << attempt.saturating_sub(1).min(30));
-    ceiling
-        .min(config.max.into())
-        .mul_f64(random.clamp(0.0, 1.0))
+    ceiling.min(config.max.into()).mul_f64(random.clamp(0.0, 1.0))
 }

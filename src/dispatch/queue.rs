@@ -84,9 +84,7 @@ impl Queue {
 
     /// Whether an attempt or a command has it. `None`: not here.
     pub(super) fn is_taken(&self, id: MessageId) -> Option<bool> {
-        self.entries
-            .get(&id)
-            .map(|(_, place)| *place == Place::Taken)
+        self.entries.get(&id).map(|(_, place)| *place == Place::Taken)
     }
 
     /// Puts a message in, or one that was taken back.
@@ -166,10 +164,7 @@ impl Queue {
             self.timed.pop_first();
             if let Some((waiting, place)) = self.entries.get_mut(&id) {
                 *place = Place::Ready;
-                self.ready
-                    .entry(waiting.channel)
-                    .or_default()
-                    .insert(waiting.order());
+                self.ready.entry(waiting.channel).or_default().insert(waiting.order());
             }
         }
         let mut picked = Picked::default();

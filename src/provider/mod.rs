@@ -24,11 +24,7 @@ pub trait Provider: Send + Sync {
     /// Asks the provider for calls like `message` that it took at or after `since`: for an attempt
     /// whose answer was never read. Only called where [`Provider::can_look_up`].
     fn lookup<'a>(&'a self, _message: &'a Message, _since: Timestamp) -> BoxFuture<'a, Lookup> {
-        Box::pin(async {
-            Lookup::Inconclusive {
-                detail: "no list call".to_owned(),
-            }
-        })
+        Box::pin(async { Lookup::Inconclusive { detail: "no list call".to_owned() } })
     }
 }
 

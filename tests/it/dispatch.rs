@@ -54,8 +54,7 @@ impl Provider for Scripted {
         Box::pin(async move {
             self.sent.lock().unwrap().push(message.id);
             let next = self.answers.lock().unwrap().pop_front();
-            next.or_else(|| self.always.lock().unwrap().clone())
-                .unwrap_or_else(accepted)
+            next.or_else(|| self.always.lock().unwrap().clone()).unwrap_or_else(accepted)
         })
     }
 
@@ -65,22 +64,12 @@ impl Provider for Scripted {
 
     fn lookup<'a>(&'a self, _message: &'a Message, _since: Timestamp) -> BoxFuture<'a, Lookup> {
         let known = self.knows.lock().unwrap().clone().unwrap_or_default();
-        Box::pin(async {
-            if known.is_empty() {
-                Lookup::NotFound
-            } else {
-                Lookup::Found(known)
-            }
-        })
+        Box::pin(async { if known.is_empty() { Lookup::NotFound } else { Lookup::Found(known) } })
     }
 }
 
 fn accepted() -> SendOutcome {
-    SendOutcome::Accepted {
-        provider_ref: None,
-        segments: None,
-        delivered: false,
-    }
+    SendOutcome::Accepted { provider_ref: None, segments: None, delivered: false }
 }
 
 fn unavailable() -> SendOutcome {
@@ -93,11 +82,7 @@ fn unavailable() -> SendOutcome {
 }
 
 fn rejected(reason: Reason, scope: Scope) -> SendOutcome {
-    SendOutcome::Rejected {
-        reason,
-        scope,
-        detail: "no".to_owned(),
-    }
+    SendOutcome::Rejected { reason, scope, detail: "no".to_owned() }
 }
 
 fn message(number: u64, channel: Channel) -> Message {
@@ -111,11 +96,7 @@ fn message(number: u64, channel: Channel) -> Message {
         target: Target { channel, address },
         then: Vec::new(),
         severity: Severity::Warning,
-        content: Content {
-            title: None,
-            text: "text".into(),
-            template: None,
-        },
+        content: Content { title: None, text: "text".into(), template: None },
         segments: None,
         created_at: now,
         expires_at: now.plus(Duration::from_secs(3600)),
@@ -184,13 +165,7 @@ impl Running {
         let (dispatch, dispatcher) = Dispatcher::open(&config, parts).await.unwrap();
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(dispatcher.run(stopped));
-        Self {
-            store,
-            dispatch,
-            stop,
-            task,
-            _directory: directory,
-        }
+        Self { store, dispatch, stop, task, _directory: directory }
     }
 
     async fn add(&self, message: &Message) {
@@ -227,14 +202,8 @@ async fn a_failed_attempt_is_repeated_and_both_are_on_record() {
     running.add(&message).await;
     let row = running.until(message.id, Status::Sent).await;
     assert_eq!(row.attempts.len(), 2);
-    assert!(matches!(
-        row.attempts[0].outcome,
-        Some(AttemptOutcome::Retry { .. })
-    ));
-    assert!(matches!(
-        row.attempts[1].outcome,
-        Some(AttemptOutcome::Accepted { .. })
-    ));
+    assert!(matches!(row.attempts[0].outcome, Some(AttemptOutcome::Retry { .. })));
+    assert!(matches!(row.attempts[1].outcome, Some(AttemptOutcome::Accepted { .. })));
     eventually(|| running.dispatch.waiting() == 0).await;
     running.stop().await;
 }
@@ -245,9 +214,7 @@ async fn the_next_provider_takes_over_from_one_that_is_down() {
     let up = Scripted::answering([]);
     let lanes = [("down", Arc::clone(&down)), ("up", Arc::clone(&up))];
     let running = Running::start(&lanes, &[]).await;
-    let messages: Vec<_> = (0..20)
-        .map(|number| message(number, Channel::Sms))
-        .collect();
+    let messages: Vec<_> = (0..20).map(|number| message(number, Channel::Sms)).collect();
     for message in &messages {
         running.add(message).await;
     }
@@ -266,9 +233,7 @@ async fn a_provider_that_refuses_our_account_stops_and_the_messages_are_kept() {
         rejected(Reason::BadCredentials, Scope::Provider),
     ]);
     let running = Running::start(&[("one", Arc::clone(&provider))], &[]).await;
-    let messages: Vec<_> = (0..50)
-        .map(|number| message(number, Channel::Sms))
-        .collect();
+    let messages: Vec<_> = (0..50).map(|number| message(number, Channel::Sms)).collect();
     for message in &messages {
         running.add(message).await;
     }
@@ -276,24 +241,14 @@ async fn a_provider_that_refuses_our_account_stops_and_the_messages_are_kept() {
     eventually(|| running.dispatch.lanes()[0].in_flight == 0).await;
     // As many as were under way, and no more: the queue is not burnt.
     assert!(provider.sent().len() <= 2, "{}", provider.sent().len());
-    assert_eq!(
-        running.dispatch.lanes()[0].reason,
-        Some(Reason::BadCredentials)
-    );
-    assert!(
-        messages
-            .iter()
-            .all(|message| running.row(message.id).status == Status::Queued)
-    );
+    assert_eq!(running.dispatch.lanes()[0].reason, Some(Reason::BadCredentials));
+    assert!(messages.iter().all(|message| running.row(message.id).status == Status::Queued));
 
     running.dispatch.resume("one").await.unwrap();
     for message in &messages {
         running.until(message.id, Status::Sent).await;
     }
-    assert!(matches!(
-        running.dispatch.resume("two").await,
-        Err(ControlError::NoProvider(_))
-    ));
+    assert!(matches!(running.dispatch.resume("two").await, Err(ControlError::NoProvider(_))));
     running.stop().await;
 }
 
@@ -303,10 +258,7 @@ async fn a_refused_recipient_is_reached_by_the_next_channel() {
     let running = Running::start(&[("one", Arc::clone(&provider))], &[]).await;
     let mut message = message(1, Channel::Sms);
     let other = Address::Phone("+4915550100002".parse().unwrap());
-    message.then = vec![Target {
-        channel: Channel::Sms,
-        address: other,
-    }];
+    message.then = vec![Target { channel: Channel::Sms, address: other }];
     running.add(&message).await;
     let row = running.until(message.id, Status::Failed).await;
     assert_eq!(row.reason, Some(Reason::BadRecipient));
@@ -329,16 +281,8 @@ async fn nothing_is_sent_after_its_expiry() {
     running.add(&short).await;
     let row = running.until(short.id, Status::Expired).await;
     assert_eq!(row.reason, Some(Reason::Expired));
-    assert!(
-        row.detail
-            .unwrap()
-            .contains("provider_unavailable, HTTP 503")
-    );
-    assert!(
-        row.attempts
-            .iter()
-            .all(|attempt| attempt.started_at < short.expires_at)
-    );
+    assert!(row.detail.unwrap().contains("provider_unavailable, HTTP 503"));
+    assert!(row.attempts.iter().all(|attempt| attempt.started_at < short.expires_at));
     running.until(over.id, Status::Expired).await;
     assert!(!provider.sent().contains(&over.id));
     running.stop().await;
@@ -353,10 +297,7 @@ async fn an_operator_cancels_and_sends_again() {
     running.until(failing.id, Status::Failed).await;
     assert!(matches!(
         running.dispatch.cancel(failing.id).await,
-        Err(ControlError::NotAllowed {
-            status: Status::Failed,
-            ..
-        })
+        Err(ControlError::NotAllowed { status: Status::Failed, .. })
     ));
     running.dispatch.retry(failing.id).await.unwrap();
     running.until(failing.id, Status::Sent).await;
@@ -366,15 +307,9 @@ async fn an_operator_cancels_and_sends_again() {
     later.due_at = later.created_at.plus(Duration::from_secs(600));
     running.add(&later).await;
     let row = running.dispatch.cancel(later.id).await.unwrap();
-    assert_eq!(
-        (row.status, row.reason),
-        (Status::Canceled, Some(Reason::Canceled))
-    );
+    assert_eq!((row.status, row.reason), (Status::Canceled, Some(Reason::Canceled)));
     let unknown = message(3, Channel::Sms).id;
-    assert!(matches!(
-        running.dispatch.cancel(unknown).await,
-        Err(ControlError::NotFound(_))
-    ));
+    assert!(matches!(running.dispatch.cancel(unknown).await, Err(ControlError::NotFound(_))));
     running.stop().await;
 }
 
@@ -411,10 +346,7 @@ async fn an_attempt_that_a_crash_cut_off_is_unknown_and_sent_again() {
     let lanes = [("one", Arc::clone(&provider))];
     let running = Running::start(&lanes, std::slice::from_ref(&message)).await;
     let row = running.until(message.id, Status::Sent).await;
-    assert!(matches!(
-        row.attempts[0].outcome,
-        Some(AttemptOutcome::Unknown { .. })
-    ));
+    assert!(matches!(row.attempts[0].outcome, Some(AttemptOutcome::Unknown { .. })));
     assert_eq!(provider.sent(), [message.id]);
     running.stop().await;
 }
@@ -429,10 +361,6 @@ async fn what_the_provider_already_has_is_not_sent_again() {
     for message in &messages {
         running.until(message.id, Status::Sent).await;
     }
-    assert_eq!(
-        provider.sent().len(),
-        1,
-        "one was found, the other was sent"
-    );
+    assert_eq!(provider.sent().len(), 1, "one was found, the other was sent");
     running.stop().await;
 }
