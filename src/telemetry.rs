@@ -34,6 +34,16 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Everything wrong with the values.
+    pub fn problems(&self) -> Vec<String> {
+        match tracing_subscriber::EnvFilter::try_new(&self.level) {
+            Ok(_) => Vec::new(),
+            Err(error) => vec![format!("telemetry.level: {error}; write info or debug")],
+        }
+    }
+}
+
 /// The form of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
