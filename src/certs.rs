@@ -110,10 +110,7 @@ impl Pair {
 /// See [`CertError`].
 pub fn ensure_development(directory: &Path, now: Timestamp) -> Result<Option<Made>, CertError> {
     let (ca, server) = (Pair::of(directory, "ca"), Pair::of(directory, "server"));
-    if [&ca.cert, &server.cert, &server.key]
-        .iter()
-        .all(|path| path.exists())
-    {
+    if [&ca.cert, &server.cert, &server.key].iter().all(|path| path.exists()) {
         return Ok(None);
     }
     init(directory, &[], false, now).map(Some)
@@ -154,12 +151,7 @@ pub fn init(
 ///
 /// # Errors
 /// See [`CertError`].
-pub fn client(
-    directory: &Path,
-    id: &str,
-    force: bool,
-    now: Timestamp,
-) -> Result<Pair, CertError> {
+pub fn client(directory: &Path, id: &str, force: bool, now: Timestamp) -> Result<Pair, CertError> {
     if !is_id(id) {
         return Err(CertError::BadId(id.to_owned()));
     }
@@ -168,14 +160,10 @@ pub fn client(
     refuse_existing(&pair, force)?;
 
     let mut params = leaf(id, now);
-    params
-        .extended_key_usages
-        .push(ExtendedKeyUsagePurpose::ClientAuth);
+    params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
     let urn = format!("urn:watchbell:device:{id}");
-    params.subject_alt_names = vec![
-        SanType::DnsName(id.try_into()?),
-        SanType::URI(urn.as_str().try_into()?),
-    ];
+    params.subject_alt_names =
+        vec![SanType::DnsName(id.try_into()?), SanType::URI(urn.as_str().try_into()?)];
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     write(&pair, &params.signed_by(&key, &issuer)?, &key)?;
     Ok(pair)
@@ -213,16 +201,12 @@ pub fn list(directory: &Path, now: Timestamp) -> Result<Vec<Listed>, CertError> 
 }
 
 fn inspect(path: &Path, now: Timestamp) -> Result<Listed, CertError> {
-    let bad = |detail: String| CertError::Unreadable {
-        path: path.to_owned(),
-        detail,
-    };
+    let bad = |detail: String| CertError::Unreadable { path: path.to_owned(), detail };
     let text = fs::read(path).map_err(at(path))?;
     let (_, pem) = x509_parser::pem::parse_x509_pem(&text)
         .map_err(|_| bad("it holds no PEM certificate".to_owned()))?;
-    let certificate = pem
-        .parse_x509()
-        .map_err(|error| bad(format!("it holds no certificate: {error}")))?;
+    let certificate =
+        pem.parse_x509().map_err(|error| bad(format!("it holds no certificate: {error}")))?;
     let subject = certificate
         .subject()
         .iter_common_name()
@@ -234,14 +218,7 @@ fn inspect(path: &Path, now: Timestamp) -> Result<Listed, CertError> {
         .subject_alternative_name()
         .ok()
         .flatten()
-        .map(|extension| {
-            extension
-                .value
-                .general_names
-                .iter()
-                .filter_map(name_text)
-                .collect()
-        })
+        .map(|extension| extension.value.general_names.iter().filter_map(name_text).collect())
         .unwrap_or_default();
     let ends = Timestamp::from_millis(certificate.validity().not_after.timestamp() * 1000);
     Ok(Listed {
@@ -261,9 +238,7 @@ fn name_text(name: &x509_parser::extensions::GeneralName<'_>) -> Option<String> 
             if let Ok(four) = <[u8; 4]>::try_from(*bytes) {
                 Some(IpAddr::from(four).to_string())
             } else {
-                <[u8; 16]>::try_from(*bytes)
-                    .ok()
-                    .map(|sixteen| IpAddr::from(sixteen).to_string())
+                <[u8; 16]>::try_from(*bytes).ok().map(|sixteen| IpAddr::from(sixteen).to_string())
             }
         }
         _ => None,
@@ -294,9 +269,7 @@ fn server_params(hosts: &[String], now: Timestamp) -> Result<CertificateParams, 
         names.push(host);
     }
     let mut params = leaf(hosts.first().map_or("localhost", String::as_str), now);
-    params
-        .extended_key_usages
-        .push(ExtendedKeyUsagePurpose::ServerAuth);
+    params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
     for name in names {
         let san = match name.parse::<IpAddr>() {
             Ok(address) => SanType::IpAddress(address),
@@ -349,10 +322,7 @@ fn issuer(ca: &Pair) -> Result<Issuer<'static, KeyPair>, CertError> {
     }
     let unreadable = |path: &Path| {
         let path = path.to_owned();
-        move |error: rcgen::Error| CertError::Unreadable {
-            path,
-            detail: error.to_string(),
-        }
+        move |error: rcgen::Error| CertError::Unreadable { path, detail: error.to_string() }
     };
     let key = fs::read_to_string(&ca.key).map_err(at(&ca.key))?;
     let key = KeyPair::from_pem(&key).map_err(unreadable(&ca.key))?;
@@ -383,11 +353,8 @@ fn write_file(path: &Path, text: &str, mode: u32) -> Result<(), CertError> {
         if beside.exists() {
             fs::remove_file(&beside)?;
         }
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&beside)?;
+        let mut file =
+            fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&beside, path)
@@ -401,28 +368,21 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> CertError + use<> {
 }
 
 fn machine_name() -> String {
-    rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned()
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// Names that are safe as a file, a DNS name and a client id.
 fn is_id(id: &str) -> bool {
     (1..=64).contains(&id.len())
         && id.starts_with(|first: char| first.is_ascii_alphanumeric())
-        && id
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
         && !matches!(id, "ca" | "server")
 }
 
 fn is_host(host: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     };
     let name = host.strip_prefix("*.").unwrap_or(host);
     host.parse::<IpAddr>().is_ok() || (name.len() <= 253 && name.split('.').all(label))

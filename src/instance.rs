@@ -65,9 +65,9 @@ impl Instance {
     pub fn read(data_dir: &Path) -> Result<Option<Self>, InstanceError> {
         let path = file(data_dir);
         match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map(Some)
-                .map_err(|error| at(&path)(error.into())),
+            Ok(text) => {
+                serde_json::from_slice(&text).map(Some).map_err(|error| at(&path)(error.into()))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(at(&path)(error)),
         }
@@ -132,11 +132,7 @@ fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&beside)?;
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     fs::rename(&beside, path)
@@ -154,10 +150,7 @@ mod tests {
         let key = ensure_key(dir.path()).expect("made");
         assert_eq!(key.expose().len(), 64);
         assert_eq!(ensure_key(dir.path()).expect("read"), key);
-        let mode = fs::metadata(dir.path().join("api.key"))
-            .expect("there")
-            .permissions()
-            .mode();
+        let mode = fs::metadata(dir.path().join("api.key")).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         fs::write(dir.path().join("api.key"), "short").expect("written");
         let error = ensure_key(dir.path()).expect_err("no key");
@@ -174,10 +167,7 @@ mod tests {
             mqtts: None,
             run: RunId::new(uuid::Uuid::from_u128(1)),
         };
-        let other = Instance {
-            run: RunId::new(uuid::Uuid::from_u128(2)),
-            ..mine.clone()
-        };
+        let other = Instance { run: RunId::new(uuid::Uuid::from_u128(2)), ..mine.clone() };
         assert_eq!(Instance::read(dir.path()).expect("nothing"), None);
         mine.write(dir.path()).expect("written");
         other.remove(dir.path()).expect("left alone");

@@ -51,25 +51,17 @@ fn toml(json: serde_json::Value) -> Option<toml::Value> {
         Value::String(text) => text.into(),
         Value::Array(list) => toml::Value::Array(list.into_iter().filter_map(toml).collect()),
         Value::Object(map) => toml::Value::Table(
-            map.into_iter()
-                .filter_map(|(key, value)| Some((key, toml(value)?)))
-                .collect(),
+            map.into_iter().filter_map(|(key, value)| Some((key, toml(value)?))).collect(),
         ),
     })
 }
 
 /// A fault of one field.
 pub(super) fn fault(field: &str, what: impl Into<String>) -> Fault {
-    Fault {
-        path: vec![field.into()],
-        what: what.into(),
-    }
+    Fault { path: vec![field.into()], what: what.into() }
 }
 
 /// A fault of one element of a list.
 pub(super) fn fault_in(field: &str, index: usize, what: impl Into<String>) -> Fault {
-    Fault {
-        path: vec![field.into(), index.into()],
-        what: what.into(),
-    }
+    Fault { path: vec![field.into(), index.into()], what: what.into() }
 }

@@ -82,12 +82,7 @@ pub fn credential(
     } else {
         credential.client_ids
     };
-    let device = Device {
-        user: credential.user,
-        password_hash: hash,
-        client_ids,
-        added_at: now,
-    };
+    let device = Device { user: credential.user, password_hash: hash, client_ids, added_at: now };
     Ok((device, password))
 }
 
@@ -95,7 +90,10 @@ impl Credential {
     fn faults(&self) -> Vec<Fault> {
         let mut faults = Vec::new();
         if !is_name(&self.user) {
-            faults.push(fault("user", "1 to 64 characters, no spaces or control characters, none of / + # $ *"));
+            faults.push(fault(
+                "user",
+                "1 to 64 characters, no spaces or control characters, none of / + # $ *",
+            ));
         }
         if let Some(password) = &self.password
             && !(8..=256).contains(&password.expose().len())
@@ -168,11 +166,7 @@ struct DevicesView<'a> {
 
 /// `GET /v1/devices`
 pub(super) async fn list(State(state): State<Shared>) -> Result<Response, Refusal> {
-    let devices = state
-        .parts
-        .store
-        .devices()
-        .map_err(|error| Refusal::internal(&error))?;
+    let devices = state.parts.store.devices().map_err(|error| Refusal::internal(&error))?;
     let devices = devices.iter().map(DeviceView::of).collect();
     Ok(Json(DevicesView { devices }).into_response())
 }
@@ -194,9 +188,8 @@ pub(super) async fn add(
     let permit = state.scans.acquire().await;
     let result = spawn_blocking(move || credential(wanted, now)).await;
     drop(permit);
-    let (device, password) = result
-        .map_err(|error| Refusal::internal(&error))?
-        .map_err(|error| match error {
+    let (device, password) =
+        result.map_err(|error| Refusal::internal(&error))?.map_err(|error| match error {
             CredentialError::Invalid(faults) => Refusal::invalid(faults),
             CredentialError::Hash(_) => Refusal::internal(&error),
         })?;
@@ -207,10 +200,8 @@ pub(super) async fn add(
         .await
         .map_err(|_| Refusal::not_now(Reason::StoreFailed))?;
     tracing::info!(user = %device.user, "device added");
-    let view = DeviceView {
-        password: made_here.then_some(password.expose()),
-        ..DeviceView::of(&device)
-    };
+    let view =
+        DeviceView { password: made_here.then_some(password.expose()), ..DeviceView::of(&device) };
     Ok((StatusCode::CREATED, Json(view)).into_response())
 }
 
@@ -240,10 +231,7 @@ mod tests {
     #[test]
     fn a_made_password_verifies_and_is_never_the_same() {
         let make = || {
-            let wanted = Credential {
-                user: "pump-7".to_owned(),
-                ..Credential::default()
-            };
+            let wanted = Credential { user: "pump-7".to_owned(), ..Credential::default() };
             credential(wanted, Timestamp::default()).expect("made")
         };
         let ((device, password), (_, other)) = (make(), make());

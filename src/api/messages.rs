@@ -14,7 +14,9 @@ use super::view::MessageView;
 use super::{Shared, State as ApiState};
 use crate::dispatch::ControlError;
 use crate::intake::{SendError, SendRequest};
-use crate::model::{Address, Channel, Message, MessageId, Reason, Severity, Target, Template};
+use crate::model::{
+    Address, Channel, Message, MessageId, Reason, Severity, Status, Target, Template,
+};
 use crate::problem::{Fault, unknown_key};
 use crate::span::Span;
 use crate::store::MessageFilter;
@@ -88,23 +90,14 @@ pub(super) async fn send(
         .map_err(|_| Refusal::malformed("the header Idempotency-Key is not text"))?;
     let body: SendBody = body::json(request, &state.config).await?;
     let request = body.check(header).map_err(Refusal::invalid)?;
-    let sent = state
-        .parts
-        .intake
-        .send(request)
-        .await
-        .map_err(|error| match error {
-            SendError::Invalid(problems) => {
-                Refusal::invalid(problems.into_iter().map(as_fault).collect())
-            }
-            SendError::KeyReused => Refusal::key_reused(),
-            SendError::Refused(reason) => Refusal::not_now(reason),
-        })?;
-    let status = if sent.repeated {
-        StatusCode::OK
-    } else {
-        StatusCode::ACCEPTED
-    };
+    let sent = state.parts.intake.send(request).await.map_err(|error| match error {
+        SendError::Invalid(problems) => {
+            Refusal::invalid(problems.into_iter().map(as_fault).collect())
+        }
+        SendError::KeyReused => Refusal::key_reused(),
+        SendError::Refused(reason) => Refusal::not_now(reason),
+    })?;
+    let status = if sent.repeated { StatusCode::OK } else { StatusCode::ACCEPTED };
     let view = SentView {
         messages: sent.messages.iter().map(MessageView::brief).collect(),
         repeated: sent.repeated,
@@ -116,10 +109,7 @@ pub(super) async fn send(
 fn as_fault(problem: String) -> Fault {
     match problem.split_once(": ") {
         Some((field, what)) if !field.contains(' ') => fault(field, what),
-        _ => Fault {
-            path: Vec::new(),
-            what: problem,
-        },
+        _ => Fault { path: Vec::new(), what: problem },
     }
 }
 
@@ -131,10 +121,7 @@ impl SendBody {
         for (channel, list) in [(Channel::Sms, self.sms), (Channel::Whatsapp, self.whatsapp)] {
             for (index, text) in list.0.iter().enumerate() {
                 match text.parse() {
-                    Ok(number) => targets.push(Target {
-                        channel,
-                        address: Address::Phone(number),
-                    }),
+                    Ok(number) => targets.push(Target { channel, address: Address::Phone(number) }),
                     Err(error) => faults.push(fault_in(
                         channel.as_str(),
                         index,
@@ -143,14 +130,18 @@ impl SendBody {
                 }
             }
         }
-        targets.extend(self.push.0.into_iter().map(|token| Target {
-            channel: Channel::Push,
-            address: Address::Token(token.into()),
-        }));
-        targets.extend(self.webhook.0.into_iter().map(|url| Target {
-            channel: Channel::Webhook,
-            address: Address::Url(url.into()),
-        }));
+        targets.extend(
+            self.push.0.into_iter().map(|token| Target {
+                channel: Channel::Push,
+                address: Address::Token(token.into()),
+            }),
+        );
+        targets.extend(
+            self.webhook
+                .0
+                .into_iter()
+                .map(|url| Target { channel: Channel::Webhook, address: Address::Url(url.into()) }),
+        );
         if self.to.is_empty() && targets.is_empty() && faults.is_empty() {
             let what = "nobody to send to; name contacts here, or addresses in `sms`, `whatsapp`, `push` or `webhook`";
             faults.push(fault("to", what));
@@ -221,10 +212,7 @@ pub(super) async fn list(
     .await?;
     let full = messages.len() == limit;
     let view = PageView {
-        next: messages
-            .last()
-            .filter(|_| full)
-            .map(|last| last.id.to_string()),
+        next: messages.last().filter(|_| full).map(|last| last.id.to_string()),
         messages: messages.iter().map(MessageView::brief).collect(),
     };
     Ok(Json(view).into_response())
@@ -241,7 +229,7 @@ impl Page {
                 "status" => value
                     .split(',')
                     .filter(|word| !word.is_empty())
-                    .map(str::parse)
+                    .map(str::parse::<Status>)
                     .collect::<Result<Vec<_>, crate::model::UnknownWord>>()
                     .map(|words| page.filter.status.extend(words))
                     .map_err(|error| error.to_string()),
@@ -274,18 +262,13 @@ impl Page {
                 faults.push(fault(&key, what));
             }
         }
-        if faults.is_empty() {
-            Ok(page)
-        } else {
-            Err(Refusal::invalid(faults))
-        }
+        if faults.is_empty() { Ok(page) } else { Err(Refusal::invalid(faults)) }
     }
 }
 
 fn parse_query(query: &str) -> Result<Vec<(String, String)>, Refusal> {
-    let uri = format!("/?{query}")
-        .parse()
-        .map_err(|_| Refusal::malformed("the query is not a query"))?;
+    let uri =
+        format!("/?{query}").parse().map_err(|_| Refusal::malformed("the query is not a query"))?;
     axum::extract::Query::try_from_uri(&uri)
         .map(|axum::extract::Query(pairs)| pairs)
         .map_err(|_| Refusal::malformed("the query is not a query"))
@@ -351,12 +334,11 @@ pub(super) fn refuse(error: ControlError) -> Refusal {
 }
 
 fn no_message(id: MessageId) -> Refusal {
-    Refusal::not_found(format!(
-        "there is no message {id}; ended ones are kept for store.retention"
-    ))
+    Refusal::not_found(format!("there is no message {id}; ended ones are kept for store.retention"))
 }
 
 fn message_id(text: &str) -> Result<MessageId, Refusal> {
-    text.parse()
-        .map_err(|_| Refusal::not_found("a message id is a UUID; `watchbell outbox list` shows them"))
+    text.parse().map_err(|_| {
+        Refusal::not_found("a message id is a UUID; `watchbell outbox list` shows them")
+    })
 }

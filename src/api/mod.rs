@@ -129,10 +129,9 @@ impl Config {
         within("sse_clients_max", self.sse_clients_max, 0, self.connections_max);
         within("page_max", self.page_max, 1, 5000);
         within("scans_max", self.scans_max, 1, 64);
-        for (name, value) in [
-            ("read_timeout", self.read_timeout),
-            ("write_timeout", self.write_timeout),
-        ] {
+        for (name, value) in
+            [("read_timeout", self.read_timeout), ("write_timeout", self.write_timeout)]
+        {
             if !(Span::from_millis(100)..=Span::from_secs(600)).contains(&value) {
                 problems.push(format!("api.{name}: 100ms to 10m, found {value}"));
             }
@@ -275,22 +274,11 @@ impl Api {
     /// # Errors
     /// The address is in use or not this machine's.
     pub async fn bind(config: &Config, mut parts: Parts) -> Result<Self, BindError> {
-        let failed = |error| BindError {
-            address: config.listen,
-            error,
-        };
+        let failed = |error| BindError { address: config.listen, error };
         let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        parts.about.listeners.push(Listener {
-            protocol: "http",
-            address,
-        });
-        Ok(Self {
-            listener,
-            address,
-            config: config.clone(),
-            parts,
-        })
+        parts.about.listeners.push(Listener { protocol: "http", address });
+        Ok(Self { listener, address, config: config.clone(), parts })
     }
 
     /// Where it listens.

@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, broadcast, watch};
 
 use super::Shared;
 use super::refusal::Refusal;
+use super::view::ShownView;
 use crate::model::Reason;
 use crate::provider::phone::Shown;
 
@@ -26,13 +27,14 @@ use crate::provider::phone::Shown;
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
 #[derive(Serialize)]
-struct RecentView {
-    messages: Vec<Arc<Shown>>,
+struct RecentView<'a> {
+    messages: Vec<ShownView<'a>>,
 }
 
 /// `GET /v1/phone`
 pub(super) async fn recent(State(state): State<Shared>) -> Response {
-    let messages = state.parts.screen.recent();
+    let shown = state.parts.screen.recent();
+    let messages = shown.iter().map(|shown| ShownView::of(shown)).collect();
     Json(RecentView { messages }).into_response()
 }
 
@@ -99,6 +101,6 @@ impl Follower {
 fn event(shown: &Shown) -> Event {
     let event = Event::default().event("shown");
     event
-        .json_data(shown)
+        .json_data(ShownView::of(shown))
         .unwrap_or_else(|_| Event::default().event("lagged").data("{}"))
 }

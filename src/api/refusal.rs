@@ -57,13 +57,7 @@ impl Refusal {
         detail: impl Into<Cow<'static, str>>,
         reason: Option<Reason>,
     ) -> Self {
-        Self {
-            title,
-            status,
-            detail: detail.into(),
-            reason,
-            errors: Vec::new(),
-        }
+        Self { title, status, detail: detail.into(), reason, errors: Vec::new() }
     }
 
     /// The request cannot be understood.
@@ -76,10 +70,7 @@ impl Refusal {
     pub(super) fn invalid(faults: Vec<Fault>) -> Self {
         let errors: Vec<FieldError> = faults
             .into_iter()
-            .map(|fault| FieldError {
-                field: path_text(&fault.path),
-                detail: fault.what,
-            })
+            .map(|fault| FieldError { field: path_text(&fault.path), detail: fault.what })
             .collect();
         let lines: Vec<String> = errors
             .iter()
@@ -122,7 +113,9 @@ impl Refusal {
     /// No key, or a wrong one.
     pub(super) fn unauthorized(reason: Reason) -> Self {
         let detail = match reason {
-            Reason::BadCredentials => "the key is wrong; it is in the file api.key of the data directory",
+            Reason::BadCredentials => {
+                "the key is wrong; it is in the file api.key of the data directory"
+            }
             _ => {
                 "this needs the header `Authorization: Bearer KEY`; the key is in the file api.key of the data directory"
             }
@@ -153,19 +146,16 @@ impl Refusal {
     /// Not now; later perhaps.
     pub(super) fn not_now(reason: Reason) -> Self {
         let detail = match reason {
-            Reason::OutboxFull => "the outbox is full; messages leave when their providers take them",
+            Reason::OutboxFull => {
+                "the outbox is full; messages leave when their providers take them"
+            }
             Reason::DiskLow => "the disk is almost full; free some space",
             Reason::StoreFailed => "the store takes no writes; watchbell has to be started again",
             Reason::ShuttingDown => "watchbell is stopping",
             Reason::TooMany => "too many clients do this at once",
             _ => "it cannot be done now",
         };
-        Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "not taken now",
-            detail,
-            Some(reason),
-        )
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "not taken now", detail, Some(reason))
     }
 
     /// Our own fault.
@@ -186,10 +176,7 @@ impl IntoResponse for Refusal {
         let (status, reason) = (self.status, self.reason);
         let mut response = (status, axum::Json(self)).into_response();
         let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER);
         }
@@ -197,10 +184,7 @@ impl IntoResponse for Refusal {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         // What was not read of the request must not be taken for the next one's head.
-        if matches!(
-            status,
-            StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT
-        ) {
+        if matches!(status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if let Some(reason) = reason {
@@ -224,13 +208,8 @@ pub(super) async fn count(State(state): State<Shared>, request: Request, next: N
 pub(super) async fn never_cache(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
-    headers
-        .entry(header::CACHE_CONTROL)
-        .or_insert(HeaderValue::from_static("no-store"));
-    headers.insert(
-        header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    );
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 

@@ -131,12 +131,7 @@ struct Bounded {
 
 impl Bounded {
     fn new(stream: TcpStream, limit: Duration) -> Self {
-        Self {
-            stream,
-            limit,
-            patience: Box::pin(sleep(limit)),
-            waiting: false,
-        }
+        Self { stream, limit, patience: Box::pin(sleep(limit)), waiting: false }
     }
 
     fn bound<T>(

@@ -86,10 +86,7 @@ pub(super) async fn show(State(state): State<Shared>) -> Response {
         uptime_secs: now.since(parts.about.started_at).as_secs(),
         ready: reason.is_none(),
         reason,
-        outbox: Outbox {
-            waiting: parts.dispatch.waiting(),
-            dead: dead.collect(),
-        },
+        outbox: Outbox { waiting: parts.dispatch.waiting(), dead: dead.collect() },
         lanes: parts.dispatch.lanes().into_iter().map(LaneView::from).collect(),
         rules: &rules,
         disk_free_bytes: parts.store.disk_free_bytes().ok(),

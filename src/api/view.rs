@@ -9,6 +9,7 @@ use crate::model::{
     AlertRef, Attempt, AttemptOutcome, Channel, Message, Reason, Segments, Severity, Status,
     Target, Template,
 };
+use crate::provider::phone::Shown;
 
 /// Writes a time as RFC 3339.
 pub(super) fn rfc_3339<S: Serializer>(time: &Timestamp, to: S) -> Result<S::Ok, S::Error> {
@@ -120,10 +121,7 @@ impl<'a> MessageView<'a> {
 
 impl TargetView {
     fn of(target: &Target) -> Self {
-        Self {
-            channel: target.channel,
-            address: target.address.to_string(),
-        }
+        Self { channel: target.channel, address: target.address.to_string() }
     }
 }
 
@@ -140,12 +138,9 @@ impl<'a> AttemptView<'a> {
             Some(AttemptOutcome::Rejected { reason, detail }) => {
                 ("rejected", Some(*reason), Some(detail.as_str()), None)
             }
-            Some(AttemptOutcome::Unknown { detail }) => (
-                "unknown",
-                Some(Reason::NoAnswer),
-                Some(detail.as_str()),
-                None,
-            ),
+            Some(AttemptOutcome::Unknown { detail }) => {
+                ("unknown", Some(Reason::NoAnswer), Some(detail.as_str()), None)
+            }
         };
         Self {
             number: attempt.number,
@@ -188,6 +183,40 @@ impl From<crate::dispatch::LaneStatus> for LaneView {
             until: lane.until,
             in_flight: lane.in_flight,
             ready: lane.ready,
+        }
+    }
+}
+
+/// A message as the virtual phone showed it.
+#[derive(Serialize)]
+pub(super) struct ShownView<'a> {
+    id: String,
+    #[serde(serialize_with = "rfc_3339")]
+    at: Timestamp,
+    channel: Channel,
+    contact: Option<&'a str>,
+    /// Masked by the phone already.
+    address: &'a str,
+    severity: Severity,
+    title: Option<&'a str>,
+    text: &'a str,
+    alert: Option<&'a AlertRef>,
+    segments: Option<Segments>,
+}
+
+impl<'a> ShownView<'a> {
+    pub(super) fn of(shown: &'a Shown) -> Self {
+        Self {
+            id: shown.id.to_string(),
+            at: shown.at,
+            channel: shown.channel,
+            contact: shown.contact.as_deref(),
+            address: &shown.address,
+            severity: shown.severity,
+            title: shown.title.as_deref(),
+            text: &shown.text,
+            alert: shown.alert.as_ref(),
+            segments: shown.segments,
         }
     }
 }

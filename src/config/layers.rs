@@ -109,11 +109,7 @@ impl Merged {
         for (name, rest, text) in env {
             let key = rest.to_ascii_lowercase().replace("__", ".");
             let by = format!("env {name}");
-            figment = figment.merge(Said {
-                by,
-                key: &key,
-                text,
-            });
+            figment = figment.merge(Said { by, key: &key, text });
         }
         for flag in &layers.flags {
             let (by, key, text) = (flag.name.clone(), &*flag.key, &*flag.value);
@@ -123,13 +119,7 @@ impl Merged {
             let place = file.as_ref().map_or("configuration", TomlFile::name);
             vec![Problem::new(place, error.to_string())]
         })?;
-        Ok(Self {
-            figment,
-            file,
-            tree,
-            known: Vec::new(),
-            problems: Vec::new(),
-        })
+        Ok(Self { figment, file, tree, known: Vec::new(), problems: Vec::new() })
     }
 
     /// Forgets everything but `name`.
@@ -272,11 +262,9 @@ impl Merged {
 
     /// Whether environment or command line said the value at `path`.
     fn is_said(&self, path: &[Step]) -> bool {
-        dotted(path)
-            .and_then(|key| self.figment.find_metadata(&key))
-            .is_some_and(|metadata| {
-                metadata.name.starts_with("env ") || metadata.name.starts_with("--")
-            })
+        dotted(path).and_then(|key| self.figment.find_metadata(&key)).is_some_and(|metadata| {
+            metadata.name.starts_with("env ") || metadata.name.starts_with("--")
+        })
     }
 }
 
@@ -354,10 +342,7 @@ fn at_mut<'a>(value: &'a mut Value, path: &[Step]) -> Option<&'a mut Value> {
 fn as_toml(value: &Value) -> Option<Value> {
     let text = value.as_str()?;
     let table: toml::Table = format!("value = {text}").parse().ok()?;
-    table
-        .get("value")
-        .filter(|read| table.len() == 1 && !read.is_str())
-        .cloned()
+    table.get("value").filter(|read| table.len() == 1 && !read.is_str()).cloned()
 }
 
 /// serde's "invalid type" in an operator's words.

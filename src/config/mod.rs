@@ -115,6 +115,21 @@ pub fn data_dir(layers: &Layers) -> Result<PathBuf, Vec<Problem>> {
     }
 }
 
+/// The store's settings alone, for commands that open it themselves while no instance runs.
+///
+/// # Errors
+/// Something is wrong with them.
+pub fn store(layers: &Layers) -> Result<crate::store::Config, Vec<Problem>> {
+    let mut merged = Merged::new(layers)?;
+    merged.only("store");
+    let config: crate::store::Config = merged.section("store");
+    merged.said(config.problems());
+    match merged.finish() {
+        problems if problems.is_empty() => Ok(config),
+        problems => Err(problems),
+    }
+}
+
 fn default_data_dir() -> PathBuf {
     "data".into()
 }
@@ -180,9 +195,8 @@ fn unknown_provider(name: &str, providers: &[Served<'_>]) -> String {
     let names: Vec<&str> = providers.iter().map(|one| one.name).collect();
     match closest(name, &names) {
         Some(near) => format!("there is no provider `{name}`; did you mean `{near}`?"),
-        None => format!(
-            "there is no provider `{name}`; the configuration has {}",
-            names.join(", ")
-        ),
+        None => {
+            format!("there is no provider `{name}`; the configuration has {}", names.join(", "))
+        }
     }
 }
