@@ -358,7 +358,7 @@ fn report_ages(bytes: &[u8], seen: &std::sync::mpsc::Sender<f64>) -> usize {
             return done;
         };
         let micros: f64 = std::str::from_utf8(text).unwrap().parse().unwrap();
-        drop(seen.send(now - micros / 1e3));
+        seen.send(now - micros / 1e3).unwrap_or_default();
         done = digits.end;
     }
     bytes.len().saturating_sub(2).max(done)

@@ -403,8 +403,6 @@ webhook = "https://user:secret@example.org/"
         assert_eq!(directory.contacts().len(), 3);
         assert!(!problems.join("\n").contains("1234567 "));
         let (_, problems) = load("[contact]\nname = 'ana'");
-        insta::assert_snapshot!(problems.join("\n"), @r#"
-        rules/contacts.toml:1: contact: write [[contact]] with two brackets, once for each contact
-        "#);
+        insta::assert_snapshot!(problems.join("\n"), @r#"rules/contacts.toml:1: contact: write [[contact]] with two brackets, once for each contact"#);
     }
 }

@@ -75,6 +75,29 @@ impl<'de> DeserializeSeed<'de> for Seed<'_> {
     }
 }
 
+/// A field's name, without the detour over a `String`.
+struct Name;
+
+impl<'de> DeserializeSeed<'de> for Name {
+    type Value = Arc<str>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Arc<str>, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Name {
+    type Value = Arc<str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_str<E: Error>(self, name: &str) -> Result<Arc<str>, E> {
+        Ok(name.into())
+    }
+}
+
 impl<'de> Visitor<'de> for Seed<'_> {
     type Value = Value;
 
@@ -118,7 +141,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
         let below = self.below()?;
         let mut entries = Vec::new();
-        while let Some(name) = fields.next_key::<Arc<str>>()? {
+        while let Some(name) = fields.next_key_seed(Name)? {
             entries.push((name, fields.next_value_seed(below)?));
         }
         Ok(Value::Map(Arc::new(Map::new(entries))))
