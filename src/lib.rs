@@ -21,3 +21,6 @@ pub mod store;
 // Floor 3: engines.
 pub mod dispatch;
 pub mod intake;
+
+// Floor 4: edges.
+pub mod broker;
