@@ -39,10 +39,7 @@ impl Timestamp {
     /// This time and `after`, ending at [`Timestamp::MAX`].
     #[must_use]
     pub fn plus(self, after: Duration) -> Self {
-        Self(
-            self.0
-                .saturating_add(i64::try_from(after.as_millis()).unwrap_or(i64::MAX)),
-        )
+        Self(self.0.saturating_add(i64::try_from(after.as_millis()).unwrap_or(i64::MAX)))
     }
 
     /// How long ago `earlier` was; zero if it lies ahead.
@@ -78,10 +75,7 @@ impl Clock {
     }
 
     /// The present time.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the one place that reads the system clock"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the system clock")]
     pub fn now(&self) -> Timestamp {
         match self {
             Self::System => {
@@ -119,9 +113,6 @@ mod tests {
         let clock = Clock::manual(Timestamp::from_millis(5));
         clock.advance(Duration::from_secs(1));
         assert_eq!(clock.now(), Timestamp::from_millis(1005));
-        assert_eq!(
-            clock.now().since(Timestamp::from_millis(2000)),
-            Duration::ZERO
-        );
+        assert_eq!(clock.now().since(Timestamp::from_millis(2000)), Duration::ZERO);
     }
 }

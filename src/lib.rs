@@ -14,6 +14,12 @@ pub mod span;
 pub mod telemetry;
 pub mod topic;
 
+// Floor 1: pure.
+pub mod channel;
+pub mod notify;
+pub mod payload;
+pub mod rules;
+
 // Floor 2: adapters.
 pub mod provider;
 pub mod store;

@@ -24,6 +24,13 @@ pub enum Qos {
     ExactlyOnce = 2,
 }
 
+/// Whether `text` may name a rule or a contact: 1 to 64 of `a-z`, `0-9`, `-`, `_`, `.`, so that it
+/// can stand in a URL, a metric label and a shell command as it is.
+pub fn is_name(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b))
+}
+
 /// One application message as a device published it.
 #[derive(Clone, Debug)]
 pub struct Publish {
@@ -371,10 +378,7 @@ impl MessageId {
             hash.write(part);
             hash.write(&[0xff]);
         }
-        Self(in_partition(
-            uuid_v7(alert.0.as_bytes(), hash.0),
-            alert.partition(),
-        ))
+        Self(in_partition(uuid_v7(alert.0.as_bytes(), hash.0), alert.partition()))
     }
 }
 
@@ -496,19 +500,13 @@ impl std::str::FromStr for E164 {
         let ok = (7..=15).contains(&digits.len())
             && digits.bytes().all(|byte| byte.is_ascii_digit())
             && !digits.starts_with('0');
-        if ok {
-            Ok(Self(text.into()))
-        } else {
-            Err(BadNumber)
-        }
+        if ok { Ok(Self(text.into())) } else { Err(BadNumber) }
     }
 }
 
 impl<'de> Deserialize<'de> for E164 {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -574,11 +572,7 @@ impl fmt::Display for Address {
             Self::Url(url) => {
                 let host_end = url.splitn(4, '/').take(3).map(str::len).sum::<usize>() + 2;
                 f.write_str(url.get(..host_end).unwrap_or(url))?;
-                if url.len() > host_end {
-                    f.write_str("/…")
-                } else {
-                    Ok(())
-                }
+                if url.len() > host_end { f.write_str("/…") } else { Ok(()) }
             }
         }
     }
@@ -812,22 +806,10 @@ mod tests {
         let ana = Address::Phone("+4915112345678".parse().expect("valid"));
         let ben = Address::Phone("+4915112345679".parse().expect("valid"));
         let first = MessageId::derive(alert, AlertState::Firing, Channel::Sms, &ana);
-        assert_eq!(
-            first,
-            MessageId::derive(alert, AlertState::Firing, Channel::Sms, &ana)
-        );
-        assert_ne!(
-            first,
-            MessageId::derive(alert, AlertState::Firing, Channel::Sms, &ben)
-        );
-        assert_ne!(
-            first,
-            MessageId::derive(alert, AlertState::Cleared, Channel::Sms, &ana)
-        );
-        assert_ne!(
-            first,
-            MessageId::derive(alert, AlertState::Firing, Channel::Whatsapp, &ana)
-        );
+        assert_eq!(first, MessageId::derive(alert, AlertState::Firing, Channel::Sms, &ana));
+        assert_ne!(first, MessageId::derive(alert, AlertState::Firing, Channel::Sms, &ben));
+        assert_ne!(first, MessageId::derive(alert, AlertState::Cleared, Channel::Sms, &ana));
+        assert_ne!(first, MessageId::derive(alert, AlertState::Firing, Channel::Whatsapp, &ana));
     }
 
     #[test]
@@ -862,14 +844,8 @@ mod tests {
     fn a_receipt_never_moves_a_status_back() {
         assert_eq!(Status::Delivered.advance(Status::Sent), None);
         assert_eq!(Status::Read.advance(Status::Delivered), None);
-        assert_eq!(
-            Status::Sent.advance(Status::Delivered),
-            Some(Status::Delivered)
-        );
-        assert_eq!(
-            Status::Undelivered.advance(Status::Delivered),
-            Some(Status::Delivered)
-        );
+        assert_eq!(Status::Sent.advance(Status::Delivered), Some(Status::Delivered));
+        assert_eq!(Status::Undelivered.advance(Status::Delivered), Some(Status::Delivered));
         assert_eq!(Status::Sent.advance(Status::Queued), None);
     }
 }

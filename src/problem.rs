@@ -20,10 +20,7 @@ pub struct Problem {
 impl Problem {
     /// A problem at `place`.
     pub fn new(place: impl Into<String>, what: impl Into<String>) -> Self {
-        Self {
-            place: place.into(),
-            what: what.into(),
-        }
+        Self { place: place.into(), what: what.into() }
     }
 }
 
@@ -89,10 +86,7 @@ impl TomlFile {
             Ok(table) => Ok(Self { name, text, table }),
             Err(error) => {
                 let line = error.span().map_or(1, |span| line_at(&text, span.start));
-                Err(Problem::new(
-                    format!("{name}:{line}"),
-                    error.message().replace('\n', "; "),
-                ))
+                Err(Problem::new(format!("{name}:{line}"), error.message().replace('\n', "; ")))
             }
         }
     }
@@ -147,11 +141,7 @@ impl TomlFile {
 }
 
 fn line_at(text: &str, offset: usize) -> usize {
-    text.bytes()
-        .take(offset)
-        .filter(|byte| *byte == b'\n')
-        .count()
-        + 1
+    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
 
 /// What [`read`] found wrong, and where in the value.
@@ -180,10 +170,7 @@ pub fn read<T: DeserializeOwned>(mut value: Value) -> Result<T, Vec<Fault>> {
         };
         let path = steps(&track.path());
         let removed = remove(&mut value, &path);
-        faults.push(Fault {
-            what: explain(error.message()),
-            path,
-        });
+        faults.push(Fault { what: explain(error.message()), path });
         // A bound against a type that fails whatever is taken out of the value.
         if !removed || faults.len() >= 100 {
             return Err(faults);
@@ -303,16 +290,9 @@ mod tests {
             "w.toml:6: inner.acount_sid: unknown key; did you mean `account_sid`?",
             "w.toml:7: inner.names[1]: invalid type: integer `3`, expected a string",
         ] {
-            assert!(
-                found.iter().any(|line| line == expected),
-                "{expected}\n{found:#?}"
-            );
+            assert!(found.iter().any(|line| line == expected), "{expected}\n{found:#?}");
         }
-        assert!(
-            found
-                .iter()
-                .any(|line| line.starts_with("w.toml:3: listen_tsl: unknown key"))
-        );
+        assert!(found.iter().any(|line| line.starts_with("w.toml:3: listen_tsl: unknown key")));
     }
 
     #[test]

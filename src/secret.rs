@@ -88,11 +88,7 @@ impl fmt::Debug for SecretSource {
             Self::Env(source) => write!(f, "env {}", source.env),
             Self::File(source) => write!(f, "file {}", source.file.display()),
             Self::Command(source) => {
-                write!(
-                    f,
-                    "command {}",
-                    source.command.first().map_or("", String::as_str)
-                )
+                write!(f, "command {}", source.command.first().map_or("", String::as_str))
             }
         }
     }
@@ -134,21 +130,13 @@ impl SecretSource {
             Self::Env(source) => {
                 std::env::var(&source.env).map_err(|_| SecretError::NoEnv(source.env.clone()))?
             }
-            Self::File(source) => {
-                std::fs::read_to_string(&source.file).map_err(|error| SecretError::File {
-                    path: source.file.clone(),
-                    error,
-                })?
-            }
+            Self::File(source) => std::fs::read_to_string(&source.file)
+                .map_err(|error| SecretError::File { path: source.file.clone(), error })?,
             Self::Command(source) => run(&source.command)?,
         };
         let text = text.strip_suffix('\n').unwrap_or(&text);
         let text = text.strip_suffix('\r').unwrap_or(text);
-        if text.is_empty() {
-            Err(SecretError::Empty)
-        } else {
-            Ok(Secret::new(text))
-        }
+        if text.is_empty() { Err(SecretError::Empty) } else { Ok(Secret::new(text)) }
     }
 }
 
@@ -157,10 +145,7 @@ fn run(command: &[String]) -> Result<String, SecretError> {
         program: String::new(),
         detail: "it names no program".to_owned(),
     })?;
-    let failed = |detail: String| SecretError::Command {
-        program: program.clone(),
-        detail,
-    };
+    let failed = |detail: String| SecretError::Command { program: program.clone(), detail };
     let output = std::process::Command::new(program)
         .args(arguments)
         .stdin(std::process::Stdio::null())
@@ -183,11 +168,7 @@ mod tests {
 
     fn resolve(toml: &str) -> Result<String, String> {
         let holder: Holder = toml::from_str(toml).map_err(|error| error.to_string())?;
-        holder
-            .token
-            .resolve()
-            .map(|s| s.expose().to_owned())
-            .map_err(|error| error.to_string())
+        holder.token.resolve().map(|s| s.expose().to_owned()).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -200,10 +181,7 @@ mod tests {
             resolve(&format!("token = {{ file = '{}' }}", file.display())),
             Ok("from-file".to_owned())
         );
-        assert_eq!(
-            resolve("token = { command = ['echo', 'said'] }"),
-            Ok("said".to_owned())
-        );
+        assert_eq!(resolve("token = { command = ['echo', 'said'] }"), Ok("said".to_owned()));
         assert!(resolve("token = { env = 'PATH' }").is_ok());
     }
 
@@ -214,25 +192,14 @@ mod tests {
             "environment variable WATCHBELL_NO_SUCH is not set; set it, or name another source"
         );
         assert_eq!(resolve("token = ''").unwrap_err(), "it is empty");
-        assert!(
-            resolve("token = { evn = 'X' }")
-                .unwrap_err()
-                .contains("expected text, { env")
-        );
-        assert!(
-            resolve("token = { command = ['false'] }")
-                .unwrap_err()
-                .contains("`false`")
-        );
+        assert!(resolve("token = { evn = 'X' }").unwrap_err().contains("expected text, { env"));
+        assert!(resolve("token = { command = ['false'] }").unwrap_err().contains("`false`"));
     }
 
     #[test]
     fn never_prints() {
         let secret = Secret::new("hunter2");
         assert_eq!(format!("{secret} {secret:?}"), "*** ***");
-        assert_eq!(
-            format!("{:?}", SecretSource::Text("hunter2".to_owned())),
-            "***"
-        );
+        assert_eq!(format!("{:?}", SecretSource::Text("hunter2".to_owned())), "***");
     }
 }

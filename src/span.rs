@@ -15,13 +15,8 @@ const MILLIS_MAX: u64 = 36_525 * 86_400_000;
 
 /// The units, longest first, and their milliseconds. `ms` stands before `m` and `s` where a text is
 /// parsed, because it starts like the one and ends like the other.
-const UNITS: [(&str, u64); 5] = [
-    ("d", 86_400_000),
-    ("h", 3_600_000),
-    ("m", 60_000),
-    ("s", 1_000),
-    ("ms", 1),
-];
+const UNITS: [(&str, u64); 5] =
+    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
 /// A length of time with millisecond resolution, read from and shown as text such as `1h30m`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,11 +25,7 @@ pub struct Span(Duration);
 impl Span {
     /// From a whole number of milliseconds; more than 100 years becomes 100 years.
     pub const fn from_millis(millis: u64) -> Self {
-        Self(Duration::from_millis(if millis > MILLIS_MAX {
-            MILLIS_MAX
-        } else {
-            millis
-        }))
+        Self(Duration::from_millis(if millis > MILLIS_MAX { MILLIS_MAX } else { millis }))
     }
 
     /// From a whole number of seconds; more than 100 years becomes 100 years.
@@ -108,17 +99,10 @@ impl FromStr for Span {
             if unit.is_empty() {
                 // Only a lone number deserves the hint; `1.5h` and `5 m` are malformed.
                 let lone = tail.is_empty() && number.len() == text.trim().len();
-                return Err(if lone {
-                    BadSpan::NoUnit(number.to_owned())
-                } else {
-                    not_a_span()
-                });
+                return Err(if lone { BadSpan::NoUnit(number.to_owned()) } else { not_a_span() });
             }
             if !UNITS.iter().any(|(known, _)| *known == unit) {
-                return Err(BadSpan::UnknownUnit {
-                    unit: unit.to_owned(),
-                    text: text.to_owned(),
-                });
+                return Err(BadSpan::UnknownUnit { unit: unit.to_owned(), text: text.to_owned() });
             }
             let Some((_, size)) = units.find(|(known, _)| *known == unit) else {
                 return Err(BadSpan::OutOfOrder(text.to_owned()));
@@ -216,10 +200,7 @@ mod tests {
             error("30"),
             "`30` has no unit; write 30s for seconds (units are ms, s, m, h, d)"
         );
-        assert_eq!(
-            error("5min"),
-            "unknown unit `min` in `5min`; units are ms, s, m, h, d"
-        );
+        assert_eq!(error("5min"), "unknown unit `min` in `5min`; units are ms, s, m, h, d");
         assert_eq!(
             error("30m1h"),
             "`30m1h` has its units out of order; write the longest first, each once, as in 1h30m"

@@ -30,10 +30,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            level: "info".to_owned(),
-            format: LogFormat::Text,
-        }
+        Self { level: "info".to_owned(), format: LogFormat::Text }
     }
 }
 
@@ -250,10 +247,7 @@ mod tests {
         let metrics = Metrics::new();
         metrics.refuse(Reason::BadTopic);
         let text = metrics.encode();
-        assert!(
-            text.contains("watchbell_refused_total{reason=\"bad_topic\"} 1"),
-            "{text}"
-        );
+        assert!(text.contains("watchbell_refused_total{reason=\"bad_topic\"} 1"), "{text}");
         assert!(text.ends_with("# EOF\n"));
     }
 }

@@ -1,8 +1,30 @@
-//! Outbound gateways: one file a provider.
+//! Outbound gateways: one file a provider, all of them named in [`registry::KINDS`].
 //!
 //! A provider knows the wire and its credentials; it knows nothing of queues, rules or retries.
 //! It makes one call when asked and says what came of it in one closed form, [`SendOutcome`];
 //! what follows from that is `dispatch`'s business.
+//!
+//! How an answer becomes an outcome, in every provider:
+//! - Its error code decides, by the table in its file; where there is none, the HTTP status.
+//! - Nothing left (no name, no connection, no TLS): retry. The request may have left and no answer
+//!   came: [`SendOutcome::Unknown`].
+//! - The success status and a body that was cut off: taken, without an id. A whole body that is
+//!   not the provider's: `Unknown`, because somebody else has answered.
+//! - A rejection has the narrowest scope that is true: [`Scope::Provider`] only where every message
+//!   would be refused.
+//! - What the provider says is kept for people, without secrets and numbers (`scrub`).
+
+mod fcm;
+mod fcm_token;
+mod http;
+pub mod phone;
+pub mod rate;
+pub mod registry;
+mod scrub;
+mod table;
+mod twilio;
+mod webhook;
+mod whatsapp_cloud;
 
 use std::time::Duration;
 
@@ -13,7 +35,9 @@ use crate::model::{Message, Reason};
 
 /// One outbound gateway.
 pub trait Provider: Send + Sync {
-    /// Makes one call for `message`. Never retries by itself and ends within its time limit.
+    /// Makes one call for `message` and ends within its time limit. Never repeats a request that
+    /// may have been taken; a second one leaves only after the first was refused (a token that has
+    /// been revoked, a text that must go as a template).
     fn send<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, SendOutcome>;
 
     /// Whether the provider can be asked if it has taken a message ([`Provider::lookup`]).
@@ -24,11 +48,7 @@ pub trait Provider: Send + Sync {
     /// Asks the provider for calls like `message` that it took at or after `since`: for an attempt
     /// whose answer was never read. Only called where [`Provider::can_look_up`].
     fn lookup<'a>(&'a self, _message: &'a Message, _since: Timestamp) -> BoxFuture<'a, Lookup> {
-        Box::pin(async {
-            Lookup::Inconclusive {
-                detail: "no list call".to_owned(),
-            }
-        })
+        Box::pin(async { Lookup::Inconclusive { detail: "no list call".to_owned() } })
     }
 }
 
@@ -48,7 +68,8 @@ pub enum SendOutcome {
     Retry {
         /// Throttled or transient.
         reason: Reason,
-        /// The provider's own wish (Retry-After); the whole lane honours it.
+        /// The provider's own wish, in its answer (Retry-After) or in its documentation; with
+        /// [`RetryScope::Provider`] the whole lane honours it.
         after: Option<Duration>,
         /// What to retry: this message only, or everything for this provider.
         scope: RetryScope,
@@ -103,4 +124,49 @@ pub enum Lookup {
         /// In words, masked.
         detail: String,
     },
+}
+
+/// A target that its channel does not go with: the plan is wrong, and no try will change that.
+fn wrong_address(sends_to: &str, message: &Message) -> SendOutcome {
+    SendOutcome::Rejected {
+        reason: Reason::BadRecipient,
+        scope: Scope::Recipient,
+        detail: format!("{sends_to}; this is {}", message.target.address),
+    }
+}
+
+#[cfg(test)]
+mod fixture {
+    use std::sync::Arc;
+
+    use crate::clock::Timestamp;
+    use crate::model::{
+        Address, Channel, Content, IdSource, Message, MessageId, Severity, Status, Target,
+    };
+
+    /// A message to `address` that says `text`.
+    pub(super) fn message(address: Address, channel: Channel, text: &str) -> Message {
+        let now = Timestamp::from_millis(1_795_428_000_000);
+        Message {
+            id: MessageId::new(IdSource::new(1).next(now)),
+            alert: None,
+            contact: None,
+            target: Target { channel, address },
+            then: Vec::new(),
+            severity: Severity::Warning,
+            content: Content { title: None, text: Arc::from(text), template: None },
+            segments: None,
+            created_at: now,
+            expires_at: now.plus(std::time::Duration::from_secs(3600)),
+            status: Status::Queued,
+            reason: None,
+            detail: None,
+            due_at: now,
+            updated_at: now,
+            attempt_count: 0,
+            attempts: Vec::new(),
+            provider: None,
+            provider_ref: None,
+        }
+    }
 }

@@ -50,30 +50,18 @@ pub fn message(table: Table, id: MessageId) -> Key {
 /// The instance's row.
 pub fn instance(rule: &str, instance: &str) -> Key {
     let partition = partition(rule, instance);
-    key(
-        Table::Instance,
-        partition,
-        &[rule.as_bytes(), &[0], instance.as_bytes()],
-    )
+    key(Table::Instance, partition, &[rule.as_bytes(), &[0], instance.as_bytes()])
 }
 
 /// The suppressed alert's row.
 pub fn suppressed(id: AlertId) -> Key {
-    key(
-        Table::Suppressed,
-        id.partition(),
-        &[id.as_uuid().as_bytes()],
-    )
+    key(Table::Suppressed, id.partition(), &[id.as_uuid().as_bytes()])
 }
 
 /// The row that leads from a provider's id to our message.
 pub fn reference(provider: &str, provider_ref: &str) -> Key {
     let partition = partition(provider, provider_ref);
-    key(
-        Table::Reference,
-        partition,
-        &[provider.as_bytes(), &[0], provider_ref.as_bytes()],
-    )
+    key(Table::Reference, partition, &[provider.as_bytes(), &[0], provider_ref.as_bytes()])
 }
 
 /// The row of an idempotency key, by its SHA-256.

@@ -180,11 +180,8 @@ impl Store {
     pub fn open(directory: &Path, config: &Config, metrics: &Metrics) -> Result<Self, OpenError> {
         let opened = open::open(directory, config)?;
         let tree = opened.tree.clone();
-        let (requests, failed) =
-            writer::start(opened, metrics.clone()).map_err(|error| OpenError::Io {
-                path: directory.to_owned(),
-                error,
-            })?;
+        let (requests, failed) = writer::start(opened, metrics.clone())
+            .map_err(|error| OpenError::Io { path: directory.to_owned(), error })?;
         Ok(Self {
             tree,
             requests,
@@ -205,13 +202,8 @@ impl Store {
             drop(answer.send(result));
         });
         let request = writer::Request::new(ops, done);
-        self.requests
-            .send(request)
-            .await
-            .map_err(|_| CommitError::closed())?;
-        answered
-            .await
-            .unwrap_or_else(|_| Err(CommitError::closed()))
+        self.requests.send(request).await.map_err(|_| CommitError::closed())?;
+        answered.await.unwrap_or_else(|_| Err(CommitError::closed()))
     }
 
     /// Queues `ops` and calls `done` on the writer's thread once they are durable; `done` must be
@@ -244,12 +236,7 @@ impl Store {
     pub async fn close(&self) -> Result<(), CommitError> {
         let result = self.commit(Vec::new()).await;
         let (answer, answered) = oneshot::channel();
-        if self
-            .requests
-            .send(writer::Request::stop(answer))
-            .await
-            .is_ok()
-        {
+        if self.requests.send(writer::Request::stop(answer)).await.is_ok() {
             // The writer drops the sender when it has ended, whatever happened to it.
             drop(answered.await);
         }
@@ -271,10 +258,9 @@ impl Store {
         &self,
         table: Table,
     ) -> impl Iterator<Item = Result<T, ReadError>> + use<T> {
-        self.tree.scan_prefix([table as u8]).values().map(|value| {
-            value
-                .map_err(ReadError::from)
-                .and_then(|bytes| decode(&bytes))
-        })
+        self.tree
+            .scan_prefix([table as u8])
+            .values()
+            .map(|value| value.map_err(ReadError::from).and_then(|bytes| decode(&bytes)))
     }
 }

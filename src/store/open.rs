@@ -86,23 +86,14 @@ pub(super) fn open(directory: &Path, config: &Config) -> Result<Opened, OpenErro
         }
         Ok(Err(sled::Error::Io(error))) => return Err(OpenError::Io { path, error }),
         Ok(Err(error)) => {
-            return Err(OpenError::Damaged {
-                path,
-                detail: error.to_string(),
-            });
+            return Err(OpenError::Damaged { path, detail: error.to_string() });
         }
         Err(panic) => {
-            return Err(OpenError::Damaged {
-                path,
-                detail: panic_text(&*panic),
-            });
+            return Err(OpenError::Damaged { path, detail: panic_text(&*panic) });
         }
     };
     sync_all(directory, &path).map_err(io(&path))?;
-    let file = File::options()
-        .write(true)
-        .open(path.join("db"))
-        .map_err(io(&path))?;
+    let file = File::options().write(true).open(path.join("db")).map_err(io(&path))?;
     let tree = (*db).clone();
     check_format(&path, &tree)?;
     Ok(Opened { db, tree, file })

@@ -29,15 +29,11 @@ pub struct MessageFilter {
 impl MessageFilter {
     fn takes(&self, message: &Message) -> bool {
         (self.status.is_empty() || self.status.contains(&message.status))
+            && self.channel.is_none_or(|channel| channel == message.target.channel)
             && self
-                .channel
-                .is_none_or(|channel| channel == message.target.channel)
-            && self.rule.as_deref().is_none_or(|rule| {
-                message
-                    .alert
-                    .as_ref()
-                    .is_some_and(|alert| &*alert.rule == rule)
-            })
+                .rule
+                .as_deref()
+                .is_none_or(|rule| message.alert.as_ref().is_some_and(|alert| &*alert.rule == rule))
             && self
                 .contact
                 .as_deref()
@@ -70,9 +66,7 @@ impl Op {
 
     /// Notes that an instance fires.
     pub fn put_instance(&mut self, alert: &Alert) {
-        let row = InstanceRow {
-            alert: alert.clone(),
-        };
+        let row = InstanceRow { alert: alert.clone() };
         self.put(keys::instance(&alert.rule, &alert.key), &row);
     }
 
@@ -83,10 +77,7 @@ impl Op {
 
     /// Notes an alert of which nobody is told.
     pub fn put_suppressed(&mut self, alert: &Alert, reason: Reason) {
-        let row = Suppressed {
-            alert: alert.clone(),
-            reason,
-        };
+        let row = Suppressed { alert: alert.clone(), reason };
         self.put(keys::suppressed(alert.id), &row);
     }
 
@@ -245,10 +236,7 @@ impl Store {
                 rows.push(self.tree.range(start..end));
             }
         }
-        let mut newest = NewestFirst {
-            heap: BinaryHeap::new(),
-            rows,
-        };
+        let mut newest = NewestFirst { heap: BinaryHeap::new(), rows };
         for index in 0..newest.rows.len() {
             newest.refill(index)?;
         }
@@ -278,19 +266,11 @@ struct NewestFirst {
 
 impl NewestFirst {
     fn refill(&mut self, index: usize) -> Result<(), ReadError> {
-        let Some(item) = self
-            .rows
-            .get_mut(index)
-            .and_then(DoubleEndedIterator::next_back)
-        else {
+        let Some(item) = self.rows.get_mut(index).and_then(DoubleEndedIterator::next_back) else {
             return Ok(());
         };
         let (key, value) = item?;
-        self.heap.push((
-            key.get(2..).unwrap_or_default().to_vec(),
-            Reverse(index),
-            value,
-        ));
+        self.heap.push((key.get(2..).unwrap_or_default().to_vec(), Reverse(index), value));
         Ok(())
     }
 

@@ -45,20 +45,12 @@ pub(super) struct Request {
 
 impl Request {
     pub(super) fn new(ops: Vec<Op>, done: Done) -> Self {
-        Self {
-            ops,
-            done,
-            stop: None,
-        }
+        Self { ops, done, stop: None }
     }
 
     /// Ends the writer; `ended` is dropped when it has.
     pub(super) fn stop(ended: oneshot::Sender<()>) -> Self {
-        Self {
-            ops: Vec::new(),
-            done: Box::new(|_| ()),
-            stop: Some(ended),
-        }
+        Self { ops: Vec::new(), done: Box::new(|_| ()), stop: Some(ended) }
     }
 }
 
@@ -69,14 +61,12 @@ pub(super) fn start(
 ) -> std::io::Result<(mpsc::Sender<Request>, watch::Receiver<Option<CommitError>>)> {
     let (requests, queue) = mpsc::channel(QUEUE);
     let (failed, failure) = watch::channel(None);
-    std::thread::Builder::new()
-        .name("store".to_owned())
-        .spawn(move || {
-            let ended = run(&opened, queue, &failed, &metrics);
-            // sled lets go of its lock first, so that whoever closed the store may open it again.
-            drop(opened);
-            drop(ended);
-        })?;
+    std::thread::Builder::new().name("store".to_owned()).spawn(move || {
+        let ended = run(&opened, queue, &failed, &metrics);
+        // sled lets go of its lock first, so that whoever closed the store may open it again.
+        drop(opened);
+        drop(ended);
+    })?;
     Ok((requests, failure))
 }
 
@@ -97,15 +87,10 @@ fn run(
             None => catch_unwind(AssertUnwindSafe(|| write(opened, &requests)))
                 .unwrap_or_else(|panic| Err(CommitError(panic_text(&*panic).into()))),
         };
-        metrics
-            .commit_seconds
-            .observe(started.elapsed().as_secs_f64());
+        metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
         match &result {
             Ok(()) => {
-                let operations = requests
-                    .iter()
-                    .map(|request| request.ops.len() as u64)
-                    .sum();
+                let operations = requests.iter().map(|request| request.ops.len() as u64).sum();
                 metrics.operations_committed.inc_by(operations);
             }
             Err(error) if failure.is_none() => {
@@ -124,10 +109,7 @@ fn run(
     ended
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the one place that flushes, and it syncs after it"
-)]
+#[expect(clippy::disallowed_methods, reason = "the one place that flushes, and it syncs after it")]
 fn write(opened: &Opened, requests: &[Request]) -> Result<(), CommitError> {
     let failed = |error: &dyn std::fmt::Display| CommitError(error.to_string().into());
     let mut batch = sled::Batch::default();
@@ -135,10 +117,7 @@ fn write(opened: &Opened, requests: &[Request]) -> Result<(), CommitError> {
     let mut written = false;
     for op in requests.iter().flat_map(|request| &request.ops) {
         if keys > 0 && keys + op.len() > BATCH_KEYS {
-            opened
-                .tree
-                .apply_batch(std::mem::take(&mut batch))
-                .map_err(|error| failed(&error))?;
+            opened.tree.apply_batch(std::mem::take(&mut batch)).map_err(|error| failed(&error))?;
             keys = 0;
         }
         for (key, value) in &op.writes {
@@ -153,10 +132,7 @@ fn write(opened: &Opened, requests: &[Request]) -> Result<(), CommitError> {
     if !written {
         return Ok(());
     }
-    opened
-        .tree
-        .apply_batch(batch)
-        .map_err(|error| failed(&error))?;
+    opened.tree.apply_batch(batch).map_err(|error| failed(&error))?;
     opened.db.flush().map_err(|error| failed(&error))?;
     sync(&opened.file).map_err(|error| failed(&error))
 }

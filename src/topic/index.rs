@@ -27,12 +27,7 @@ struct Node<T> {
 
 impl<T> Default for Node<T> {
     fn default() -> Self {
-        Self {
-            exact: HashMap::new(),
-            one: None,
-            here: Vec::new(),
-            rest: Vec::new(),
-        }
+        Self { exact: HashMap::new(), one: None, here: Vec::new(), rest: Vec::new() }
     }
 }
 
@@ -44,10 +39,7 @@ impl<T> Node<T> {
 
 impl<T> Default for TopicIndex<T> {
     fn default() -> Self {
-        Self {
-            root: Node::default(),
-            len: 0,
-        }
+        Self { root: Node::default(), len: 0 }
     }
 }
 

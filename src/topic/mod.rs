@@ -22,10 +22,7 @@ pub struct TopicLimits {
 
 impl Default for TopicLimits {
     fn default() -> Self {
-        Self {
-            bytes_max: 512,
-            levels_max: 16,
-        }
+        Self { bytes_max: 512, levels_max: 16 }
     }
 }
 
@@ -109,10 +106,7 @@ impl fmt::Debug for TopicName {
 impl<'de> Deserialize<'de> for TopicName {
     /// Reads back what was checked when it was written: no limits are applied.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let limits = TopicLimits {
-            bytes_max: usize::MAX,
-            levels_max: usize::MAX,
-        };
+        let limits = TopicLimits { bytes_max: usize::MAX, levels_max: usize::MAX };
         let text = String::deserialize(deserializer)?;
         Self::parse(&text, limits).map_err(serde::de::Error::custom)
     }
@@ -206,11 +200,7 @@ impl TopicFilter {
                 },
             });
         }
-        Ok(Self {
-            text: text.into(),
-            levels,
-            captures,
-        })
+        Ok(Self { text: text.into(), levels, captures })
     }
 
     /// The filter as it was written.
@@ -235,9 +225,7 @@ impl TopicFilter {
     ) -> impl Iterator<Item = (&'a Arc<str>, &'a str)> {
         let mut levels = topic.levels().enumerate();
         self.captures.iter().filter_map(move |(wanted, name)| {
-            levels
-                .find(|(index, _)| index == wanted)
-                .map(|(_, text)| (name, text))
+            levels.find(|(index, _)| index == wanted).map(|(_, text)| (name, text))
         })
     }
 
@@ -334,10 +322,8 @@ mod tests {
                 .expect("a valid filter");
         let topic = name("site/kiel/freezer/1/telemetry");
         assert!(filter.matches(&topic));
-        let captured: Vec<_> = filter
-            .captured(&topic)
-            .map(|(name, text)| (name.as_ref(), text))
-            .collect();
+        let captured: Vec<_> =
+            filter.captured(&topic).map(|(name, text)| (name.as_ref(), text)).collect();
         assert_eq!(captured, [("site", "kiel"), ("unit", "1")]);
         for bad in ["a/{}", "a/{x", "a/b{x}", "a/{1}", "a/{x y}"] {
             let error = TopicFilter::parse_with_captures(bad, TopicLimits::default()).err();

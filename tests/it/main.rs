@@ -1,4 +1,17 @@
 //! Integration tests: the whole application over real sockets.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use std::time::{Duration, Instant};
+
+mod dispatch;
 mod store;
+
+/// Waits until a level is reached; never for a fixed time. Generous, so that a slow machine only
+/// makes the test slow.
+async fn eventually(mut reached: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !reached() {
+        assert!(Instant::now() < deadline, "not reached within 30 s");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}

@@ -25,17 +25,10 @@ fn message(number: u64, status: Status) -> Message {
         id: MessageId::derive(alert, AlertState::Firing, Channel::Sms, &address),
         alert: None,
         contact: None,
-        target: Target {
-            channel: Channel::Sms,
-            address,
-        },
+        target: Target { channel: Channel::Sms, address },
         then: Vec::new(),
         severity: Severity::Warning,
-        content: Content {
-            title: None,
-            text: format!("text {number}").into(),
-            template: None,
-        },
+        content: Content { title: None, text: format!("text {number}").into(), template: None },
         segments: None,
         created_at: now,
         expires_at: now,
@@ -52,17 +45,12 @@ fn message(number: u64, status: Status) -> Message {
 }
 
 fn all(store: &Store) -> BTreeMap<MessageId, Message> {
-    let newest = store
-        .messages(&MessageFilter::default(), None, usize::MAX)
-        .unwrap();
+    let newest = store.messages(&MessageFilter::default(), None, usize::MAX).unwrap();
     let ids: Vec<_> = newest.iter().map(|message| message.id).collect();
     let mut sorted = ids.clone();
     sorted.sort_by(|one, other| other.cmp(one));
     assert_eq!(ids, sorted, "newest first");
-    newest
-        .into_iter()
-        .map(|message| (message.id, message))
-        .collect()
+    newest.into_iter().map(|message| (message.id, message)).collect()
 }
 
 /// What a process that is killed leaves behind: the files as they are, with no goodbye.
@@ -152,35 +140,22 @@ fn a_second_process_is_told_that_the_store_is_in_use() {
 #[test]
 fn a_half_made_snapshot_does_not_keep_the_store_shut() {
     let directory = tempfile::tempdir().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let store = open(directory.path()).unwrap();
     let mut op = Op::new();
     op.put_message(&message(1, Status::Queued));
     runtime.block_on(store.commit(vec![op])).unwrap();
     runtime.block_on(store.close()).unwrap();
     drop(store);
-    std::fs::write(
-        directory
-            .path()
-            .join("store/snap.0000000000000FFF.generating"),
-        b"",
-    )
-    .unwrap();
+    std::fs::write(directory.path().join("store/snap.0000000000000FFF.generating"), b"").unwrap();
     assert_eq!(all(&open(directory.path()).unwrap()).len(), 1);
 }
 
 #[test]
 fn what_has_outlived_its_retention_goes_and_nothing_else() {
     let directory = tempfile::tempdir().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
-    let config = Config {
-        retention: Span::from_secs(60),
-        ..Config::default()
-    };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let config = Config { retention: Span::from_secs(60), ..Config::default() };
     let store = Store::open(directory.path(), &config, &Metrics::new()).unwrap();
     let (old, waiting) = (message(1, Status::Sent), message(2, Status::Queued));
     let mut op = Op::new();
@@ -191,8 +166,6 @@ fn what_has_outlived_its_retention_goes_and_nothing_else() {
     let soon = old.updated_at.plus(std::time::Duration::from_secs(59));
     assert!(store.outlived(soon, 10).unwrap().is_empty());
     let later = old.updated_at.plus(std::time::Duration::from_secs(3600));
-    runtime
-        .block_on(store.commit(store.outlived(later, 10).unwrap()))
-        .unwrap();
+    runtime.block_on(store.commit(store.outlived(later, 10).unwrap())).unwrap();
     assert_eq!(all(&store).into_keys().collect::<Vec<_>>(), [waiting.id]);
 }

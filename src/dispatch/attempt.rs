@@ -1,0 +1,257 @@
+//! One attempt, from the row in the outbox to the row after it.
+//!
+//! **Invariant:** "attempt started" is durable before the request leaves. After a crash an attempt
+//! without outcome is therefore one that may have been sent, and every message without one is not.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use super::RetryConfig;
+use super::lane::LaneNews;
+use super::outcome::{self, Next};
+use crate::clock::{Clock, Timestamp};
+use crate::model::{Attempt, AttemptOutcome, Message, MessageId, Reason, RunId, Status};
+use crate::provider::{Lookup, Provider, SendOutcome};
+use crate::store::{Op, Store};
+use crate::telemetry::{ByOutcome, ByReason, Metrics};
+
+/// What every attempt needs.
+pub(super) struct Context {
+    pub(super) store: Store,
+    pub(super) clock: Clock,
+    pub(super) metrics: Metrics,
+    pub(super) retry: RetryConfig,
+    pub(super) run: RunId,
+    /// Providers' ids that look-ups of this moment have claimed and not yet stored.
+    pub(super) claims: Mutex<HashMap<(Arc<str>, String), MessageId>>,
+}
+
+/// What the scheduler must know of a finished attempt or command.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// The row waits.
+    Waits { message: Box<Message>, elsewhere: bool },
+    /// The row has ended; another may go on.
+    Ended { follow_up: Option<Box<Message>> },
+    /// The row could not be read, written, or is not there: leave it.
+    Lost,
+}
+
+/// Makes one attempt with the lane's provider.
+pub(super) async fn run(
+    context: &Context,
+    id: MessageId,
+    name: &Arc<str>,
+    provider: &dyn Provider,
+) -> (Report, LaneNews) {
+    let mut message = match context.store.message(id) {
+        Ok(Some(message)) if !message.status.is_final() => message,
+        Ok(_) => return (Report::Lost, LaneNews::Nothing),
+        Err(error) => {
+            tracing::error!(message_id = %id, %error, "a message cannot be read; it stays where it is");
+            return (Report::Lost, LaneNews::Nothing);
+        }
+    };
+    if let Some(found) = find_earlier(context, &message, name, provider).await {
+        return found_earlier(context, message, name, found).await;
+    }
+
+    let attempt = Attempt {
+        number: message.attempt_count + 1,
+        provider: Arc::clone(name),
+        run: context.run,
+        started_at: context.clock.now(),
+        ended_at: None,
+        outcome: None,
+    };
+    let number = attempt.number;
+    outcome::start(&mut message, attempt, context.clock.now());
+    let mut op = Op::new();
+    op.put_message(&message);
+    if context.store.commit(vec![op]).await.is_err() {
+        return (Report::Lost, LaneNews::Nothing);
+    }
+
+    let started = Instant::now();
+    let outcome = provider.send(&message).await;
+    let elapsed = started.elapsed();
+    context.metrics.attempt_seconds.observe(elapsed.as_secs_f64());
+    let word = word_of(&outcome);
+    let label = ByOutcome { provider: name.to_string(), outcome: word };
+    context.metrics.attempts.get_or_create(&label).inc();
+    log(&message, name, number, &outcome, elapsed.as_millis());
+
+    let now = context.clock.now();
+    let (next, news) = outcome::settle(&mut message, outcome, &context.retry, now, random());
+    (store_next(context, message, next).await, news)
+}
+
+/// Writes a message as it ended or waits, and its successor where there is one, in one operation.
+pub(super) async fn store_next(context: &Context, message: Message, next: Next) -> Report {
+    let mut op = Op::new();
+    op.put_message(&message);
+    if let (Some(provider), Some(reference)) = (&message.provider, &message.provider_ref) {
+        op.put_reference(provider, reference, message.id);
+    }
+    if let Next::Ended { follow_up: Some(follow_up) } = &next {
+        op.put_new_message(follow_up);
+    }
+    if context.store.commit(vec![op]).await.is_err() {
+        return Report::Lost;
+    }
+    match next {
+        Next::Wait { elsewhere } => Report::Waits { message: Box::new(message), elsewhere },
+        Next::Ended { follow_up } => {
+            if !matches!(message.status, Status::Sent | Status::Delivered) {
+                let reason = message.reason.unwrap_or(Reason::Canceled);
+                context.metrics.messages_dead.get_or_create(&ByReason { reason }).inc();
+                tracing::warn!(
+                    message_id = %message.id, channel = %message.target.channel,
+                    status = %message.status, %reason,
+                    detail = message.detail.as_deref().unwrap_or_default(),
+                    "a message has ended without being sent"
+                );
+            }
+            Report::Ended { follow_up }
+        }
+    }
+}
+
+/// Ends a message that its time or its channel has left behind.
+pub(super) async fn give_up(
+    context: &Context,
+    id: MessageId,
+    status: Status,
+    reason: Reason,
+    detail: &str,
+) -> Report {
+    let Ok(Some(mut message)) = context.store.message(id) else {
+        return Report::Lost;
+    };
+    if message.status.is_final() {
+        return Report::Lost;
+    }
+    // What held it up so long is what the operator will want to know.
+    let detail = match (&message.reason, &message.detail) {
+        (Some(why), Some(words)) => format!("{detail}; last: {why}, {words}"),
+        _ => detail.to_owned(),
+    };
+    let next = outcome::end(&mut message, status, reason, detail, context.clock.now());
+    store_next(context, message, next).await
+}
+
+/// After an attempt whose answer was never read: asks the provider whether it has it. Returns its
+/// id there, claimed for this message. When the provider cannot say, the message is sent again:
+/// an alert that comes twice is better than one that does not come.
+async fn find_earlier(
+    context: &Context,
+    message: &Message,
+    name: &Arc<str>,
+    provider: &dyn Provider,
+) -> Option<String> {
+    let since = unanswered_since(message, name)?;
+    if !provider.can_look_up() {
+        return None;
+    }
+    match provider.lookup(message, since).await {
+        Lookup::Found(references) => {
+            references.into_iter().find(|reference| claim(context, message.id, name, reference))
+        }
+        Lookup::NotFound => None,
+        Lookup::Inconclusive { detail } => {
+            tracing::warn!(
+                message_id = %message.id, provider = %name, detail,
+                "the provider cannot say whether it has this message; it is sent again"
+            );
+            None
+        }
+    }
+}
+
+/// When the earliest attempt without answer at this provider began, if the latest had none.
+fn unanswered_since(message: &Message, name: &Arc<str>) -> Option<Timestamp> {
+    message
+        .attempts
+        .iter()
+        .rev()
+        .filter(|attempt| attempt.provider == *name)
+        .map_while(|attempt| match attempt.outcome {
+            Some(AttemptOutcome::Unknown { .. }) => Some(attempt.started_at),
+            _ => None,
+        })
+        .last()
+}
+
+/// Whether the provider's id belongs to no other message.
+fn claim(context: &Context, id: MessageId, name: &Arc<str>, reference: &str) -> bool {
+    match context.store.referenced(name, reference) {
+        Ok(Some(owner)) => return owner == id,
+        Ok(None) => {}
+        Err(error) => {
+            tracing::error!(%error, "a provider reference cannot be read");
+            return false;
+        }
+    }
+    let mut claims = context.claims.lock().unwrap_or_else(PoisonError::into_inner);
+    *claims.entry((Arc::clone(name), reference.to_owned())).or_insert(id) == id
+}
+
+async fn found_earlier(
+    context: &Context,
+    mut message: Message,
+    name: &Arc<str>,
+    reference: String,
+) -> (Report, LaneNews) {
+    tracing::info!(
+        message_id = %message.id, provider = %name, provider_ref = reference,
+        "the provider has it: an earlier attempt had gone through"
+    );
+    message.status = Status::Sent;
+    message.updated_at = context.clock.now();
+    message.reason = None;
+    message.detail = Some("found at the provider after an attempt without answer".to_owned());
+    message.provider = Some(Arc::clone(name));
+    message.provider_ref = Some(reference.clone());
+    let report = store_next(context, message, Next::Ended { follow_up: None }).await;
+    let mut claims = context.claims.lock().unwrap_or_else(PoisonError::into_inner);
+    claims.remove(&(Arc::clone(name), reference));
+    (report, LaneNews::Works)
+}
+
+fn word_of(outcome: &SendOutcome) -> &'static str {
+    match outcome {
+        SendOutcome::Accepted { .. } => "accepted",
+        SendOutcome::Retry { .. } => "retry",
+        SendOutcome::Rejected { .. } => "rejected",
+        SendOutcome::Unknown { .. } => "unknown",
+    }
+}
+
+fn log(message: &Message, name: &str, attempt: u32, outcome: &SendOutcome, elapsed_ms: u128) {
+    let (id, channel) = (message.id, message.target.channel);
+    match outcome {
+        SendOutcome::Accepted { provider_ref, .. } => tracing::info!(
+            message_id = %id, %channel, to = %message.target.address, provider = name, attempt,
+            provider_ref = provider_ref.as_deref().unwrap_or_default(), elapsed_ms, "sent"
+        ),
+        // The lane says what is wrong with a provider, once; here only the trace is kept.
+        SendOutcome::Retry { reason, detail, .. } => tracing::debug!(
+            message_id = %id, %channel, provider = name, attempt, %reason, detail, elapsed_ms,
+            "an attempt failed; it will be tried again"
+        ),
+        SendOutcome::Unknown { detail } => tracing::warn!(
+            message_id = %id, %channel, provider = name, attempt, detail, elapsed_ms,
+            "no answer was read: the message may have been sent, and will be tried again"
+        ),
+        SendOutcome::Rejected { reason, detail, .. } => tracing::warn!(
+            message_id = %id, %channel, provider = name, attempt, %reason, detail, elapsed_ms,
+            "the provider refuses the message"
+        ),
+    }
+}
+
+/// Uniform in 0..1; where the system has no randomness, the middle.
+pub(super) fn random() -> f64 {
+    getrandom::u32().map_or(0.5, |value| f64::from(value) / f64::from(u32::MAX))
+}

@@ -1,0 +1,336 @@
+//! One provider's lane: how fast, how many at once, and whether at all.
+//!
+//! Pure: time is a parameter. Three things close a lane: the provider asked for a pause, it failed
+//! several times in a row (the circuit breaker), or it refuses our account. A closed lane lets one
+//! probe through when its time has come; what the probe brings back decides.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{BreakerConfig, LaneState};
+use crate::clock::Timestamp;
+use crate::model::{Channel, Reason};
+
+/// What a lane needs to know of its provider.
+#[derive(Clone, Debug)]
+pub(super) struct LaneSettings {
+    pub(super) name: Arc<str>,
+    pub(super) kind: &'static str,
+    pub(super) channels: Vec<Channel>,
+    /// Calls a second; `None` for no limit.
+    pub(super) per_second: Option<f64>,
+    pub(super) concurrency: usize,
+    pub(super) breaker: BreakerConfig,
+}
+
+/// A provider's lane.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) settings: LaneSettings,
+    pub(super) in_flight: usize,
+    tokens: f64,
+    refilled_at: Timestamp,
+    failures: u32,
+    /// How long the breaker stays open next time.
+    cooldown: Duration,
+    gate: Gate,
+}
+
+#[derive(Clone, Debug)]
+enum Gate {
+    Open,
+    Closed { state: LaneState, until: Timestamp, reason: Reason, detail: String },
+}
+
+/// Whether a lane can take a message now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It can.
+    Free,
+    /// It works, but is at its rate (until then) or concurrency (until a call ends).
+    Busy(Option<Timestamp>),
+    /// It is closed (until then, or until its probe comes back).
+    Down(Option<Timestamp>),
+}
+
+/// What a call says about its lane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum LaneNews {
+    /// The provider works, whatever it said of the message.
+    Works,
+    /// The provider failed, or asks for a slower pace.
+    Failed { reason: Reason, detail: String, after: Option<Duration> },
+    /// The provider refuses our account or configuration.
+    Refused { reason: Reason, detail: String },
+    /// Nothing was learned.
+    Nothing,
+}
+
+/// What the news did to the lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LaneChange {
+    /// Nothing that concerns anyone else.
+    None,
+    /// It has closed.
+    Closed,
+    /// It is open again.
+    Opened,
+}
+
+/// A provider's wish to wait is honoured up to this.
+const PAUSE_MAX: Duration = Duration::from_secs(3600);
+
+impl Lane {
+    pub(super) fn new(settings: LaneSettings, now: Timestamp) -> Self {
+        let cooldown = settings.breaker.first.into();
+        let mut lane = Self {
+            settings,
+            in_flight: 0,
+            tokens: 0.0,
+            refilled_at: now,
+            failures: 0,
+            cooldown,
+            gate: Gate::Open,
+        };
+        lane.tokens = lane.burst();
+        lane
+    }
+
+    /// One second's worth, and never less than one call.
+    fn burst(&self) -> f64 {
+        self.settings.per_second.unwrap_or(1.0).max(1.0)
+    }
+
+    pub(super) fn standing(&mut self, now: Timestamp) -> Standing {
+        if let Gate::Closed { until, state, .. } = &self.gate {
+            if now < *until {
+                return Standing::Down(Some(*until));
+            }
+            // A pause is over when its time is; the others first want one call that succeeds.
+            if *state == LaneState::Paused {
+                self.gate = Gate::Open;
+            } else if self.in_flight > 0 {
+                return Standing::Down(None);
+            }
+        }
+        if self.in_flight >= self.settings.concurrency {
+            return Standing::Busy(None);
+        }
+        let Some(per_second) = self.settings.per_second else {
+            return Standing::Free;
+        };
+        let elapsed = now.since(self.refilled_at).as_secs_f64();
+        self.tokens = (self.tokens + elapsed * per_second).min(self.burst());
+        self.refilled_at = now;
+        if self.tokens >= 1.0 {
+            Standing::Free
+        } else {
+            let wait = Duration::from_secs_f64((1.0 - self.tokens) / per_second);
+            // A millisecond more, so that rounding never wakes us just too early.
+            Standing::Busy(Some(now.plus(wait + Duration::from_millis(1))))
+        }
+    }
+
+    /// Takes a place and a token. Only when it stands [`Standing::Free`].
+    pub(super) fn start(&mut self) {
+        self.in_flight += 1;
+        if self.settings.per_second.is_some() {
+            self.tokens -= 1.0;
+        }
+    }
+
+    /// Gives the place back, and draws the conclusions from what the call said.
+    pub(super) fn finish(&mut self, news: LaneNews, now: Timestamp) -> LaneChange {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        match news {
+            LaneNews::Nothing => LaneChange::None,
+            LaneNews::Works => {
+                self.failures = 0;
+                match &self.gate {
+                    Gate::Open | Gate::Closed { state: LaneState::Paused, .. } => LaneChange::None,
+                    // A call that had started before the lane closed: not the probe.
+                    Gate::Closed { until, .. } if now < *until => LaneChange::None,
+                    Gate::Closed { .. } => self.open(),
+                }
+            }
+            LaneNews::Failed { reason, detail, after: Some(after) } => {
+                let until = now.plus(after.min(PAUSE_MAX));
+                self.close(LaneState::Paused, until, reason, detail)
+            }
+            LaneNews::Failed { reason, detail, after: None } => {
+                self.failures += 1;
+                let probe_failed = matches!(&self.gate,
+                    Gate::Closed { state: LaneState::BreakerOpen, until, .. } if now >= *until);
+                let stands_closed = matches!(&self.gate, Gate::Closed { .. }) && !probe_failed;
+                if stands_closed
+                    || (self.failures < self.settings.breaker.failures && !probe_failed)
+                {
+                    return LaneChange::None;
+                }
+                let until = now.plus(self.cooldown);
+                self.cooldown = (self.cooldown * 2).min(self.settings.breaker.max.into());
+                self.close(LaneState::BreakerOpen, until, reason, detail)
+            }
+            LaneNews::Refused { reason, detail } => {
+                let until = now.plus(self.settings.breaker.probe_refused.into());
+                self.close(LaneState::Stopped, until, reason, detail)
+            }
+        }
+    }
+
+    fn close(
+        &mut self,
+        state: LaneState,
+        until: Timestamp,
+        reason: Reason,
+        detail: String,
+    ) -> LaneChange {
+        // A longer wait or a graver state is never replaced by a late answer of less weight.
+        if let Gate::Closed { state: known, until: known_until, .. } = &self.gate
+            && now_graver(*known, state)
+            && *known_until > until
+        {
+            return LaneChange::None;
+        }
+        self.gate = Gate::Closed { state, until, reason, detail };
+        LaneChange::Closed
+    }
+
+    /// Opens the gate, whatever closed it.
+    pub(super) fn open(&mut self) -> LaneChange {
+        self.failures = 0;
+        self.cooldown = self.settings.breaker.first.into();
+        match std::mem::replace(&mut self.gate, Gate::Open) {
+            Gate::Open => LaneChange::None,
+            Gate::Closed { .. } => LaneChange::Opened,
+        }
+    }
+
+    /// For people.
+    pub(super) fn state(
+        &self,
+        now: Timestamp,
+    ) -> (LaneState, Option<Reason>, Option<&str>, Option<Timestamp>) {
+        match &self.gate {
+            Gate::Closed { state: LaneState::Paused, until, .. } if now >= *until => {
+                (LaneState::Up, None, None, None)
+            }
+            Gate::Closed { state, until, reason, detail } => {
+                (*state, Some(*reason), Some(detail), Some(*until))
+            }
+            Gate::Open => (LaneState::Up, None, None, None),
+        }
+    }
+}
+
+fn now_graver(known: LaneState, new: LaneState) -> bool {
+    let weight = |state| match state {
+        LaneState::Up => 0,
+        LaneState::Paused => 1,
+        LaneState::BreakerOpen => 2,
+        LaneState::Stopped => 3,
+    };
+    weight(known) >= weight(new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::span::Span;
+
+    fn lane(per_second: Option<f64>) -> Lane {
+        let breaker = BreakerConfig {
+            failures: 3,
+            first: Span::from_secs(1),
+            max: Span::from_secs(4),
+            probe_refused: Span::from_secs(60),
+        };
+        let settings = LaneSettings {
+            name: "one".into(),
+            kind: "test",
+            channels: vec![Channel::Sms],
+            per_second,
+            concurrency: 2,
+            breaker,
+        };
+        Lane::new(settings, at(0))
+    }
+
+    fn at(millis: i64) -> Timestamp {
+        Timestamp::from_millis(millis)
+    }
+
+    fn failed() -> LaneNews {
+        let detail = String::new();
+        LaneNews::Failed { reason: Reason::ProviderUnavailable, detail, after: None }
+    }
+
+    #[test]
+    fn keeps_its_rate() {
+        let mut lane = lane(Some(2.0));
+        for _ in 0..2 {
+            assert_eq!(lane.standing(at(0)), Standing::Free);
+            lane.start();
+            lane.finish(LaneNews::Works, at(0));
+        }
+        assert_eq!(lane.standing(at(0)), Standing::Busy(Some(at(501))));
+        assert_eq!(lane.standing(at(501)), Standing::Free);
+    }
+
+    #[test]
+    fn keeps_its_concurrency() {
+        let mut lane = lane(None);
+        lane.start();
+        lane.start();
+        assert_eq!(lane.standing(at(0)), Standing::Busy(None));
+        lane.finish(LaneNews::Works, at(0));
+        assert_eq!(lane.standing(at(0)), Standing::Free);
+    }
+
+    #[test]
+    fn breaks_after_failures_in_a_row_and_lets_one_probe_through() {
+        let mut lane = lane(None);
+        assert_eq!(lane.finish(failed(), at(0)), LaneChange::None);
+        assert_eq!(lane.finish(LaneNews::Works, at(0)), LaneChange::None);
+        for _ in 0..2 {
+            assert_eq!(lane.finish(failed(), at(0)), LaneChange::None);
+        }
+        assert_eq!(lane.finish(failed(), at(0)), LaneChange::Closed);
+        assert_eq!(lane.standing(at(999)), Standing::Down(Some(at(1000))));
+        assert_eq!(lane.standing(at(1000)), Standing::Free);
+        lane.start();
+        assert_eq!(lane.standing(at(1000)), Standing::Down(None), "one probe only");
+        assert_eq!(lane.finish(failed(), at(1000)), LaneChange::Closed);
+        assert_eq!(lane.standing(at(1001)), Standing::Down(Some(at(3000))), "twice as long");
+        assert_eq!(lane.standing(at(3000)), Standing::Free);
+        lane.start();
+        assert_eq!(lane.finish(LaneNews::Works, at(3000)), LaneChange::Opened);
+        assert_eq!(lane.standing(at(3000)), Standing::Free);
+    }
+
+    #[test]
+    fn pauses_as_long_as_the_provider_asks() {
+        let mut lane = lane(None);
+        let after = Some(Duration::from_secs(7));
+        let (reason, detail) = (Reason::Throttled, String::new());
+        lane.finish(LaneNews::Failed { reason, detail, after }, at(0));
+        assert_eq!(lane.standing(at(6999)), Standing::Down(Some(at(7000))));
+        assert_eq!(lane.standing(at(7000)), Standing::Free);
+    }
+
+    #[test]
+    fn a_refusal_stops_the_lane_until_a_probe_succeeds() {
+        let mut lane = lane(None);
+        let refused =
+            || LaneNews::Refused { reason: Reason::BadCredentials, detail: String::new() };
+        assert_eq!(lane.finish(refused(), at(0)), LaneChange::Closed);
+        // Late answers of calls that were under way change nothing.
+        assert_eq!(lane.finish(LaneNews::Works, at(10)), LaneChange::None);
+        assert_eq!(lane.finish(failed(), at(10)), LaneChange::None);
+        assert_eq!(lane.standing(at(59_999)), Standing::Down(Some(at(60_000))));
+        assert_eq!(lane.standing(at(60_000)), Standing::Free);
+        assert_eq!(lane.state(at(60_000)).0, LaneState::Stopped);
+        assert_eq!(lane.open(), LaneChange::Opened);
+        assert_eq!(lane.state(at(60_000)).0, LaneState::Up);
+    }
+}

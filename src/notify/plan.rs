@@ -1,0 +1,323 @@
+//! One piece of news and the directory of contacts -> the messages that go out.
+//!
+//! Each contact gets one message, by the first of the asked-for channels that it has; the others
+//! follow in `message.then`, should that one fail for good. Ids are derived from what the message
+//! is, so planning the same news twice plans the same rows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::contact::Directory;
+use crate::channel::{self, push, sms, whatsapp};
+use crate::clock::Timestamp;
+use crate::model::{
+    Alert, AlertId, AlertRef, AlertState, Channel, Content, Message, MessageId, Reason, Severity,
+    Status, Target, Template,
+};
+
+/// An alert that somebody should hear of.
+#[derive(Clone, Copy, Debug)]
+pub struct News<'a> {
+    /// The alert as it stands now.
+    pub alert: &'a Alert,
+    /// A short headline.
+    pub title: Option<&'a Arc<str>>,
+    /// Contacts by name.
+    pub to: &'a [Arc<str>],
+    /// Channels in order; empty: each contact's own.
+    pub by: &'a [Channel],
+    /// How long a message may wait to be sent.
+    pub expires_in: Duration,
+}
+
+/// What [`plan`] found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Planned {
+    /// The messages, queued and due at once.
+    pub messages: Vec<Message>,
+    /// Contacts that none of the channels reaches, or that are not in the directory any more.
+    pub unreached: Vec<Arc<str>>,
+    /// Set where nobody at all is told: [`Reason::NoRecipient`].
+    pub suppressed: Option<Reason>,
+}
+
+/// Plans the messages of one alert.
+pub fn plan(directory: &Directory, news: &News<'_>, now: Timestamp) -> Planned {
+    let mut planned = Planned::default();
+    for name in news.to {
+        let Ok(targets) = directory.targets(name, news.by) else {
+            planned.unreached.push(Arc::clone(name));
+            continue;
+        };
+        let mut targets = targets.into_iter();
+        let Some(target) = targets.next() else {
+            continue;
+        };
+        let alert = news.alert;
+        let id = MessageId::derive(alert.id, alert.state, target.channel, &target.address);
+        // Two contacts may share a phone: it rings once.
+        if planned.messages.iter().any(|message| message.id == id) {
+            continue;
+        }
+        planned.messages.push(compose(
+            Draft {
+                id,
+                alert: Some(AlertRef {
+                    id: alert.id,
+                    rule: Arc::clone(&alert.rule),
+                    key: Arc::clone(&alert.key),
+                    state: alert.state,
+                    topic: alert.topic.clone(),
+                }),
+                contact: Some(Arc::clone(name)),
+                target,
+                then: targets.collect(),
+                severity: alert.severity,
+                content: Content {
+                    title: news.title.cloned(),
+                    text: Arc::clone(&alert.text),
+                    template: None,
+                },
+                expires_in: news.expires_in,
+            },
+            now,
+        ));
+    }
+    if planned.messages.is_empty() {
+        planned.suppressed = Some(Reason::NoRecipient);
+    }
+    planned
+}
+
+/// What makes a message, before it is fitted to its channel.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// Its id; see [`MessageId::derive`].
+    pub id: MessageId,
+    /// The alert it tells of.
+    pub alert: Option<AlertRef>,
+    /// The contact's name.
+    pub contact: Option<Arc<str>>,
+    /// Channel and address.
+    pub target: Target,
+    /// Where it goes on to, should this one fail for good.
+    pub then: Vec<Target>,
+    /// How urgent.
+    pub severity: Severity,
+    /// What it says, at any length.
+    pub content: Content,
+    /// How long it may wait to be sent.
+    pub expires_in: Duration,
+}
+
+/// The row of the outbox for `draft`: fitted to its channel, segments counted, queued, due now.
+pub fn compose(draft: Draft, now: Timestamp) -> Message {
+    let content = fitted(draft.target.channel, draft.content);
+    Message {
+        id: draft.id,
+        alert: draft.alert,
+        contact: draft.contact,
+        segments: segments(draft.target.channel, &content),
+        target: draft.target,
+        then: draft.then,
+        severity: draft.severity,
+        content,
+        created_at: now,
+        expires_at: now.plus(draft.expires_in),
+        status: Status::Queued,
+        reason: None,
+        detail: None,
+        due_at: now,
+        updated_at: now,
+        attempt_count: 0,
+        attempts: Vec::new(),
+        provider: None,
+        provider_ref: None,
+    }
+}
+
+/// The message that goes on with a failed one on the contact's next channel, if there is one. It
+/// expires when the first would have: a later channel gives an alert no longer life.
+pub fn next(failed: &Message, now: Timestamp) -> Option<Message> {
+    let (target, rest) = failed.then.split_first()?;
+    let (alert, state) = match &failed.alert {
+        Some(alert) => (alert.id, alert.state),
+        // One from the API: derived from the message's own id.
+        None => (AlertId::new(*failed.id.as_uuid()), AlertState::Firing),
+    };
+    let draft = Draft {
+        id: MessageId::derive(alert, state, target.channel, &target.address),
+        alert: failed.alert.clone(),
+        contact: failed.contact.clone(),
+        target: target.clone(),
+        then: rest.to_vec(),
+        severity: failed.severity,
+        content: failed.content.clone(),
+        expires_in: Duration::ZERO,
+    };
+    Some(Message { expires_at: failed.expires_at, ..compose(draft, now) })
+}
+
+fn fitted(channel: Channel, content: Content) -> Content {
+    let text = match channel::fit(channel, &content.text) {
+        std::borrow::Cow::Borrowed(same) if same.len() == content.text.len() => content.text,
+        fitted => fitted.as_ref().into(),
+    };
+    let title = content.title.map(|title| match push::title(&title) {
+        std::borrow::Cow::Borrowed(same) if same.len() == title.len() => title,
+        fitted => fitted.as_ref().into(),
+    });
+    let template = content.template.map(|template| Template {
+        parameters: template
+            .parameters
+            .iter()
+            .map(|parameter| whatsapp::parameter(parameter))
+            .collect(),
+        ..template
+    });
+    Content { title, text, template }
+}
+
+fn segments(channel: Channel, content: &Content) -> Option<crate::model::Segments> {
+    (channel == Channel::Sms).then(|| sms::segments(&content.text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::contact::Config;
+    use super::*;
+    use crate::model::{IdSource, SmsEncoding};
+    use crate::problem::TomlFile;
+    use crate::topic::{TopicLimits, TopicName};
+
+    const NOW: Timestamp = Timestamp::from_millis(1_790_000_000_000);
+
+    fn directory() -> Directory {
+        let text = r#"
+            [[contact]]
+            name = "ana"
+            push = "topic:cold-store"
+            sms  = "+4915550100001"
+
+            [[contact]]
+            name = "ben"
+            sms  = "+4915550100002"
+
+            [[contact]]
+            name = "bens-other-self"
+            sms  = "+4915550100002"
+        "#;
+        let file = TomlFile::parse("contacts.toml", text).expect("TOML");
+        let (directory, problems) = Directory::load(&[file], &Config::default());
+        assert_eq!(problems, []);
+        directory
+    }
+
+    fn alert(text: &str) -> Alert {
+        Alert {
+            id: AlertId::new(IdSource::new(1).next(NOW)),
+            rule: "freezer-warm".into(),
+            key: "kiel/1".into(),
+            severity: Severity::Critical,
+            state: AlertState::Firing,
+            topic: TopicName::parse("site/kiel/freezer/1", TopicLimits::default()).expect("valid"),
+            fired_at: NOW,
+            changed_at: NOW,
+            text: text.into(),
+        }
+    }
+
+    fn planned(to: &[&str], by: &[Channel], text: &str) -> Planned {
+        let to: Vec<Arc<str>> = to.iter().map(|name| Arc::from(*name)).collect();
+        let news = News {
+            alert: &alert(text),
+            title: None,
+            to: &to,
+            by,
+            expires_in: Duration::from_secs(60),
+        };
+        plan(&directory(), &news, NOW)
+    }
+
+    fn check(to: &[&str], by: &[Channel], expected: &str) {
+        let planned = planned(to, by, "warm");
+        let mut lines: Vec<String> = planned
+            .messages
+            .iter()
+            .map(|message| {
+                let then: Vec<&str> = message.then.iter().map(|t| t.channel.as_str()).collect();
+                let contact = message.contact.as_deref().unwrap_or("-");
+                format!("{contact} {} {then:?}", message.target.channel)
+            })
+            .collect();
+        lines.extend(planned.unreached.iter().map(|name| format!("not {name}")));
+        lines.extend(planned.suppressed.map(|reason| reason.to_string()));
+        assert_eq!(lines.join(", "), expected);
+    }
+
+    #[test]
+    fn each_contact_gets_one_message_by_its_first_channel() {
+        use Channel::{Push, Sms, Webhook};
+        check(&["ana"], &[], r#"ana push ["sms"]"#);
+        check(&["ana"], &[Sms, Push], r#"ana sms ["push"]"#);
+        check(&["ana", "ben"], &[Push, Sms], r#"ana push ["sms"], ben sms []"#);
+        check(&["ben", "bens-other-self"], &[], "ben sms []");
+        check(&["ana", "ben"], &[Push], "ana push [], not ben");
+        check(&["ben"], &[Webhook], "not ben, no_recipient");
+        check(&["gone"], &[], "not gone, no_recipient");
+        check(&[], &[], "no_recipient");
+    }
+
+    #[test]
+    fn a_message_is_a_whole_row() {
+        let planned = planned(&["ben"], &[], "21 °C");
+        let message = &planned.messages[0];
+        assert_eq!(message.status, Status::Queued);
+        assert_eq!(message.created_at, NOW);
+        assert_eq!(message.due_at, NOW);
+        assert_eq!(message.expires_at, NOW.plus(Duration::from_secs(60)));
+        assert_eq!(message.content.text.as_ref(), "21 °C");
+        let segments = message.segments.expect("counted for SMS");
+        assert_eq!((segments.encoding, segments.count), (SmsEncoding::Ucs2, 1));
+        let alert = message.alert.as_ref().expect("it tells of one");
+        assert_eq!((alert.rule.as_ref(), alert.key.as_ref()), ("freezer-warm", "kiel/1"));
+    }
+
+    #[test]
+    fn planning_twice_plans_the_same_rows() {
+        let ids = |to: &[&str]| -> Vec<MessageId> {
+            let planned = planned(to, &[], "warm");
+            planned.messages.iter().map(|message| message.id).collect()
+        };
+        assert_eq!(ids(&["ana", "ben"]), ids(&["ana", "ben"]));
+    }
+
+    #[test]
+    fn too_long_a_text_is_cut_and_the_next_channel_fits_it_again() {
+        let planned = planned(&["ana"], &[], &"warm °C ".repeat(400));
+        let pushed = &planned.messages[0];
+        assert!(pushed.content.text.len() <= push::TEXT_BYTES_MAX);
+        assert_eq!(pushed.segments, None);
+        let later = NOW.plus(Duration::from_secs(30));
+        let texted = next(pushed, later).expect("ana has sms");
+        assert_eq!(texted.target.channel, Channel::Sms);
+        assert!(texted.segments.is_some());
+        assert_eq!(texted.expires_at, pushed.expires_at);
+        assert_eq!(texted.created_at, later);
+        assert_ne!(texted.id, pushed.id);
+        assert_eq!(next(&texted, later), None);
+    }
+
+    #[test]
+    fn template_parameters_are_cleaned() {
+        let mut failed = planned(&["ana"], &[], "warm").messages.remove(0);
+        failed.content.template = Some(Template {
+            name: "alarm".to_owned(),
+            language: "en".to_owned(),
+            parameters: vec!["kiel\n1".to_owned()],
+        });
+        let message = next(&failed, NOW).expect("ana has sms");
+        let template = message.content.template.expect("kept");
+        assert_eq!(template.parameters, ["kiel 1"]);
+    }
+}

@@ -1,0 +1,157 @@
+//! What a payload says, whatever it was coded in.
+//!
+//! Cloning is cheap at every depth: texts, lists and maps are shared. Whole numbers keep all their
+//! digits, because a device's number may be a key.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// A decoded payload or a part of one.
+#[derive(Clone, PartialEq)]
+pub enum Value {
+    /// Said to be absent, which is neither 0 nor a missing field.
+    Null,
+    /// True or false.
+    Bool(bool),
+    /// A whole number.
+    Int(i64),
+    /// A whole number above [`i64::MAX`].
+    Uint(u64),
+    /// A finite number.
+    Float(f64),
+    /// Text.
+    Text(Arc<str>),
+    /// Values in order.
+    List(Arc<[Value]>),
+    /// Values by name.
+    Map(Arc<Map>),
+}
+
+/// Values by name. Of a name that was sent twice the last value counts.
+#[derive(Clone, Default, PartialEq)]
+pub struct Map {
+    /// Sorted by name.
+    entries: Vec<(Arc<str>, Value)>,
+}
+
+impl Map {
+    /// From entries in any order.
+    pub fn new(mut entries: Vec<(Arc<str>, Value)>) -> Self {
+        // The sort is stable, so that of equal names the last stays last.
+        entries.sort_by(|(one, _), (other, _)| one.cmp(other));
+        entries.dedup_by(|later, earlier| {
+            let same = later.0 == earlier.0;
+            if same {
+                std::mem::swap(later, earlier);
+            }
+            same
+        });
+        Self { entries }
+    }
+
+    /// The value of that name.
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        let found = self.entries.binary_search_by(|(known, _)| known.as_ref().cmp(name));
+        found.ok().and_then(|index| self.entries.get(index)).map(|(_, value)| value)
+    }
+
+    /// Names and values, by name.
+    pub fn entries(&self) -> &[(Arc<str>, Value)] {
+        &self.entries
+    }
+}
+
+impl Value {
+    /// What kind of value it is, for error texts.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Null => "null",
+            Self::Bool(_) => "true or false",
+            Self::Int(_) | Self::Uint(_) | Self::Float(_) => "a number",
+            Self::Text(_) => "text",
+            Self::List(_) => "a list",
+            Self::Map(_) => "a map",
+        }
+    }
+}
+
+/// Compact JSON; strings are quoted and escaped.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_json(self, f, "")
+    }
+}
+
+/// Like `Display`, with a space after `:` and `,`.
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_json(self, f, " ")
+    }
+}
+
+impl fmt::Debug for Map {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_map(self, f, " ")
+    }
+}
+
+fn write_json(value: &Value, f: &mut fmt::Formatter<'_>, space: &str) -> fmt::Result {
+    match value {
+        Value::Null => f.write_str("null"),
+        Value::Bool(value) => write!(f, "{value}"),
+        Value::Int(value) => write!(f, "{value}"),
+        Value::Uint(value) => write!(f, "{value}"),
+        // `{:?}` keeps the `.0` of a whole float and writes large ones with an exponent.
+        Value::Float(value) => write!(f, "{value:?}"),
+        Value::Text(text) => write_text(text, f),
+        Value::List(items) => {
+            f.write_str("[")?;
+            for (index, item) in items.iter().enumerate() {
+                if index > 0 {
+                    write!(f, ",{space}")?;
+                }
+                write_json(item, f, space)?;
+            }
+            f.write_str("]")
+        }
+        Value::Map(map) => write_map(map, f, space),
+    }
+}
+
+fn write_map(map: &Map, f: &mut fmt::Formatter<'_>, space: &str) -> fmt::Result {
+    f.write_str("{")?;
+    for (index, (name, value)) in map.entries.iter().enumerate() {
+        if index > 0 {
+            write!(f, ",{space}")?;
+        }
+        write_text(name, f)?;
+        write!(f, ":{space}")?;
+        write_json(value, f, space)?;
+    }
+    f.write_str("}")
+}
+
+fn write_text(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    f.write_str(&serde_json::to_string(text).map_err(|_| fmt::Error)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_repeated_name_the_last_value_counts() {
+        let entry = |name: &str, value| (Arc::from(name), Value::Int(value));
+        let map = Map::new(vec![entry("b", 1), entry("a", 2), entry("b", 3), entry("b", 4)]);
+        assert_eq!(map.entries().len(), 2);
+        assert_eq!(map.get("b"), Some(&Value::Int(4)));
+        assert_eq!(map.get("c"), None);
+    }
+
+    #[test]
+    fn shows_compact_json() {
+        let list = Value::List([Value::Null, Value::Float(2.0), Value::Text("a\"b".into())].into());
+        let value = Value::Map(Arc::new(Map::new(vec![("x".into(), list)])));
+        assert_eq!(value.to_string(), r#"{"x":[null,2.0,"a\"b"]}"#);
+    }
+}

@@ -1,0 +1,425 @@
+//! The HTTP client that every provider uses, and what its failures mean.
+//!
+//! **Invariant:** a failure is called [`Lost::NotSent`] only where nothing of the request can have
+//! reached the provider: the name could not be resolved, no connection could be made, the TLS
+//! handshake failed. Whatever happens later is [`Lost::NoAnswer`], because an SMS that has been
+//! sent cannot be taken back.
+//!
+//! What is repeated below this line, and why that is safe: hyper repeats a request that it had
+//! handed to a pooled connection which closed before one byte of it was written, and reqwest
+//! repeats one that an HTTP/2 server says it has not processed (REFUSED_STREAM, or a stream above
+//! the last one of a GOAWAY; RFC 9113, section 8.7). Neither can send twice. Everything else is
+//! the dispatcher's business.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::{Client, RequestBuilder, StatusCode, Url};
+use tokio::time::Instant;
+
+use super::scrub::Scrub;
+use super::{RetryScope, SendOutcome};
+use crate::clock::Timestamp;
+use crate::model::Reason;
+use crate::telemetry::chain;
+
+/// An answer to a send is read this far.
+pub(super) const BODY_BYTES_MAX: usize = 64 * 1024;
+/// A provider may ask for a pause of at most this length; a larger wish is cut to it, so that a
+/// slip in a header cannot keep alerts back until they expire.
+pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+/// Name, connection and TLS handshake together.
+const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(5);
+/// Shorter than the keep-alive of any provider, so that a request seldom meets a connection that
+/// the other side is just closing: that would be a [`Lost::NoAnswer`].
+const IDLE_MAX: Duration = Duration::from_secs(20);
+const IDLE_CONNECTIONS_MAX: usize = 16;
+
+/// How a client is built.
+#[derive(Debug)]
+pub(super) struct Settings {
+    /// For one `send` in all, however many requests it makes.
+    pub(super) timeout: Duration,
+    /// The proxy to go through; none, whatever the environment says.
+    pub(super) proxy: Option<reqwest::Proxy>,
+    /// Only addresses of the public internet are connected to.
+    pub(super) public_only: bool,
+}
+
+/// A client for one provider: it keeps connections, time limits and the way outside.
+#[derive(Clone, Debug)]
+pub(super) struct Http {
+    client: Client,
+    timeout: Duration,
+}
+
+/// When a `send` must be over.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadline(Instant);
+
+/// What came back.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    /// Its Retry-After, at most [`RETRY_AFTER_MAX`].
+    pub(super) retry_after: Option<Duration>,
+    /// The body; `None` where it was cut off, too long, or came too late.
+    pub(super) body: Option<Vec<u8>>,
+}
+
+/// Why nothing came back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Lost {
+    /// The request has not left.
+    NotSent(String),
+    /// The address is one that this client must not connect to.
+    Forbidden(String),
+    /// The request has left, or may have.
+    NoAnswer(String),
+}
+
+impl Http {
+    /// # Errors
+    /// The system's root certificates cannot be read, in words for an operator.
+    pub(super) fn new(settings: Settings) -> Result<Self, String> {
+        let timeout = settings.timeout;
+        let mut builder = Client::builder()
+            .user_agent(concat!("watchbell/", env!("CARGO_PKG_VERSION")))
+            .timeout(timeout)
+            // Shorter than the whole, so that the two can be told apart.
+            .connect_timeout(CONNECT_TIMEOUT_MAX.min(timeout.mul_f32(0.7)))
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .no_proxy()
+            .pool_idle_timeout(IDLE_MAX)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+            .tcp_nodelay(true);
+        if let Some(proxy) = settings.proxy {
+            builder = builder.proxy(proxy);
+        }
+        if settings.public_only {
+            builder = builder.dns_resolver(Arc::new(PublicOnly));
+        }
+        match builder.build() {
+            Ok(client) => Ok(Self { client, timeout }),
+            Err(error) => Err(format!(
+                "the HTTPS client cannot start: {}; install the system's CA certificates \
+                 (package ca-certificates), or name their file in SSL_CERT_FILE",
+                chain(&error)
+            )),
+        }
+    }
+
+    /// From now until this provider's time limit.
+    pub(super) fn deadline(&self) -> Deadline {
+        Deadline(Instant::now() + self.timeout)
+    }
+
+    /// A POST that is not sent yet.
+    pub(super) fn post(&self, url: Url) -> RequestBuilder {
+        self.client.post(url)
+    }
+
+    /// A GET that is not sent yet.
+    pub(super) fn get(&self, url: Url) -> RequestBuilder {
+        self.client.get(url)
+    }
+}
+
+impl Deadline {
+    /// For waits that are no request.
+    pub(super) fn instant(self) -> Instant {
+        self.0
+    }
+}
+
+/// Makes one request. `now` is for a Retry-After that names a date.
+pub(super) async fn call(
+    request: RequestBuilder,
+    by: Deadline,
+    body_bytes_max: usize,
+    now: Timestamp,
+    scrub: &Scrub,
+) -> Result<Answer, Lost> {
+    let left = by.0.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(Lost::NotSent("no time was left to send it".to_owned()));
+    }
+    let mut response = match request.timeout(left).send().await {
+        Ok(response) => response,
+        Err(error) => return Err(lost(error, scrub)),
+    };
+    let status = response.status();
+    let retry_after = retry_after(response.headers(), now);
+    let mut body = Some(Vec::new());
+    while let Some(read) = &mut body {
+        match response.chunk().await {
+            Ok(Some(chunk)) if read.len() + chunk.len() <= body_bytes_max => {
+                read.extend_from_slice(&chunk);
+            }
+            Ok(None) => break,
+            // Too long, cut off or too late: the status is known, and has to do.
+            Ok(Some(_)) | Err(_) => body = None,
+        }
+    }
+    Ok(Answer { status, retry_after, body })
+}
+
+impl Answer {
+    /// The body as JSON of the given shape; `None` where it is something else.
+    pub(super) fn json<T: serde::de::DeserializeOwned>(&self) -> Option<T> {
+        serde_json::from_slice(self.body.as_deref()?).ok()
+    }
+
+    /// "HTTP 503", with the start of a textual body where `scrub` leaves something of it.
+    pub(super) fn words(&self, scrub: &Scrub) -> String {
+        let status = self.status.as_u16();
+        let body = self.body.as_deref().unwrap_or_default();
+        let text = match std::str::from_utf8(body) {
+            // Markup says nothing to an operator.
+            Ok(text) if !text.trim_start().starts_with('<') => scrub.clean(text),
+            _ => String::new(),
+        };
+        if text.is_empty() { format!("HTTP {status}") } else { format!("HTTP {status}: {text}") }
+    }
+}
+
+impl Lost {
+    /// What follows for a message whose one request this was.
+    pub(super) fn outcome(self) -> SendOutcome {
+        match self {
+            Self::NotSent(detail) | Self::Forbidden(detail) => SendOutcome::Retry {
+                reason: Reason::ConnectFailed,
+                after: None,
+                scope: RetryScope::Provider,
+                detail,
+            },
+            Self::NoAnswer(detail) => SendOutcome::Unknown { detail },
+        }
+    }
+
+    /// In words, masked.
+    pub(super) fn detail(self) -> String {
+        match self {
+            Self::NotSent(detail) | Self::Forbidden(detail) | Self::NoAnswer(detail) => detail,
+        }
+    }
+}
+
+/// What reqwest's error tells of the request. Its own text is never used whole: it names the URL,
+/// and a URL may hold a token.
+fn lost(error: reqwest::Error, scrub: &Scrub) -> Lost {
+    let error = error.without_url();
+    let mut root: &(dyn std::error::Error + 'static) = &error;
+    while let Some(source) = root.source() {
+        if let Some(forbidden) = root.downcast_ref::<NotPublic>() {
+            return Lost::Forbidden(forbidden.to_string());
+        }
+        root = source;
+    }
+    if let Some(forbidden) = root.downcast_ref::<NotPublic>() {
+        return Lost::Forbidden(forbidden.to_string());
+    }
+    let cause = scrub.clean(&root.to_string());
+    if error.is_builder() {
+        Lost::NotSent(format!("the request cannot be made: {cause}"))
+    } else if error.is_connect() {
+        let doing = if error.is_dns() { "the name cannot be resolved" } else { "no connection" };
+        Lost::NotSent(format!("{doing}: {cause}"))
+    } else if error.is_timeout() {
+        Lost::NoAnswer("no answer within the time limit".to_owned())
+    } else {
+        Lost::NoAnswer(format!("the connection broke before an answer: {cause}"))
+    }
+}
+
+/// Retry-After as seconds or as an HTTP date (RFC 9110, sections 10.2.3 and 5.6.7), at most
+/// [`RETRY_AFTER_MAX`]. Nothing, or a time that has come, is no wish.
+pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let after = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More digits than fit mean "very long".
+        Duration::from_secs(text.parse().unwrap_or(u64::MAX))
+    } else {
+        http_date(text)?.since(now)
+    };
+    (!after.is_zero()).then(|| after.min(RETRY_AFTER_MAX))
+}
+
+/// The three forms that a recipient must know.
+fn http_date(text: &str) -> Option<Timestamp> {
+    let fixed = jiff::fmt::rfc2822::parse(text).map(|time| time.timestamp());
+    let time = fixed.or_else(|_| {
+        let read = |format: &str| {
+            jiff::fmt::strtime::parse(format, text)?
+                .to_datetime()?
+                .to_zoned(jiff::tz::TimeZone::UTC)
+                .map(|time| time.timestamp())
+        };
+        read("%A, %d-%b-%y %H:%M:%S GMT").or_else(|_| read("%a %b %e %H:%M:%S %Y"))
+    });
+    time.ok().map(|time| Timestamp::from_millis(time.as_millisecond()))
+}
+
+/// `base` and `segments` below it, each escaped.
+pub(super) fn below(base: &Url, segments: &[&str]) -> Url {
+    let mut url = base.clone();
+    if let Ok(mut path) = url.path_segments_mut() {
+        path.pop_if_empty().extend(segments);
+    }
+    url
+}
+
+/// Resolves names to public addresses only. On the address, not on the name: a name can point
+/// anywhere, and be changed between a check and its use.
+#[derive(Debug)]
+struct PublicOnly;
+
+#[derive(Debug, thiserror::Error)]
+#[error("the name has no public address; `allow_private = true` would allow it")]
+struct NotPublic;
+
+impl Resolve for PublicOnly {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let public: Vec<_> = found.filter(|address| is_public(address.ip())).collect();
+            if public.is_empty() {
+                return Err(NotPublic.into());
+            }
+            Ok(Box::new(public.into_iter()) as Addrs)
+        })
+    }
+}
+
+/// Whether an address belongs to the public internet: neither this machine, nor its networks, nor
+/// a range set aside (IANA special-purpose address registries).
+pub(super) fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => is_public_v4(address),
+        IpAddr::V6(address) => is_public_v6(address),
+    }
+}
+
+fn is_public_v4(address: Ipv4Addr) -> bool {
+    let [a, b, c, _] = address.octets();
+    let set_aside = match (a, b, c) {
+        // "This network", private, loopback, multicast and reserved.
+        (0 | 10 | 127 | 224..=255, _, _) => true,
+        // Carrier-grade NAT; link-local, with the clouds' metadata services; private.
+        (100, 64..=127, _) | (169, 254, _) | (172, 16..=31, _) | (192, 168, _) => true,
+        // Protocol assignments, documentation, 6to4 relays, benchmarks, documentation.
+        (192, 0, 0 | 2) | (192, 88, 99) | (198, 18 | 19, _) => true,
+        (198, 51, 100) | (203, 0, 113) => true,
+        _ => false,
+    };
+    !set_aside
+}
+
+fn is_public_v6(address: Ipv6Addr) -> bool {
+    let [a, b, c, d, e, f, g, h] = address.segments();
+    let embedded = |high: u16, low: u16| {
+        let ([w, x], [y, z]) = (high.to_be_bytes(), low.to_be_bytes());
+        is_public_v4(Ipv4Addr::new(w, x, y, z))
+    };
+    match (a, b) {
+        // NAT64 (RFC 6052) and 6to4 lead to the IPv4 address inside.
+        (0x64, 0xff9b) if [c, d, e, f] == [0; 4] => embedded(g, h),
+        (0x2002, high) => embedded(high, c),
+        // Protocol assignments with Teredo, and documentation.
+        (0x2001, 0..=0x1ff | 0xdb8) | (0x3fff, 0..=0xfff) => false,
+        // Global unicast; everything else is set aside, IPv4-mapped addresses among it.
+        _ => a & 0xe000 == 0x2000,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2026-11-23T10:00:00Z.
+    const NOW: Timestamp = Timestamp::from_millis(1_795_428_000_000);
+
+    fn wish(text: &str) -> Option<u64> {
+        let mut headers = HeaderMap::new();
+        headers.insert(RETRY_AFTER, text.parse().expect("a header"));
+        retry_after(&headers, NOW).map(|after| after.as_secs())
+    }
+
+    #[test]
+    fn retry_after_has_two_forms_and_a_limit() {
+        for (text, seconds) in [
+            ("7", Some(7)),
+            (" 120 ", Some(120)),
+            ("0", None),
+            ("-5", None),
+            ("1.5", None),
+            ("soon", None),
+            ("", None),
+            ("86400", Some(3600)),
+            ("99999999999999999999999", Some(3600)),
+            ("Mon, 23 Nov 2026 10:00:30 GMT", Some(30)),
+            ("Monday, 23-Nov-26 10:00:31 GMT", Some(31)),
+            ("Mon Nov 23 10:00:32 2026", Some(32)),
+            ("Mon, 23 Nov 2026 09:59:00 GMT", None),
+            ("Tue, 24 Nov 2026 10:00:00 GMT", Some(3600)),
+        ] {
+            assert_eq!(wish(text), seconds, "{text:?}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new(), NOW), None);
+    }
+
+    #[test]
+    fn knows_public_addresses() {
+        for (address, public) in [
+            ("8.8.8.8", true),
+            ("172.15.0.1", true),
+            ("100.128.0.1", true),
+            ("127.0.0.1", false),
+            ("0.0.0.0", false),
+            ("10.1.2.3", false),
+            ("172.16.0.1", false),
+            ("192.168.1.1", false),
+            ("169.254.169.254", false),
+            ("100.64.0.1", false),
+            ("192.0.2.1", false),
+            ("198.19.0.1", false),
+            ("224.0.0.1", false),
+            ("255.255.255.255", false),
+            ("2a00:1450:4001::1", true),
+            ("2606:4700::1111", true),
+            ("::1", false),
+            ("::", false),
+            ("::ffff:8.8.8.8", false),
+            ("::ffff:127.0.0.1", false),
+            ("64:ff9b::8.8.8.8", true),
+            ("64:ff9b::10.0.0.1", false),
+            ("2002:7f00:1::", false),
+            ("2002:808:808::1", true),
+            ("2001:db8::1", false),
+            ("2001::1", false),
+            ("3fff::1", false),
+            ("fc00::1", false),
+            ("fe80::1", false),
+            ("ff02::1", false),
+        ] {
+            assert_eq!(is_public(address.parse().expect(address)), public, "{address}");
+        }
+    }
+
+    #[test]
+    fn paths_are_joined_and_escaped() {
+        let base = |text: &str| Url::parse(text).expect("a URL");
+        for (root, joined) in [
+            ("https://h", "https://h/v1/a%2Fb/messages:send"),
+            ("https://h/", "https://h/v1/a%2Fb/messages:send"),
+            ("https://h/x/", "https://h/x/v1/a%2Fb/messages:send"),
+            ("https://h/x", "https://h/x/v1/a%2Fb/messages:send"),
+        ] {
+            assert_eq!(below(&base(root), &["v1", "a/b", "messages:send"]).as_str(), joined);
+        }
+    }
+}

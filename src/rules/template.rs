@@ -1,0 +1,517 @@
+//! minijinja templates: `text`, `text_clear` and `title`.
+//!
+//! Compiled when the rule is loaded; a variable, filter or test that there is not refuses the load.
+//! Strict: a field that a payload lacks fails the rendering, because half a sentence reads like a
+//! whole one. No loader, no includes, no files; work is limited by fuel, length by
+//! `text_bytes_max`. What cannot be rendered is replaced by [`plain`]: an alert always goes out.
+
+use std::fmt;
+use std::sync::Arc;
+
+use minijinja::value::{Object, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
+
+use super::condition::capture;
+use super::view::to_template;
+use crate::clock::Timestamp;
+use crate::model::{AlertState, Severity};
+use crate::payload::Value;
+use crate::problem::closest;
+use crate::span::Span;
+use crate::topic::{TopicFilter, TopicName};
+
+/// What every template sees besides its rule's captures.
+pub(super) const NAMES: &[&str] =
+    &["payload", "topic", "client_id", "key", "rule", "severity", "now", "time"];
+
+/// What `text_clear` sees too.
+pub(super) const NAMES_CLEAR: &[&str] = &["duration"];
+
+/// What minijinja itself brings.
+const GLOBALS: &[&str] = &["range", "dict", "namespace", "loop"];
+
+/// All templates of a rule set.
+pub(super) struct Templates {
+    environment: Environment<'static>,
+    bytes_max: usize,
+}
+
+impl fmt::Debug for Templates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Templates").finish_non_exhaustive()
+    }
+}
+
+/// What a template sees.
+#[derive(Debug)]
+pub(super) struct Scene {
+    /// The decoded payload.
+    pub(super) payload: Value,
+    /// The topic of the publish.
+    pub(super) topic: TopicName,
+    /// The rule's filter, which names the captures.
+    pub(super) filter: Arc<TopicFilter>,
+    /// Who published.
+    pub(super) client_id: Arc<str>,
+    /// The instance.
+    pub(super) key: Arc<str>,
+    /// The rule's name.
+    pub(super) rule: Arc<str>,
+    /// How urgent.
+    pub(super) severity: Severity,
+    /// The present time.
+    pub(super) now: Timestamp,
+    /// When the alert fired.
+    pub(super) fired_at: Timestamp,
+}
+
+impl Object for Scene {
+    fn get_value(self: &Arc<Self>, key: &minijinja::Value) -> Option<minijinja::Value> {
+        self.get_value_by_str(key.as_str()?)
+    }
+
+    fn get_value_by_str(self: &Arc<Self>, name: &str) -> Option<minijinja::Value> {
+        Some(match name {
+            "payload" => to_template(&self.payload),
+            "topic" => self.topic.as_str().into(),
+            "client_id" => Arc::clone(&self.client_id).into(),
+            "key" => Arc::clone(&self.key).into(),
+            "rule" => Arc::clone(&self.rule).into(),
+            "severity" => self.severity.as_str().into(),
+            "now" => clock(self.now, "%Y-%m-%dT%H:%M:%SZ").into(),
+            "time" => clock(self.now, "%H:%M UTC").into(),
+            "duration" => elapsed(self.fired_at, self.now).into(),
+            _ => capture(&self.filter, &self.topic, name)?.into(),
+        })
+    }
+}
+
+fn clock(time: Timestamp, format: &str) -> String {
+    jiff::Timestamp::from_millisecond(time.as_millis())
+        .map_or_else(|_| time.to_string(), |time| time.strftime(format).to_string())
+}
+
+/// `42s`, `5m12s`, `1h30m`, `2d4h`: the two largest units, which is what a person wants to know.
+fn elapsed(since: Timestamp, now: Timestamp) -> String {
+    let secs = now.since(since).as_secs();
+    let coarse = match secs {
+        0..3_600 => 1,
+        3_600..86_400 => 60,
+        _ => 3_600,
+    };
+    Span::from_secs(secs - secs % coarse).to_string()
+}
+
+impl Templates {
+    pub(super) fn new(bytes_max: usize, fuel: u64) -> Self {
+        let mut environment = Environment::new();
+        environment.set_undefined_behavior(UndefinedBehavior::Strict);
+        environment.set_fuel(Some(fuel));
+        environment.set_debug(false);
+        environment.set_recursion_limit(32);
+        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        // As the device wrote them, not Python's `True` and `None`.
+        environment.set_formatter(|out, state, value| {
+            let word = match value.kind() {
+                ValueKind::Bool if value.is_true() => "true",
+                ValueKind::Bool => "false",
+                ValueKind::None => "null",
+                _ => return minijinja::escape_formatter(out, state, value),
+            };
+            out.write_str(word).map_err(Error::from)
+        });
+        // It prints the whole context, and with it payloads.
+        environment.remove_global("debug");
+        Self { environment, bytes_max }
+    }
+
+    /// Adds `source` under `name`; `known` are the names that it may use.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub(super) fn add(
+        &mut self,
+        name: &str,
+        source: &str,
+        known: &[&str],
+    ) -> Result<(), Vec<String>> {
+        if source.trim().is_empty() {
+            return Err(vec!["it is empty; leave the key out for the default".to_owned()]);
+        }
+        if source.len() > self.bytes_max {
+            return Err(vec![format!(
+                "it is longer than {} bytes; raise rules.text_bytes_max",
+                self.bytes_max
+            )]);
+        }
+        self.environment
+            .add_template_owned(name.to_owned(), source.to_owned())
+            .map_err(|error| vec![explain(&error, source)])?;
+        let problems = self.check(name, source, known);
+        if problems.is_empty() { Ok(()) } else { Err(problems) }
+    }
+
+    fn check(&self, name: &str, source: &str, known: &[&str]) -> Vec<String> {
+        let mut problems = Vec::new();
+        let undeclared = self
+            .environment
+            .get_template(name)
+            .map(|template| template.undeclared_variables(false))
+            .unwrap_or_default();
+        let mut undeclared: Vec<String> = undeclared.into_iter().collect();
+        undeclared.sort();
+        for variable in undeclared {
+            if known.contains(&variable.as_str()) || GLOBALS.contains(&variable.as_str()) {
+                continue;
+            }
+            problems.push(match closest(&variable, known) {
+                Some(near) => format!("unknown name `{variable}`; did you mean `{near}`?"),
+                None => format!(
+                    "unknown name `{variable}`; a field of the payload is written payload.{variable}, and known are {}",
+                    known.join(", ")
+                ),
+            });
+        }
+        // minijinja looks filters and tests up when it renders, which would be in an alarm.
+        for (kind, used) in filters_and_tests(source) {
+            let question = format!("used is {kind}");
+            let exists = self
+                .environment
+                .compile_expression(&question)
+                .and_then(|question| question.eval(minijinja::context! { used }));
+            if exists.is_ok_and(|exists| !exists.is_true()) {
+                problems.push(format!("unknown {kind} `{used}`; see minijinja's built-in {kind}s"));
+            }
+        }
+        problems
+    }
+
+    /// Renders the template `name`.
+    ///
+    /// # Errors
+    /// Why not, without anything of the payload.
+    pub(super) fn render(&self, name: &str, scene: Scene) -> Result<Arc<str>, String> {
+        let scene = minijinja::Value::from_object(scene);
+        let template = self.environment.get_template(name).map_err(|error| explain(&error, ""))?;
+        let rendered =
+            template.render(scene).map_err(|error| explain(&error, template.source()))?;
+        if rendered.trim().is_empty() {
+            return Err("it rendered to nothing".to_owned());
+        }
+        Ok(shorten(rendered, self.bytes_max).into())
+    }
+}
+
+/// At most `bytes_max` bytes, cut between characters.
+fn shorten(mut text: String, bytes_max: usize) -> String {
+    if text.len() > bytes_max {
+        truncate(&mut text, bytes_max.saturating_sub('…'.len_utf8()));
+        text.push('…');
+    }
+    text
+}
+
+/// Cuts `text` to at most `bytes_max` bytes, between characters.
+pub(super) fn truncate(text: &mut String, mut bytes_max: usize) {
+    while !text.is_char_boundary(bytes_max.min(text.len())) {
+        bytes_max -= 1;
+    }
+    text.truncate(bytes_max);
+}
+
+/// The text of a rule that has none: its name, what happened, the topic and the payload.
+pub(super) fn default_text(rule: &str, topic: &TopicName, payload: &Value) -> Arc<str> {
+    // A payload may be long, and the rest is what tells where to look.
+    let payload = shorten(payload.to_string(), 300);
+    if payload.is_empty() {
+        format!("{rule}: {topic}").into()
+    } else {
+        format!("{rule}: {topic}: {payload}").into()
+    }
+}
+
+/// What goes out where the rule's own text could not be rendered.
+pub(super) fn plain(rule: &str, state: AlertState, topic: &TopicName) -> Arc<str> {
+    format!("{rule}: {state} on {topic} (the rule's text could not be rendered)").into()
+}
+
+/// The error in words; its detail only where that is about the template, not the payload.
+fn explain(error: &Error, source: &str) -> String {
+    let detail = match error.kind() {
+        ErrorKind::SyntaxError | ErrorKind::UnknownFilter | ErrorKind::UnknownTest => {
+            error.detail().unwrap_or_default()
+        }
+        ErrorKind::UndefinedError => {
+            let line = error.line().unwrap_or(1).saturating_sub(1);
+            let place = error
+                .range()
+                .and_then(|range| source.get(path_start(source, range.start)..range.end));
+            return match place.or_else(|| source.lines().nth(line)) {
+                Some(place) => format!("a value is missing: {}", place.trim()),
+                None => "a value is missing".to_owned(),
+            };
+        }
+        ErrorKind::OutOfFuel => "raise rules.text_fuel or write less",
+        _ => "",
+    };
+    let line = match error.line() {
+        Some(line) if line > 1 => format!("line {line}: "),
+        _ => String::new(),
+    };
+    if detail.is_empty() {
+        format!("{line}{}", error.kind())
+    } else {
+        format!("{line}{}: {detail}", error.kind())
+    }
+}
+
+/// minijinja's place of `a.b.c` may begin in the middle of it.
+fn path_start(source: &str, start: usize) -> usize {
+    let before = source.get(..start).unwrap_or_default();
+    before.trim_end_matches(|c: char| c.is_alphanumeric() || "_.[]'\"".contains(c)).len()
+}
+
+/// The names after `|` and `is` inside a template's braces.
+fn filters_and_tests(source: &str) -> Vec<(&'static str, &str)> {
+    let mut found = Vec::new();
+    let mut rest = source;
+    while let Some(open) = rest.find(['{']) {
+        let (_, tail) = rest.split_at(open);
+        let close = match tail.as_bytes().get(1) {
+            Some(b'{') => "}}",
+            Some(b'%') => "%}",
+            Some(b'#') => {
+                rest = tail.split_once("#}").map_or("", |(_, after)| after);
+                continue;
+            }
+            _ => {
+                rest = tail.strip_prefix('{').unwrap_or_default();
+                continue;
+            }
+        };
+        let (body, after) = tail.split_once(close).unwrap_or((tail, ""));
+        rest = after;
+        let mut expected = None;
+        for word in words(body) {
+            match (word, expected) {
+                ("|", _) => expected = Some("filter"),
+                ("is", _) => expected = Some("test"),
+                ("not", Some("test")) => {}
+                (_, Some(kind)) => {
+                    if word.starts_with(|c: char| c.is_alphabetic() || c == '_') {
+                        found.push((kind, word));
+                    }
+                    expected = None;
+                }
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+/// Identifiers and single other characters, without what stands in quotes.
+fn words(body: &str) -> Vec<&str> {
+    let mut words = Vec::new();
+    let mut rest = body.trim_start();
+    while let Some(first) = rest.chars().next() {
+        let length = if first.is_alphanumeric() || first == '_' {
+            rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len())
+        } else if first == '"' || first == '\'' {
+            let inner = rest.get(1..).unwrap_or_default();
+            inner.find(first).map_or(rest.len(), |end| end + 2)
+        } else {
+            first.len_utf8()
+        };
+        let (word, tail) = rest.split_at(length);
+        words.push(word);
+        rest = tail.trim_start();
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::payload::{Decode, Limits, decode};
+    use crate::topic::TopicLimits;
+
+    const KNOWN: &[&str] = &[
+        "payload",
+        "topic",
+        "client_id",
+        "key",
+        "rule",
+        "severity",
+        "now",
+        "time",
+        "duration",
+        "site",
+    ];
+
+    fn templates() -> Templates {
+        Templates::new(400, 2_000)
+    }
+
+    fn scene(payload: &[u8]) -> Option<Scene> {
+        let limits = TopicLimits::default();
+        let fired_at = Timestamp::from_millis(1_790_000_000_000);
+        Some(Scene {
+            payload: decode(Decode::Auto, payload, Limits::default()).ok()?,
+            topic: TopicName::parse("site/kiel/1", limits).expect("a topic"),
+            filter: Arc::new(
+                TopicFilter::parse_with_captures("site/{site}/+", limits).expect("a filter"),
+            ),
+            client_id: "pump-7".into(),
+            key: "kiel".into(),
+            rule: "warm".into(),
+            severity: Severity::Critical,
+            now: fired_at.plus(std::time::Duration::from_secs(312)),
+            fired_at,
+        })
+    }
+
+    fn render(source: &str, payload: &str) -> String {
+        let mut templates = templates();
+        if let Err(problems) = templates.add("t", source, KNOWN) {
+            return format!("refused: {}", problems.join(" | "));
+        }
+        match templates.render("t", scene(payload.as_bytes()).expect("decodes")) {
+            Ok(text) => text.to_string(),
+            Err(error) => format!("failed: {error}"),
+        }
+    }
+
+    #[test]
+    fn tells_what_happened() {
+        let payload = r#"{"t":-10.5,"n":3,"l":[1,{"x":"y"}],"null":null,"dp:0":7,"yes":true}"#;
+        for (source, expected) in [
+            ("{{ site }}: {{ payload.t }} °C", "kiel: -10.5 °C"),
+            ("{{ topic }} {{ client_id }} {{ key }}", "site/kiel/1 pump-7 kiel"),
+            ("{{ rule }} is {{ severity }}", "warm is critical"),
+            ("{{ now }}, {{ time }}, {{ duration }}", "2026-09-21T14:18:32Z, 14:18 UTC, 5m12s"),
+            ("{{ payload.n }} {{ payload.n + 1 }}", "3 4"),
+            ("{{ payload.l[1].x }} {{ payload.l | length }}", "y 2"),
+            ("{{ payload['dp:0'] }}", "7"),
+            ("{% for k in payload %}{{ k }} {% endfor %}", "dp:0 l n null t yes "),
+            ("{% for k, v in payload | items %}{{ k }};{% endfor %}", "dp:0;l;n;null;t;yes;"),
+            ("{% if payload.t < 0 %}cold{% else %}warm{% endif %}", "cold"),
+            ("{{ payload.x | default('no') }}", "no"),
+            ("{{ payload.x is defined }} {{ payload.yes }}", "false true"),
+            ("{{ payload.t | round(1) | abs }}", "10.5"),
+            ("{{ payload.l }}", "[1,{\"x\":\"y\"}]"),
+            ("{{ payload.null }}", "null"),
+            ("<b>&", "<b>&"),
+        ] {
+            assert_eq!(render(source, payload), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_at_load() {
+        let all: Vec<String> = [
+            " ",
+            "{{ payload.t",
+            "{{ paylod.t }}",
+            "{{ temp }} and {{ code }}",
+            "a\nb {{ site | uper }}",
+            "{{ site is emty }} {{ site is not defned }}",
+            "{% include 'x' %}",
+            "{{ debug() }}",
+            "{# {{ x | nothing }} #}{{ 'a | nothing' }}",
+        ]
+        .iter()
+        .map(|source| format!("{source}\n    {}", render(source, "1")))
+        .collect();
+        insta::assert_snapshot!(all.join("\n"), @r#"
+         
+            refused: it is empty; leave the key out for the default
+        {{ payload.t
+            refused: syntax error: unexpected end of input, expected end of variable block
+        {{ paylod.t }}
+            refused: unknown name `paylod`; did you mean `payload`?
+        {{ temp }} and {{ code }}
+            refused: unknown name `code`; a field of the payload is written payload.code, and known are payload, topic, client_id, key, rule, severity, now, time, duration, site | unknown name `temp`; did you mean `time`?
+        a
+        b {{ site | uper }}
+            refused: unknown filter `uper`; see minijinja's built-in filters
+        {{ site is emty }} {{ site is not defned }}
+            refused: unknown test `emty`; see minijinja's built-in tests | unknown test `defned`; see minijinja's built-in tests
+        {% include 'x' %}
+            refused: syntax error: unknown statement include
+        {{ debug() }}
+            refused: unknown name `debug`; a field of the payload is written payload.debug, and known are payload, topic, client_id, key, rule, severity, now, time, duration, site
+        {# {{ x | nothing }} #}{{ 'a | nothing' }}
+            a | nothing
+        "#);
+        assert!(render(&"x".repeat(401), "1").contains("longer than 400 bytes"));
+    }
+
+    #[test]
+    fn what_fails_says_why_and_repeats_no_payload() {
+        let payload = r#"{"secret":"sesame","n":50000}"#;
+        for (source, expected) in [
+            ("it is {{ payload.temp }} now", "failed: a value is missing: payload.temp"),
+            ("{{ payload.a.b }}", "failed: a value is missing: payload.a.b"),
+            ("{{ payload.secret + 1 }}", "failed: invalid operation"),
+            ("{{ payload.secret | int }}", "failed: invalid operation"),
+            ("{% if payload.n < 0 %}x{% endif %}", "failed: it rendered to nothing"),
+            (
+                "{% for x in range(payload.n) %}x{% endfor %}",
+                "failed: engine ran out of fuel: raise rules.text_fuel or write less",
+            ),
+            (
+                "{{ payload.secret * payload.n }}",
+                "failed: engine ran out of fuel: raise rules.text_fuel or write less",
+            ),
+        ] {
+            assert_eq!(render(source, payload), expected, "{source}");
+        }
+        let long = render("{{ payload }}", &format!("\"{}\"", "ä".repeat(1_000)));
+        assert!(long.len() <= 400 && long.ends_with("ä…"), "{long}");
+    }
+
+    #[test]
+    fn a_duration_is_told_in_two_units() {
+        let start = Timestamp::from_millis(0);
+        for (millis, expected) in [
+            (0, "0s"),
+            (42_900, "42s"),
+            (312_000, "5m12s"),
+            (5_423_000, "1h30m"),
+            (187_500_000, "2d4h"),
+        ] {
+            assert_eq!(elapsed(start, Timestamp::from_millis(millis)), expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_payload_never_panics(
+            text in "[\\[\\]{}:,\"a-c0-9.e-]{0,40}",
+            bytes in prop::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let mut templates = templates();
+            let sources = [
+                "{{ payload }}", "{{ payload.a + payload.b }}", "{{ payload[0] }}", "{{ payload | tojson }}",
+                "{% for k, v in payload | items %}{{ k }}{{ v }}{% endfor %}", "{{ payload * payload }}",
+                "{{ payload | sort | join }}", "{{ payload == payload and payload < payload.a }}",
+            ];
+            for source in sources {
+                templates.add("t", source, KNOWN).expect("compiles");
+                for payload in [text.as_bytes(), &bytes] {
+                    if let Some(scene) = scene(payload) {
+                        drop(templates.render("t", scene));
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn any_source_never_panics(source in "[a-z.(){}%#|'\" ]{0,40}") {
+            let _ = render(&source, "{\"a\":1}");
+        }
+    }
+}

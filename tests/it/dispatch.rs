@@ -1,0 +1,366 @@
+//! The dispatcher with a real store and scripted providers: what becomes of a message.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+use watchbell::clock::{Clock, Timestamp};
+use watchbell::dispatch::{
+    BreakerConfig, Config, ControlError, Dispatch, Dispatcher, LaneSpec, LaneState, Parts,
+    RetryConfig,
+};
+use watchbell::model::{
+    Address, AlertId, AlertState, Attempt, AttemptOutcome, Channel, Content, IdSource, Message,
+    MessageId, Reason, RunId, Severity, Status, Target,
+};
+use watchbell::provider::{Lookup, Provider, RetryScope, Scope, SendOutcome};
+use watchbell::span::Span;
+use watchbell::store::{Op, Store};
+use watchbell::telemetry::Metrics;
+
+use crate::eventually;
+
+/// Answers from a list, then accepts; notes what it was asked.
+#[derive(Default)]
+struct Scripted {
+    answers: Mutex<VecDeque<SendOutcome>>,
+    sent: Mutex<Vec<MessageId>>,
+    knows: Mutex<Option<Vec<String>>>,
+    always: Mutex<Option<SendOutcome>>,
+}
+
+impl Scripted {
+    fn answering(answers: impl IntoIterator<Item = SendOutcome>) -> Arc<Self> {
+        let scripted = Self::default();
+        scripted.answers.lock().unwrap().extend(answers);
+        Arc::new(scripted)
+    }
+
+    fn always(answer: SendOutcome) -> Arc<Self> {
+        let scripted = Self::default();
+        *scripted.always.lock().unwrap() = Some(answer);
+        Arc::new(scripted)
+    }
+
+    fn sent(&self) -> Vec<MessageId> {
+        self.sent.lock().unwrap().clone()
+    }
+}
+
+impl Provider for Scripted {
+    fn send<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, SendOutcome> {
+        Box::pin(async move {
+            self.sent.lock().unwrap().push(message.id);
+            let next = self.answers.lock().unwrap().pop_front();
+            next.or_else(|| self.always.lock().unwrap().clone()).unwrap_or_else(accepted)
+        })
+    }
+
+    fn can_look_up(&self) -> bool {
+        self.knows.lock().unwrap().is_some()
+    }
+
+    fn lookup<'a>(&'a self, _message: &'a Message, _since: Timestamp) -> BoxFuture<'a, Lookup> {
+        let known = self.knows.lock().unwrap().clone().unwrap_or_default();
+        Box::pin(async { if known.is_empty() { Lookup::NotFound } else { Lookup::Found(known) } })
+    }
+}
+
+fn accepted() -> SendOutcome {
+    SendOutcome::Accepted { provider_ref: None, segments: None, delivered: false }
+}
+
+fn unavailable() -> SendOutcome {
+    SendOutcome::Retry {
+        reason: Reason::ProviderUnavailable,
+        after: None,
+        scope: RetryScope::Provider,
+        detail: "HTTP 503".to_owned(),
+    }
+}
+
+fn rejected(reason: Reason, scope: Scope) -> SendOutcome {
+    SendOutcome::Rejected { reason, scope, detail: "no".to_owned() }
+}
+
+fn message(number: u64, channel: Channel) -> Message {
+    let now = Clock::System.now();
+    let address = Address::Phone("+4915550100001".parse().unwrap());
+    let alert = AlertId::next(&mut IdSource::new(number), now, "rule", &number.to_string());
+    Message {
+        id: MessageId::derive(alert, AlertState::Firing, channel, &address),
+        alert: None,
+        contact: None,
+        target: Target { channel, address },
+        then: Vec::new(),
+        severity: Severity::Warning,
+        content: Content { title: None, text: "text".into(), template: None },
+        segments: None,
+        created_at: now,
+        expires_at: now.plus(Duration::from_secs(3600)),
+        status: Status::Queued,
+        reason: None,
+        detail: None,
+        due_at: now,
+        updated_at: now,
+        attempt_count: 0,
+        attempts: Vec::new(),
+        provider: None,
+        provider_ref: None,
+    }
+}
+
+struct Running {
+    store: Store,
+    dispatch: Dispatch,
+    stop: watch::Sender<bool>,
+    task: tokio::task::JoinHandle<()>,
+    _directory: tempfile::TempDir,
+}
+
+impl Running {
+    /// A dispatcher whose providers serve SMS in the order given, and all other channels not at
+    /// all; `stored` is what an earlier run left in the outbox.
+    async fn start(providers: &[(&str, Arc<Scripted>)], stored: &[Message]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let metrics = Metrics::new();
+        let store = Store::open(directory.path(), &Default::default(), &metrics).unwrap();
+        put(&store, stored).await;
+        let lanes = providers
+            .iter()
+            .map(|(name, provider)| LaneSpec {
+                name: (*name).into(),
+                kind: "scripted",
+                channels: vec![Channel::Sms],
+                per_second: None,
+                concurrency: 2,
+                provider: Arc::clone(provider) as Arc<dyn Provider>,
+            })
+            .collect();
+        let names = providers.iter().map(|(name, _)| (*name).into()).collect();
+        let config = Config {
+            retry: RetryConfig {
+                first: Span::from_millis(10),
+                max: Span::from_millis(20),
+                attempts_max: 0,
+            },
+            breaker: BreakerConfig {
+                failures: 3,
+                first: Span::from_millis(20),
+                max: Span::from_millis(20),
+                probe_refused: Span::from_secs(3600),
+            },
+            ..Config::default()
+        };
+        let parts = Parts {
+            store: store.clone(),
+            clock: Clock::System,
+            metrics,
+            run: RunId::new(IdSource::new(1).next(Timestamp::default())),
+            lanes,
+            routes: BTreeMap::from([(Channel::Sms, names)]),
+        };
+        let (dispatch, dispatcher) = Dispatcher::open(&config, parts).await.unwrap();
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(dispatcher.run(stopped));
+        Self { store, dispatch, stop, task, _directory: directory }
+    }
+
+    async fn add(&self, message: &Message) {
+        put(&self.store, std::slice::from_ref(message)).await;
+        self.dispatch.add([message]);
+    }
+
+    fn row(&self, id: MessageId) -> Message {
+        self.store.message(id).unwrap().unwrap()
+    }
+
+    async fn until(&self, id: MessageId, status: Status) -> Message {
+        eventually(|| self.row(id).status == status).await;
+        self.row(id)
+    }
+
+    async fn stop(self) {
+        self.stop.send(true).unwrap();
+        self.task.await.unwrap();
+    }
+}
+
+async fn put(store: &Store, messages: &[Message]) {
+    let mut op = Op::new();
+    messages.iter().for_each(|message| op.put_message(message));
+    store.commit(vec![op]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failed_attempt_is_repeated_and_both_are_on_record() {
+    let provider = Scripted::answering([unavailable()]);
+    let running = Running::start(&[("one", Arc::clone(&provider))], &[]).await;
+    let message = message(1, Channel::Sms);
+    running.add(&message).await;
+    let row = running.until(message.id, Status::Sent).await;
+    assert_eq!(row.attempts.len(), 2);
+    assert!(matches!(row.attempts[0].outcome, Some(AttemptOutcome::Retry { .. })));
+    assert!(matches!(row.attempts[1].outcome, Some(AttemptOutcome::Accepted { .. })));
+    eventually(|| running.dispatch.waiting() == 0).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn the_next_provider_takes_over_from_one_that_is_down() {
+    let down = Scripted::always(unavailable());
+    let up = Scripted::answering([]);
+    let lanes = [("down", Arc::clone(&down)), ("up", Arc::clone(&up))];
+    let running = Running::start(&lanes, &[]).await;
+    let messages: Vec<_> = (0..20).map(|number| message(number, Channel::Sms)).collect();
+    for message in &messages {
+        running.add(message).await;
+    }
+    for message in &messages {
+        let row = running.until(message.id, Status::Sent).await;
+        assert_eq!(row.provider.as_deref(), Some("up"));
+    }
+    assert_eq!(up.sent().len(), 20);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_provider_that_refuses_our_account_stops_and_the_messages_are_kept() {
+    let provider = Scripted::answering([
+        rejected(Reason::BadCredentials, Scope::Provider),
+        rejected(Reason::BadCredentials, Scope::Provider),
+    ]);
+    let running = Running::start(&[("one", Arc::clone(&provider))], &[]).await;
+    let messages: Vec<_> = (0..50).map(|number| message(number, Channel::Sms)).collect();
+    for message in &messages {
+        running.add(message).await;
+    }
+    eventually(|| running.dispatch.lanes()[0].state == LaneState::Stopped).await;
+    eventually(|| running.dispatch.lanes()[0].in_flight == 0).await;
+    // As many as were under way, and no more: the queue is not burnt.
+    assert!(provider.sent().len() <= 2, "{}", provider.sent().len());
+    assert_eq!(running.dispatch.lanes()[0].reason, Some(Reason::BadCredentials));
+    assert!(messages.iter().all(|message| running.row(message.id).status == Status::Queued));
+
+    running.dispatch.resume("one").await.unwrap();
+    for message in &messages {
+        running.until(message.id, Status::Sent).await;
+    }
+    assert!(matches!(running.dispatch.resume("two").await, Err(ControlError::NoProvider(_))));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_refused_recipient_is_reached_by_the_next_channel() {
+    let provider = Scripted::answering([rejected(Reason::BadRecipient, Scope::Recipient)]);
+    let running = Running::start(&[("one", Arc::clone(&provider))], &[]).await;
+    let mut message = message(1, Channel::Sms);
+    let other = Address::Phone("+4915550100002".parse().unwrap());
+    message.then = vec![Target { channel: Channel::Sms, address: other }];
+    running.add(&message).await;
+    let row = running.until(message.id, Status::Failed).await;
+    assert_eq!(row.reason, Some(Reason::BadRecipient));
+    eventually(|| provider.sent().len() == 2).await;
+    let next = provider.sent()[1];
+    let row = running.until(next, Status::Sent).await;
+    assert_eq!(row.target, message.then[0]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_sent_after_its_expiry() {
+    let provider = Scripted::always(unavailable());
+    let running = Running::start(&[("one", Arc::clone(&provider))], &[]).await;
+    let mut short = message(1, Channel::Sms);
+    short.expires_at = short.created_at.plus(Duration::from_secs(1));
+    let mut over = message(2, Channel::Sms);
+    over.expires_at = over.created_at;
+    running.add(&over).await;
+    running.add(&short).await;
+    let row = running.until(short.id, Status::Expired).await;
+    assert_eq!(row.reason, Some(Reason::Expired));
+    assert!(row.detail.unwrap().contains("provider_unavailable, HTTP 503"));
+    assert!(row.attempts.iter().all(|attempt| attempt.started_at < short.expires_at));
+    running.until(over.id, Status::Expired).await;
+    assert!(!provider.sent().contains(&over.id));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_operator_cancels_and_sends_again() {
+    let provider = Scripted::answering([rejected(Reason::ContentRefused, Scope::Content)]);
+    let running = Running::start(&[("one", Arc::clone(&provider))], &[]).await;
+    let failing = message(1, Channel::Sms);
+    running.add(&failing).await;
+    running.until(failing.id, Status::Failed).await;
+    assert!(matches!(
+        running.dispatch.cancel(failing.id).await,
+        Err(ControlError::NotAllowed { status: Status::Failed, .. })
+    ));
+    running.dispatch.retry(failing.id).await.unwrap();
+    running.until(failing.id, Status::Sent).await;
+    assert!(running.dispatch.retry(failing.id).await.is_err());
+
+    let mut later = message(2, Channel::Sms);
+    later.due_at = later.created_at.plus(Duration::from_secs(600));
+    running.add(&later).await;
+    let row = running.dispatch.cancel(later.id).await.unwrap();
+    assert_eq!((row.status, row.reason), (Status::Canceled, Some(Reason::Canceled)));
+    let unknown = message(3, Channel::Sms).id;
+    assert!(matches!(running.dispatch.cancel(unknown).await, Err(ControlError::NotFound(_))));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_channel_without_provider_ends_with_a_reason() {
+    let running = Running::start(&[], &[]).await;
+    let message = message(1, Channel::Push);
+    running.add(&message).await;
+    let row = running.until(message.id, Status::Failed).await;
+    assert_eq!(row.reason, Some(Reason::NoProvider));
+    running.stop().await;
+}
+
+/// A row as a crash leaves it: an attempt was started and nothing is known of it.
+fn cut_off(number: u64) -> Message {
+    let mut message = message(number, Channel::Sms);
+    message.status = Status::Sending;
+    message.attempt_count = 1;
+    message.attempts = vec![Attempt {
+        number: 1,
+        provider: "one".into(),
+        run: RunId::new(uuid::Uuid::nil()),
+        started_at: message.created_at,
+        ended_at: None,
+        outcome: None,
+    }];
+    message
+}
+
+#[tokio::test]
+async fn an_attempt_that_a_crash_cut_off_is_unknown_and_sent_again() {
+    let provider = Scripted::answering([]);
+    let message = cut_off(1);
+    let lanes = [("one", Arc::clone(&provider))];
+    let running = Running::start(&lanes, std::slice::from_ref(&message)).await;
+    let row = running.until(message.id, Status::Sent).await;
+    assert!(matches!(row.attempts[0].outcome, Some(AttemptOutcome::Unknown { .. })));
+    assert_eq!(provider.sent(), [message.id]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_the_provider_already_has_is_not_sent_again() {
+    let provider = Scripted::answering([]);
+    *provider.knows.lock().unwrap() = Some(vec!["SM1".to_owned()]);
+    // Two with the same text, of which the provider has one.
+    let messages = [cut_off(1), cut_off(2)];
+    let running = Running::start(&[("one", Arc::clone(&provider))], &messages).await;
+    for message in &messages {
+        running.until(message.id, Status::Sent).await;
+    }
+    assert_eq!(provider.sent().len(), 1, "one was found, the other was sent");
+    running.stop().await;
+}
