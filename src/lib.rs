@@ -30,6 +30,7 @@ pub mod intake;
 
 // Floor 4: edges.
 pub mod api;
+pub mod broker;
 pub mod console;
 
 // Floor 5: the whole.

@@ -173,6 +173,10 @@ metrics! {
     connections_accepted: Counter = "connections_accepted", Counter::default();
     /// Connections closed, by reason.
     connections_closed: Family<ByReason, Counter> = "connections_closed", Family::default();
+    /// MQTT sessions, connected or waiting for their client.
+    sessions: Gauge<i64, AtomicI64> = "sessions", Gauge::default();
+    /// Retained messages.
+    retained_messages: Gauge<i64, AtomicI64> = "retained_messages", Gauge::default();
     /// Publishes received from devices.
     publishes_received: Counter = "publishes_received", Counter::default();
     /// Publishes that matched at least one rule's topic.
