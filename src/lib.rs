@@ -27,3 +27,14 @@ pub mod store;
 // Floor 3: engines.
 pub mod dispatch;
 pub mod intake;
+
+// Floor 4: edges.
+pub mod api;
+pub mod broker;
+pub mod console;
+
+// Floor 5: the whole.
+pub mod certs;
+pub mod cli;
+pub mod config;
+pub mod instance;

@@ -34,6 +34,16 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Everything wrong with the values.
+    pub fn problems(&self) -> Vec<String> {
+        match tracing_subscriber::EnvFilter::try_new(&self.level) {
+            Ok(_) => Vec::new(),
+            Err(error) => vec![format!("telemetry.level: {error}; write info or debug")],
+        }
+    }
+}
+
 /// The form of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -163,6 +173,10 @@ metrics! {
     connections_accepted: Counter = "connections_accepted", Counter::default();
     /// Connections closed, by reason.
     connections_closed: Family<ByReason, Counter> = "connections_closed", Family::default();
+    /// MQTT sessions, connected or waiting for their client.
+    sessions: Gauge<i64, AtomicI64> = "sessions", Gauge::default();
+    /// Retained messages.
+    retained_messages: Gauge<i64, AtomicI64> = "retained_messages", Gauge::default();
     /// Publishes received from devices.
     publishes_received: Counter = "publishes_received", Counter::default();
     /// Publishes that matched at least one rule's topic.

@@ -1,0 +1,426 @@
+//! From a new socket to a served client and to its end: listeners, permits, handshake, CONNECT.
+//!
+//! The accept loop only accepts: everything a peer can delay (TLS handshake, CONNECT, the password
+//! check) happens inside the connection's own task, under a time limit and with one of
+//! `connections_max` permits. A connection runs under `catch_unwind`, so that its session is let
+//! go whatever happens.
+
+use std::io;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_rustls::TlsAcceptor;
+
+use super::acl::Grants;
+use super::auth::{Credentials, certificate_name};
+use super::connect::{self, Connect, Refusal, check_client_id};
+use super::connection::{Close, Connection, State};
+use super::hub::Attach;
+use super::limits::Place;
+use super::protocol::{self, Connack, Version, code};
+use super::session::{Aliases, Writer};
+use super::stream::Stream;
+use super::{Shared, Stop};
+use crate::model::Reason;
+use crate::telemetry::ByReason;
+
+/// Accepts until dropped.
+pub(crate) async fn accept(
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    stop: Stop,
+) {
+    let mut failing = false;
+    loop {
+        match listener.accept().await {
+            Ok((socket, peer)) => {
+                failing = false;
+                admit(&shared, socket, peer, tls.clone(), &stop);
+            }
+            // Out of file descriptors or memory: those who are in keep working, and a moment
+            // later there may be room again. A peer that gave up is nothing to wait for.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                if !failing {
+                    tracing::error!(
+                        error = %error,
+                        "no connection can be accepted; raise the limit of open files, or lower \
+                         broker.connections_max"
+                    );
+                }
+                failing = true;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// What a connection holds as long as it lives.
+struct Admission {
+    shared: Arc<Shared>,
+    /// Given back last: who waits for all permits knows that all tasks are done.
+    _place: Option<Place>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.shared.hub.metrics.connections.dec();
+    }
+}
+
+fn admit(
+    shared: &Arc<Shared>,
+    socket: TcpStream,
+    peer: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    stop: &Stop,
+) {
+    let metrics = &shared.hub.metrics;
+    metrics.connections_accepted.inc();
+    let place = shared.addresses.enter(peer.ip());
+    let permit = Arc::clone(&shared.permits).try_acquire_owned();
+    let (Ok(place), Ok(permit)) = (place, permit) else {
+        // Closed before a word: it costs nothing, and the client tries again later.
+        shared.note_end(peer, "", Reason::TooMany, "too many connections", true);
+        return;
+    };
+    metrics.connections.inc();
+    let admission = Admission {
+        shared: Arc::clone(shared),
+        _place: place,
+        _permit: permit,
+    };
+    // Acknowledgements are small and are awaited: they must not wait for more (RFC 896).
+    socket.set_nodelay(true).ok();
+    tokio::spawn(run(admission, socket, peer, tls, stop.clone()));
+}
+
+async fn run(
+    admission: Admission,
+    socket: TcpStream,
+    peer: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    stop: Stop,
+) {
+    let shared = &admission.shared;
+    // Each phase is boxed: what waits for hours is only the loop, and the others' memory is gone.
+    let established = Box::pin(establish(shared, socket, peer, tls, stop));
+    let established = AssertUnwindSafe(established).catch_unwind().await;
+    let (mut stream, mut connection, input) = match established {
+        Ok(Ok(established)) => established,
+        Ok(Err((reason, what))) => {
+            let is_fault = !matches!(reason, Reason::ConnectionLost | Reason::ShuttingDown);
+            shared.note_end(peer, "", reason, what, is_fault);
+            return;
+        }
+        Err(_) => {
+            tracing::error!(%peer, "a connection's task panicked before CONNECT");
+            shared.note_end(peer, "", Reason::ConnectionLost, "panic", false);
+            return;
+        }
+    };
+    let served = AssertUnwindSafe(connection.serve(&mut stream, input)).catch_unwind();
+    let close = served.await.unwrap_or_else(|_| {
+        let client_id = &*connection.session.client_id;
+        tracing::error!(client_id, %peer, "a connection's task panicked; its session is kept");
+        Close::lost("panic")
+    });
+    Box::pin(end(connection, stream, close)).await;
+}
+
+async fn end(mut connection: Connection, stream: Stream, close: Close) {
+    let finished = AssertUnwindSafe(connection.finish_commits()).catch_unwind();
+    if finished.await.is_err() {
+        tracing::error!(peer = %connection.peer, "settling the last commits panicked");
+    }
+    let last_words = connection.leave(&close).await;
+    let is_fault =
+        close.code.is_some() && !matches!(close.reason, Reason::TakenOver | Reason::ShuttingDown);
+    let client_id = &connection.session.client_id;
+    let shared = &connection.shared;
+    shared.note_end(
+        connection.peer,
+        client_id,
+        close.reason,
+        close.what,
+        is_fault,
+    );
+    stream.close(&last_words).await;
+}
+
+type Established = (Stream, Connection, Vec<u8>);
+
+/// Handshake, CONNECT, authentication, session; each within its time.
+async fn establish(
+    shared: &Arc<Shared>,
+    socket: TcpStream,
+    peer: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    mut stop: Stop,
+) -> Result<Established, (Reason, &'static str)> {
+    let mut stream = tokio::select! {
+        stream = handshake(shared, socket, tls) => stream?,
+        () = stop.told() => return Err((Reason::ShuttingDown, "the broker stops")),
+    };
+    let introduced = tokio::select! {
+        introduced = introduce(shared, &mut stream, peer) => introduced,
+        () = stop.told() => return Err((Reason::ShuttingDown, "the broker stops")),
+    };
+    match introduced {
+        Ok((connection, input)) => Ok((stream, connection, input)),
+        Err(refusal) => {
+            let mut last_words = Vec::new();
+            if let Some((version, code)) = refusal.connack {
+                protocol::write_refusal(&mut last_words, version, code, refusal.what);
+            }
+            stream.close(&last_words).await;
+            Err((refusal.reason, refusal.what))
+        }
+    }
+}
+
+async fn handshake(
+    shared: &Shared,
+    socket: TcpStream,
+    tls: Option<TlsAcceptor>,
+) -> Result<Stream, (Reason, &'static str)> {
+    let Some(tls) = tls else {
+        return Ok(Stream::Plain(socket));
+    };
+    let limit = shared.config.handshake_timeout.get();
+    match tokio::time::timeout(limit, tls.accept(socket)).await {
+        Ok(Ok(stream)) => Ok(Stream::Tls(Box::new(stream))),
+        Ok(Err(error)) => {
+            tracing::debug!(error = %error, "TLS handshake");
+            Err((Reason::TlsFailed, "the TLS handshake failed"))
+        }
+        Err(_) => Err((Reason::ConnectTimeout, "no TLS handshake in time")),
+    }
+}
+
+/// The name in the certificate of a client that showed one. TLS has verified it.
+fn identity(stream: &Stream) -> Result<Option<String>, &'static str> {
+    let Stream::Tls(tls) = stream else {
+        return Ok(None);
+    };
+    match tls.get_ref().1.peer_certificates().and_then(<[_]>::first) {
+        None => Ok(None),
+        Some(certificate) => certificate_name(certificate)
+            .map(Some)
+            .ok_or("the client certificate has no name in it"),
+    }
+}
+
+/// Reads the CONNECT and gives the client its session.
+async fn introduce(
+    shared: &Arc<Shared>,
+    stream: &mut Stream,
+    peer: SocketAddr,
+) -> Result<(Connection, Vec<u8>), Refusal> {
+    let mut input = Vec::new();
+    let read = connect::read(stream, &mut input, shared.config.connect_bytes_max);
+    let limit = shared.config.connect_timeout.get();
+    let len = tokio::time::timeout(limit, read)
+        .await
+        .unwrap_or(Err(Refusal {
+            reason: Reason::ConnectTimeout,
+            what: "no CONNECT in time",
+            connack: None,
+        }))?;
+    let packet: Vec<u8> = input.drain(..len).collect();
+    let mut connect = connect::parse(&packet, shared.topic_limits())?;
+    let version = connect.version;
+    let refusal =
+        |reason: Reason, code: u8, what: &'static str| Refusal::new(version, reason, code, what);
+    if connect.authentication_method {
+        return Err(refusal(
+            Reason::NotAuthorized,
+            code::BAD_AUTHENTICATION_METHOD,
+            "there is no enhanced authentication here",
+        ));
+    }
+    // MQTT-3.1.3-8: only a clean session of 3.1.1 may leave its name to us.
+    if version == Version::V311 && connect.client_id.is_empty() && !connect.clean_start {
+        return Err(refusal(
+            Reason::BadClientId,
+            code::BAD_CLIENT_ID,
+            "an empty client id needs a clean session",
+        ));
+    }
+    if !connect.client_id.is_empty() {
+        check_client_id(&connect.client_id, shared.config.client_id_chars_max)
+            .map_err(|what| refusal(Reason::BadClientId, code::BAD_CLIENT_ID, what))?;
+    }
+    let now = tokio::time::Instant::now();
+    if !shared.failed_logins.may_try(peer.ip(), now) {
+        return Err(refusal(
+            Reason::RateLimited,
+            code::CONNECTION_RATE,
+            "too many failed logins from this address",
+        ));
+    }
+    let identity = identity(stream)
+        .map_err(|what| refusal(Reason::NotAuthorized, code::NOT_AUTHORIZED, what))?;
+    let credentials = Credentials {
+        identity,
+        user: connect.user.take(),
+        password: connect.password.take(),
+        client_id: std::mem::take(&mut connect.client_id),
+        peer: peer.ip(),
+    };
+    let asked_for_none = credentials.client_id.is_empty();
+    let (principal, mut client_id) =
+        shared
+            .authenticator
+            .check(credentials)
+            .await
+            .map_err(|denied| {
+                if denied.reason == Reason::BadCredentials {
+                    shared.failed_logins.note(peer.ip(), now);
+                }
+                refusal(denied.reason, denied.code, denied.what)
+            })?;
+    if client_id.is_empty() {
+        client_id = made_up_client_id().ok_or_else(|| {
+            let what = "the system has no random numbers";
+            refusal(Reason::TooMany, code::UNAVAILABLE, what)
+        })?;
+    }
+    // Once more: it may come from a certificate or from the list of devices.
+    check_client_id(&client_id, shared.config.client_id_chars_max)
+        .map_err(|what| refusal(Reason::BadClientId, code::BAD_CLIENT_ID, what))?;
+    let (grants, problem) = Grants::of(&principal.as_client(&client_id), &shared.access);
+    if let Some(problem) = problem {
+        tracing::warn!(client_id, %peer, problem, "the client's access entry grants it nothing");
+    }
+    let grants = Arc::new(grants);
+    if let Some(will) = &connect.will
+        && !grants.may_publish(&will.topic)
+    {
+        return Err(refusal(
+            Reason::NotAuthorized,
+            code::NOT_AUTHORIZED,
+            "the will's topic is not this client's",
+        ));
+    }
+    let attached = shared
+        .hub
+        .attach(Attach {
+            client_id: client_id.as_str().into(),
+            principal,
+            clean_start: connect.clean_start,
+            grants: (!grants.deny().is_empty()).then(|| Arc::clone(&grants)),
+        })
+        .await
+        .map_err(|reason| match reason {
+            Reason::ShuttingDown => refusal(reason, code::UNAVAILABLE, "the broker stops"),
+            _ => refusal(reason, code::QUOTA, "there are too many sessions"),
+        })?;
+    if let Some(will) = attached.old_will {
+        shared.hub.publish_will(&attached.session, *will).await;
+    }
+    let assigned = asked_for_none.then_some(client_id);
+    let (connack, session_expiry, keep_alive) =
+        accept_terms(shared, &connect, attached.present, assigned);
+    let mut out = Vec::new();
+    protocol::write_connack(&mut out, version, &connack);
+    let unreleased = attached.session.unreleased(attached.owner).unwrap_or(0);
+    tracing::debug!(
+        client_id = %attached.session.client_id, %peer, present = attached.present, "connected"
+    );
+    let connection = Connection {
+        shared: Arc::clone(shared),
+        session: attached.session,
+        owner: attached.owner,
+        peer,
+        grants,
+        writer: writer(shared, &connect),
+        out,
+        will: connect.will,
+        patience: Duration::from_secs(keep_alive.into()) * 3 / 2,
+        session_expiry,
+        state: State::new(unreleased),
+    };
+    Ok((connection, input))
+}
+
+/// What the broker agrees to: the CONNACK, the session's expiry and the keep-alive in force.
+fn accept_terms(
+    shared: &Shared,
+    connect: &Connect,
+    session_present: bool,
+    assigned_client_id: Option<String>,
+) -> (Connack, u32, u16) {
+    let config = &shared.config;
+    let session_expiry = connect.session_expiry.min(shared.session_expiry_max());
+    let mut keep_alive = connect.keep_alive;
+    let longest = u16::try_from(config.keep_alive_max.get().as_secs()).unwrap_or(u16::MAX);
+    // 3.1.1 has no way to tell the client.
+    if connect.version == Version::V5 && longest > 0 && (keep_alive == 0 || keep_alive > longest) {
+        keep_alive = longest;
+    }
+    let connack = Connack {
+        session_present,
+        receive_max: u16::try_from(config.commits_max).unwrap_or(u16::MAX),
+        packet_bytes_max: u32::try_from(config.packet_bytes_max).unwrap_or(u32::MAX),
+        alias_max: config.topic_alias_max,
+        session_expiry: (session_expiry != connect.session_expiry).then_some(session_expiry),
+        assigned_client_id,
+        keep_alive: (keep_alive != connect.keep_alive).then_some(keep_alive),
+    };
+    (connack, session_expiry, keep_alive)
+}
+
+fn writer(shared: &Shared, connect: &Connect) -> Writer {
+    let config = &shared.config;
+    let alias_max = connect.alias_max.min(config.topic_alias_max);
+    Writer {
+        version: connect.version,
+        bytes_max: connect.packet_bytes_max,
+        window_max: config.inflight_max.min(connect.receive_max.into()),
+        output_bytes_max: config.output_bytes_max,
+        aliases: (alias_max > 0).then(|| {
+            Box::new(Aliases {
+                max: alias_max.into(),
+                topics: Vec::new(),
+            })
+        }),
+    }
+}
+
+/// An id that nobody else has.
+fn made_up_client_id() -> Option<String> {
+    let random = getrandom::u64().ok()?;
+    Some(format!("auto-{random:016x}"))
+}
+
+impl Shared {
+    /// Counts and logs the end of a connection.
+    fn note_end(
+        &self,
+        peer: SocketAddr,
+        client_id: &str,
+        reason: Reason,
+        what: &'static str,
+        is_fault: bool,
+    ) {
+        let metrics = &self.hub.metrics;
+        let closed = &metrics.connections_closed;
+        closed.get_or_create(&ByReason { reason }).inc();
+        if is_fault {
+            metrics.refuse(reason);
+        }
+        if is_fault && self.is_first(peer, reason) {
+            tracing::warn!(client_id, %peer, %reason, "{what}");
+        } else {
+            tracing::debug!(client_id, %peer, %reason, "{what}");
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Limits by address: open connections, failed logins, and how often a failure is logged in full.
+//!
+//! Pure but for its locks: `now` is a parameter. Peers on this machine are not limited: they are
+//! the operator, and everything behind a local proxy.
+//!
+//! Invariant: each table is bounded, whatever addresses come.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::model::Reason;
+
+/// How long failed logins count, and a logged failure keeps the next ones quiet.
+const WINDOW: Duration = Duration::from_secs(60);
+/// Most addresses that a table holds.
+const ADDRESSES_MAX: usize = 4096;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Open connections of each address.
+#[derive(Debug)]
+pub(crate) struct Addresses {
+    each_max: usize,
+    open: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// One connection's place; gives it back when dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    addresses: Arc<Addresses>,
+    address: IpAddr,
+}
+
+impl Addresses {
+    pub(crate) fn new(each_max: usize) -> Arc<Self> {
+        Arc::new(Self {
+            each_max,
+            open: Mutex::default(),
+        })
+    }
+
+    /// A place for one more connection from `address`; `Err` if it has its fill. Bounded by the
+    /// connections that are open.
+    pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Result<Option<Place>, Reason> {
+        let address = address.to_canonical();
+        if address.is_loopback() {
+            return Ok(None);
+        }
+        let mut open = lock(&self.open);
+        let count = open.entry(address).or_insert(0);
+        if *count >= self.each_max {
+            return Err(Reason::TooMany);
+        }
+        *count += 1;
+        Ok(Some(Place {
+            addresses: Arc::clone(self),
+            address,
+        }))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = lock(&self.addresses.open);
+        if let Some(count) = open.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// Failed logins of each address within the last minute.
+#[derive(Debug)]
+pub(crate) struct FailedLogins {
+    each_max: u32,
+    table: Mutex<HashMap<IpAddr, (Instant, u32)>>,
+}
+
+impl FailedLogins {
+    pub(crate) fn new(each_max: u32) -> Self {
+        Self {
+            each_max,
+            table: Mutex::default(),
+        }
+    }
+
+    /// Whether `address` may try again.
+    pub(crate) fn may_try(&self, address: IpAddr, now: Instant) -> bool {
+        match lock(&self.table).get(&address.to_canonical()) {
+            Some((since, count)) => *count < self.each_max || now.duration_since(*since) >= WINDOW,
+            None => true,
+        }
+    }
+
+    /// Notes a failed login.
+    pub(crate) fn note(&self, address: IpAddr, now: Instant) {
+        let address = address.to_canonical();
+        if address.is_loopback() {
+            return;
+        }
+        let mut table = lock(&self.table);
+        make_room(&mut table, now, |(since, _)| *since);
+        let (since, count) = table.entry(address).or_insert((now, 0));
+        if now.duration_since(*since) >= WINDOW {
+            (*since, *count) = (now, 0);
+        }
+        *count += 1;
+    }
+}
+
+/// Which failures were logged within the last minute.
+#[derive(Debug, Default)]
+pub(crate) struct Repeats(Mutex<HashMap<(IpAddr, Reason), Instant>>);
+
+impl Repeats {
+    /// Whether this failure of this address is the first for a minute and should be seen.
+    pub(crate) fn is_first(&self, address: IpAddr, reason: Reason, now: Instant) -> bool {
+        let mut table = lock(&self.0);
+        make_room(&mut table, now, |since| *since);
+        match table.get_mut(&(address, reason)) {
+            Some(since) if now.duration_since(*since) < WINDOW => false,
+            Some(since) => {
+                *since = now;
+                true
+            }
+            None => {
+                table.insert((address, reason), now);
+                true
+            }
+        }
+    }
+}
+
+/// Drops what is past, and everything where that is not enough: the flood is worse than the loss.
+fn make_room<K: std::hash::Hash + Eq, V>(
+    table: &mut HashMap<K, V>,
+    now: Instant,
+    since: impl Fn(&V) -> Instant,
+) {
+    if table.len() < ADDRESSES_MAX {
+        return;
+    }
+    table.retain(|_, value| now.duration_since(since(value)) < WINDOW);
+    if table.len() >= ADDRESSES_MAX {
+        table.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(last: u8) -> IpAddr {
+        IpAddr::from([192, 0, 2, last])
+    }
+
+    #[test]
+    fn an_address_has_its_places_and_gets_them_back() {
+        let addresses = Addresses::new(2);
+        let first = addresses.enter(address(1));
+        let second = addresses.enter(address(1));
+        assert!(matches!((&first, &second), (Ok(Some(_)), Ok(Some(_)))));
+        assert!(addresses.enter(address(1)).is_err());
+        assert!(addresses.enter(address(2)).is_ok());
+        drop(second);
+        assert!(addresses.enter(address(1)).is_ok());
+        for _ in 0..5 {
+            assert!(matches!(
+                addresses.enter(IpAddr::from([127, 0, 0, 1])),
+                Ok(None)
+            ));
+        }
+        drop(first);
+        assert!(lock(&addresses.open).is_empty());
+    }
+
+    #[test]
+    fn failed_logins_count_for_a_minute() {
+        let logins = FailedLogins::new(2);
+        let start = Instant::now();
+        for _ in 0..2 {
+            assert!(logins.may_try(address(1), start));
+            logins.note(address(1), start);
+        }
+        assert!(!logins.may_try(address(1), start));
+        assert!(logins.may_try(address(2), start));
+        assert!(logins.may_try(address(1), start + WINDOW));
+        let mapped: IpAddr = "::ffff:192.0.2.1".parse().expect("an address");
+        assert!(!logins.may_try(mapped, start));
+    }
+
+    #[test]
+    fn a_repeated_failure_is_seen_once_a_minute() {
+        let repeats = Repeats::default();
+        let start = Instant::now();
+        assert!(repeats.is_first(address(1), Reason::BadTopic, start));
+        assert!(!repeats.is_first(address(1), Reason::BadTopic, start));
+        assert!(repeats.is_first(address(1), Reason::TlsFailed, start));
+        assert!(repeats.is_first(address(1), Reason::BadTopic, start + WINDOW));
+    }
+
+    #[test]
+    fn the_tables_are_bounded() {
+        let repeats = Repeats::default();
+        let start = Instant::now();
+        for number in 0..10_000_u32 {
+            repeats.is_first(IpAddr::from(number.to_be_bytes()), Reason::BadTopic, start);
+        }
+        assert!(lock(&repeats.0).len() <= ADDRESSES_MAX);
+    }
+}
