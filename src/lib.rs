@@ -34,6 +34,7 @@ pub mod broker;
 pub mod console;
 
 // Floor 5: the whole.
+pub mod app;
 pub mod certs;
 pub mod cli;
 pub mod config;

@@ -140,21 +140,11 @@ pub(crate) struct Close {
 
 impl Close {
     const fn new(reason: Reason, code: u8, what: &'static str) -> Self {
-        Self {
-            reason,
-            code: Some(code),
-            what,
-            drops_will: false,
-        }
+        Self { reason, code: Some(code), what, drops_will: false }
     }
 
     pub(crate) const fn lost(what: &'static str) -> Self {
-        Self {
-            reason: Reason::ConnectionLost,
-            code: None,
-            what,
-            drops_will: false,
-        }
+        Self { reason: Reason::ConnectionLost, code: None, what, drops_will: false }
     }
 
     const fn told(reason: Reason) -> Self {
@@ -164,11 +154,7 @@ impl Close {
                 drops_will: true,
                 ..Self::new(reason, code::SHUTTING_DOWN, "the broker stops")
             },
-            _ => Self::new(
-                reason,
-                code::TAKEN_OVER,
-                "another connection took the session over",
-            ),
+            _ => Self::new(reason, code::TAKEN_OVER, "another connection took the session over"),
         }
     }
 }
@@ -351,10 +337,8 @@ impl Connection {
     fn deadline(&self, room: bool) -> Option<Instant> {
         let watched = room && !self.patience.is_zero();
         let silent = watched.then(|| self.state.last_packet + self.patience);
-        let stuck = self
-            .state
-            .stuck_since
-            .map(|since| since + self.shared.config.write_timeout.get());
+        let stuck =
+            self.state.stuck_since.map(|since| since + self.shared.config.write_timeout.get());
         match (silent, stuck) {
             (Some(silent), Some(stuck)) => Some(silent.min(stuck)),
             (one, other) => one.or(other),
@@ -575,11 +559,7 @@ impl Connection {
         reason: Reason,
         code: u8,
     ) -> Result<Next, Close> {
-        self.note_refusal(
-            reason,
-            "publish refused",
-            &String::from_utf8_lossy(packet.topic),
-        );
+        self.note_refusal(reason, "publish refused", &String::from_utf8_lossy(packet.topic));
         if self.writer.version == Version::V311 {
             return Err(Close {
                 // Counted and logged with the topic already.
@@ -609,21 +589,13 @@ impl Connection {
     /// Puts a PUBLISH behind those that wait.
     fn hold(&mut self, qos: Qos, id: u16, publish: Option<Arc<Publish>>, outcome: Option<Outcome>) {
         self.state.unacknowledged += usize::from(qos != Qos::AtMostOnce);
-        self.state.pending.push_back(Pending {
-            qos,
-            id,
-            publish,
-            outcome,
-        });
+        self.state.pending.push_back(Pending { qos, id, publish, outcome });
     }
 
     /// The ticket of the last in `pending`.
     fn ticket(&mut self) -> Ticket {
         let commits_max = self.shared.config.commits_max;
-        let verdicts = self
-            .state
-            .verdicts
-            .get_or_insert_with(|| mpsc::channel(commits_max));
+        let verdicts = self.state.verdicts.get_or_insert_with(|| mpsc::channel(commits_max));
         Ticket {
             number: self.state.first_number + self.state.pending.len() as u64 - 1,
             to: verdicts.0.clone(),
@@ -659,9 +631,7 @@ impl Connection {
                     protocol::write_ack(&mut self.out, version, ack, first.id, code);
                 }
                 (Some(Outcome::Refused(reason)), publish) => {
-                    let topic = publish
-                        .as_ref()
-                        .map_or("", |publish| publish.topic.as_str());
+                    let topic = publish.as_ref().map_or("", |publish| publish.topic.as_str());
                     self.note_refusal(reason, "publish not taken", topic);
                     if !acknowledged {
                         continue;
@@ -772,18 +742,16 @@ impl Connection {
     fn unsubscribe(&mut self, packet: &Unsubscribe) -> Result<(), Close> {
         let mut codes = Vec::with_capacity(packet.filters.len());
         for filter in &packet.filters {
-            codes.push(
-                match Subscribed::parse(filter, self.shared.topic_limits()) {
-                    Ok(subscribed) => {
-                        let hub = &self.shared.hub;
-                        match hub.unsubscribe(&self.session, self.owner, &subscribed)? {
-                            true => code::SUCCESS,
-                            false => code::NO_SUBSCRIPTION,
-                        }
+            codes.push(match Subscribed::parse(filter, self.shared.topic_limits()) {
+                Ok(subscribed) => {
+                    let hub = &self.shared.hub;
+                    match hub.unsubscribe(&self.session, self.owner, &subscribed)? {
+                        true => code::SUCCESS,
+                        false => code::NO_SUBSCRIPTION,
                     }
-                    Err(_) => code::BAD_FILTER,
-                },
-            );
+                }
+                Err(_) => code::BAD_FILTER,
+            });
         }
         protocol::write_unsuback(&mut self.out, self.writer.version, packet.id, &codes);
         Ok(())
@@ -792,15 +760,9 @@ impl Connection {
     fn pump(&mut self) -> Result<(), NotOwner> {
         let hub = &self.shared.hub;
         let now = hub.clock.now();
-        self.session.pump(
-            self.owner,
-            &mut self.writer,
-            &mut self.out,
-            now,
-            &mut |reason| {
-                hub.note_dropped(reason);
-            },
-        )
+        self.session.pump(self.owner, &mut self.writer, &mut self.out, now, &mut |reason| {
+            hub.note_dropped(reason);
+        })
     }
 
     fn note_refusal(&self, reason: Reason, what: &'static str, topic: &str) {
@@ -841,10 +803,7 @@ impl Connection {
             secs => Some(Duration::from_secs(secs.into())),
         };
         let will = self.will.take().filter(|_| !close.drops_will);
-        let leaving = Detach {
-            expires_after,
-            will,
-        };
+        let leaving = Detach { expires_after, will };
         let hub = &self.shared.hub;
         if let Some(will) = hub.detach(&self.session, self.owner, leaving) {
             hub.publish_will(&self.session, *will).await;

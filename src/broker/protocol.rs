@@ -76,19 +76,11 @@ pub(crate) struct Bad {
 
 impl Bad {
     pub(crate) const fn malformed(what: &'static str) -> Self {
-        Self {
-            reason: Reason::MalformedPacket,
-            code: code::MALFORMED,
-            what,
-        }
+        Self { reason: Reason::MalformedPacket, code: code::MALFORMED, what }
     }
 
     pub(crate) const fn protocol(what: &'static str) -> Self {
-        Self {
-            reason: Reason::ProtocolError,
-            code: code::PROTOCOL_ERROR,
-            what,
-        }
+        Self { reason: Reason::ProtocolError, code: code::PROTOCOL_ERROR, what }
     }
 
     fn from_core(error: MqttError, what: &'static str) -> Self {
@@ -123,9 +115,7 @@ pub(crate) fn frame(buffer: &[u8], bytes_max: usize) -> Result<Option<Frame<'_>>
             DecodeResult::Ok(length, used) => {
                 // MQTT5-1.5.5-1: the shortest form.
                 if used > 1 && rest.get(used - 1) == Some(&0) {
-                    return Err(Bad::malformed(
-                        "remaining length is not in its shortest form",
-                    ));
+                    return Err(Bad::malformed("remaining length is not in its shortest form"));
                 }
                 (length.to_u32() as usize, used)
             }
@@ -143,9 +133,7 @@ pub(crate) fn frame(buffer: &[u8], bytes_max: usize) -> Result<Option<Frame<'_>>
             what: "packet is over the limit",
         });
     }
-    Ok(buffer
-        .get(1 + used..len)
-        .map(|body| Frame { header, body, len }))
+    Ok(buffer.get(1 + used..len).map(|body| Frame { header, body, len }))
 }
 
 /// What a client may say after its CONNECT.
@@ -250,9 +238,7 @@ pub(crate) fn parse(version: Version, frame: Frame<'_>) -> Result<Packet<'_>, Ba
         12 => Err(Bad::malformed("PINGREQ with a body")),
         14 => parse_disconnect(version, body).map(Packet::Disconnect),
         15 if version == Version::V5 => Ok(Packet::Auth),
-        _ => Err(Bad::protocol(
-            "a packet that only a server sends, or an unknown one",
-        )),
+        _ => Err(Bad::protocol("a packet that only a server sends, or an unknown one")),
     }
 }
 
@@ -360,8 +346,7 @@ pub(crate) fn read_publish_property(
         }
         Property::CorrelationData(data) => once(&mut into.correlation_data, data.val().to_vec()),
         Property::UserProperty(pair) => {
-            into.user
-                .push((check_text(pair.key())?, check_text(pair.val())?));
+            into.user.push((check_text(pair.key())?, check_text(pair.val())?));
             Ok(())
         }
         _ => Err(Bad::protocol("a property that this packet cannot have")),
@@ -374,9 +359,7 @@ fn parse_ack(version: Version, ack: Ack, body: &[u8]) -> Result<Packet<'_>, Bad>
         return Ok(Packet::Ack(ack, id, code::SUCCESS));
     }
     if version == Version::V311 {
-        return Err(Bad::malformed(
-            "an acknowledgement with more than a packet id",
-        ));
+        return Err(Bad::malformed("an acknowledgement with more than a packet id"));
     }
     // The crate checks that the code belongs to the packet, and its properties.
     let parsed = match ack {
@@ -386,11 +369,9 @@ fn parse_ack(version: Version, ack: Ack, body: &[u8]) -> Result<Packet<'_>, Bad>
         Ack::Pubcomp => v5_0::Pubcomp::parse(body).map(|(_, used)| used),
     };
     match parsed {
-        Ok(used) if used == body.len() => Ok(Packet::Ack(
-            ack,
-            id,
-            rest.first().copied().unwrap_or_default(),
-        )),
+        Ok(used) if used == body.len() => {
+            Ok(Packet::Ack(ack, id, rest.first().copied().unwrap_or_default()))
+        }
         Ok(_) => Err(Bad::malformed("bytes after an acknowledgement")),
         Err(error) => Err(Bad::from_core(error, "bad acknowledgement")),
     }
@@ -440,11 +421,7 @@ fn parse_subscribe(version: Version, body: &[u8]) -> Result<Subscribe, Bad> {
     if filters.is_empty() {
         return Err(Bad::protocol("SUBSCRIBE without a filter"));
     }
-    Ok(Subscribe {
-        id,
-        identifier,
-        filters,
-    })
+    Ok(Subscribe { id, identifier, filters })
 }
 
 fn parse_unsubscribe(version: Version, body: &[u8]) -> Result<Unsubscribe, Bad> {
@@ -452,10 +429,7 @@ fn parse_unsubscribe(version: Version, body: &[u8]) -> Result<Unsubscribe, Bad> 
     if version == Version::V5 {
         let (properties, after) = take_properties(rest, "bad property in UNSUBSCRIBE")?;
         rest = after;
-        if !properties
-            .iter()
-            .all(|property| matches!(property, Property::UserProperty(_)))
-        {
+        if !properties.iter().all(|property| matches!(property, Property::UserProperty(_))) {
             return Err(Bad::protocol("a property that UNSUBSCRIBE cannot have"));
         }
     }
@@ -473,10 +447,7 @@ fn parse_unsubscribe(version: Version, body: &[u8]) -> Result<Unsubscribe, Bad> 
 }
 
 fn parse_disconnect(version: Version, body: &[u8]) -> Result<Disconnect, Bad> {
-    let mut packet = Disconnect {
-        code: code::SUCCESS,
-        session_expiry: None,
-    };
+    let mut packet = Disconnect { code: code::SUCCESS, session_expiry: None };
     if version == Version::V311 {
         if body.is_empty() {
             return Ok(packet);
@@ -488,9 +459,7 @@ fn parse_disconnect(version: Version, body: &[u8]) -> Result<Disconnect, Bad> {
     if used != body.len() {
         return Err(Bad::malformed("bytes after DISCONNECT"));
     }
-    packet.code = parsed
-        .reason_code()
-        .map_or(code::SUCCESS, |code| code as u8);
+    packet.code = parsed.reason_code().map_or(code::SUCCESS, |code| code as u8);
     for property in parsed.props().iter().flatten() {
         if let Property::SessionExpiryInterval(secs) = property {
             packet.session_expiry = Some(secs.val());
@@ -558,10 +527,8 @@ pub(crate) fn write_refusal(out: &mut Vec<u8>, version: Version, code: u8, why: 
                 code::NOT_AUTHORIZED => ConnectReturnCode::NotAuthorized,
                 _ => ConnectReturnCode::ServerUnavailable,
             };
-            let built = v3_1_1::Connack::builder()
-                .session_present(false)
-                .return_code(return_code)
-                .build();
+            let built =
+                v3_1_1::Connack::builder().session_present(false).return_code(return_code).build();
             push(out, built);
         }
         Version::V5 => {
@@ -581,10 +548,8 @@ pub(crate) fn write_refusal(out: &mut Vec<u8>, version: Version, code: u8, why: 
 pub(crate) fn write_disconnect(out: &mut Vec<u8>, code: u8, why: &str) {
     let reason_code =
         DisconnectReasonCode::try_from(code).unwrap_or(DisconnectReasonCode::UnspecifiedError);
-    let built = v5_0::Disconnect::builder()
-        .reason_code(reason_code)
-        .props(reason_string(why))
-        .build();
+    let built =
+        v5_0::Disconnect::builder().reason_code(reason_code).props(reason_string(why)).build();
     push(out, built);
 }
 
@@ -603,20 +568,15 @@ pub(crate) fn write_suback(out: &mut Vec<u8>, version: Version, id: u16, codes: 
             let codes = codes
                 .iter()
                 .map(|code| SubackReturnCode::try_from(*code).unwrap_or(SubackReturnCode::Failure));
-            let built = v3_1_1::Suback::builder()
-                .packet_id(id)
-                .return_codes(codes.collect())
-                .build();
+            let built =
+                v3_1_1::Suback::builder().packet_id(id).return_codes(codes.collect()).build();
             push(out, built);
         }
         Version::V5 => {
             let codes = codes.iter().map(|code| {
                 SubackReasonCode::try_from(*code).unwrap_or(SubackReasonCode::UnspecifiedError)
             });
-            let built = v5_0::Suback::builder()
-                .packet_id(id)
-                .reason_codes(codes.collect())
-                .build();
+            let built = v5_0::Suback::builder().packet_id(id).reason_codes(codes.collect()).build();
             push(out, built);
         }
     }
@@ -630,10 +590,8 @@ pub(crate) fn write_unsuback(out: &mut Vec<u8>, version: Version, id: u16, codes
             let codes = codes.iter().map(|code| {
                 UnsubackReasonCode::try_from(*code).unwrap_or(UnsubackReasonCode::UnspecifiedError)
             });
-            let built = v5_0::Unsuback::builder()
-                .packet_id(id)
-                .reason_codes(codes.collect())
-                .build();
+            let built =
+                v5_0::Unsuback::builder().packet_id(id).reason_codes(codes.collect()).build();
             push(out, built);
         }
     }
@@ -810,27 +768,16 @@ mod tests {
             },
             Err(bad) => format!("{} {:#x}", bad.reason, bad.code),
         };
-        assert!(
-            found.starts_with(expected),
-            "{bytes:02x?}: {found}, not {expected}"
-        );
+        assert!(found.starts_with(expected), "{bytes:02x?}: {found}, not {expected}");
     }
 
     #[test]
     fn what_the_crate_lets_through_is_refused_here() {
         use Version::{V5, V311};
         for (version, bytes, expected) in [
-            (
-                V311,
-                &b"\x30\x03\x00\x01a"[..],
-                "Publish(PublishIn { qos: AtMostOnce",
-            ),
+            (V311, &b"\x30\x03\x00\x01a"[..], "Publish(PublishIn { qos: AtMostOnce"),
             (V311, b"\x30\x04\x00\x01", "incomplete"),
-            (
-                V311,
-                b"\x32\x05\x00\x01a\x00\x01",
-                "Publish(PublishIn { qos: AtLeastOnce",
-            ),
+            (V311, b"\x32\x05\x00\x01a\x00\x01", "Publish(PublishIn { qos: AtLeastOnce"),
             (V311, b"\x32\x05\x00\x01a\x00\x00", "protocol_error"),
             (V311, b"\x32\x03\x00\x01a", "malformed_packet"),
             (V311, b"\x36\x05\x00\x01a\x00\x01", "malformed_packet"),
@@ -848,16 +795,8 @@ mod tests {
             (V311, b"\x82\x06\x00\x01\x00\x01a\x01", "Subscribe"),
             (V311, b"\x82\x06\x00\x01\x00\x01a\x04", "malformed_packet"),
             (V311, b"\x82\x06\x00\x01\x00\x01a\x03", "malformed_packet"),
-            (
-                V311,
-                b"\x82\x06\x00\x01\x00\x01\x00\x00",
-                "malformed_packet",
-            ),
-            (
-                V311,
-                b"\x82\x06\x00\x01\x00\x01\xff\x00",
-                "malformed_packet",
-            ),
+            (V311, b"\x82\x06\x00\x01\x00\x01\x00\x00", "malformed_packet"),
+            (V311, b"\x82\x06\x00\x01\x00\x01\xff\x00", "malformed_packet"),
             (V311, b"\x82\x02\x00\x01", "protocol_error"),
             (V311, b"\x82\x06\x00\x00\x00\x01a\x00", "protocol_error"),
             (V311, b"\xa2\x05\x00\x01\x00\x01a", "Unsubscribe"),
@@ -884,27 +823,15 @@ mod tests {
                 "protocol_error",
             ),
             (V5, b"\x30\x08\x00\x01a\x04\x08\x00\x01+", "protocol_error"),
-            (
-                V5,
-                b"\x30\x08\x00\x01a\x04\x03\x00\x01\x00",
-                "malformed_packet",
-            ),
+            (V5, b"\x30\x08\x00\x01a\x04\x03\x00\x01\x00", "malformed_packet"),
             (V5, b"\x30\x06\x00\x01a\x09\x01\x01", "malformed_packet"),
             (V5, b"\x40\x03\x00\x01\x10", "Ack(Puback, 1, 16)"),
             (V5, b"\x40\x03\x00\x01\x01", "malformed_packet"),
             (V5, b"\x40\x05\x00\x01\x00\x00\x00", "malformed_packet"),
             (V5, b"\x82\x07\x00\x01\x00\x00\x01a\x2e", "Subscribe"),
             (V5, b"\x82\x07\x00\x01\x00\x00\x01a\x30", "malformed_packet"),
-            (
-                V5,
-                b"\x82\x09\x00\x01\x02\x0b\x00\x00\x01a\x00",
-                "protocol_error",
-            ),
-            (
-                V5,
-                b"\xe0\x00",
-                "Disconnect(Disconnect { code: 0, session_expiry: None })",
-            ),
+            (V5, b"\x82\x09\x00\x01\x02\x0b\x00\x00\x01a\x00", "protocol_error"),
+            (V5, b"\xe0\x00", "Disconnect(Disconnect { code: 0, session_expiry: None })"),
             (
                 V5,
                 b"\xe0\x07\x04\x05\x11\x00\x00\x00\x07",
@@ -970,10 +897,7 @@ mod tests {
         out.clear();
         assert_eq!(write_publish(&mut out, Version::V5, &packet, len), Ok(()));
         out.clear();
-        assert_eq!(
-            write_publish(&mut out, Version::V5, &packet, len - 1),
-            Err(TooLarge)
-        );
+        assert_eq!(write_publish(&mut out, Version::V5, &packet, len - 1), Err(TooLarge));
         assert!(out.is_empty());
     }
 
@@ -998,38 +922,17 @@ mod tests {
                 written(&|out| write_refusal(out, V5, code::BAD_CLIENT_ID, "")),
                 b"\x20\x03\x00\x85\x00",
             ),
-            (
-                written(&|out| write_disconnect(out, code::TAKEN_OVER, "")),
-                b"\xe0\x02\x8e\x00",
-            ),
+            (written(&|out| write_disconnect(out, code::TAKEN_OVER, "")), b"\xe0\x02\x8e\x00"),
             (
                 written(&|out| write_disconnect(out, code::QUOTA, "x")),
                 b"\xe0\x06\x97\x04\x1f\x00\x01x",
             ),
-            (
-                written(&|out| write_suback(out, V311, 7, &[2, 0x87])),
-                b"\x90\x04\x00\x07\x02\x80",
-            ),
-            (
-                written(&|out| write_suback(out, V5, 7, &[2, 0x87])),
-                b"\x90\x05\x00\x07\x00\x02\x87",
-            ),
-            (
-                written(&|out| write_unsuback(out, V311, 7, &[0x11])),
-                b"\xb0\x02\x00\x07",
-            ),
-            (
-                written(&|out| write_unsuback(out, V5, 7, &[0x11])),
-                b"\xb0\x04\x00\x07\x00\x11",
-            ),
-            (
-                written(&|out| write_ack(out, V311, Ack::Pubrec, 7, 0x97)),
-                b"\x50\x02\x00\x07",
-            ),
-            (
-                written(&|out| write_ack(out, V5, Ack::Pubrec, 7, 0x97)),
-                b"\x50\x03\x00\x07\x97",
-            ),
+            (written(&|out| write_suback(out, V311, 7, &[2, 0x87])), b"\x90\x04\x00\x07\x02\x80"),
+            (written(&|out| write_suback(out, V5, 7, &[2, 0x87])), b"\x90\x05\x00\x07\x00\x02\x87"),
+            (written(&|out| write_unsuback(out, V311, 7, &[0x11])), b"\xb0\x02\x00\x07"),
+            (written(&|out| write_unsuback(out, V5, 7, &[0x11])), b"\xb0\x04\x00\x07\x00\x11"),
+            (written(&|out| write_ack(out, V311, Ack::Pubrec, 7, 0x97)), b"\x50\x02\x00\x07"),
+            (written(&|out| write_ack(out, V5, Ack::Pubrec, 7, 0x97)), b"\x50\x03\x00\x07\x97"),
         ] {
             assert_eq!(found, expected);
         }
