@@ -70,6 +70,8 @@ pub struct Config {
     pub connections_max: usize,
     /// Most of them that may follow the virtual phone live; default 16, at most `connections_max`.
     pub sse_clients_max: usize,
+    /// How many messages the virtual phone keeps on its screen; default 200, 1 to 10000.
+    pub phone_messages_max: usize,
     /// Most messages in one answer; default 500, 1 to 5000.
     pub page_max: usize,
     /// Most lists that are read from the store at once; default 4, 1 to 64.
@@ -90,6 +92,7 @@ impl Default for Config {
             body_bytes_max: 64 << 10,
             connections_max: 256,
             sse_clients_max: 16,
+            phone_messages_max: 200,
             page_max: 500,
             scans_max: 4,
             read_timeout: Span::from_secs(10),
@@ -127,6 +130,7 @@ impl Config {
         within("body_bytes_max", self.body_bytes_max, 1024, 1 << 20);
         within("connections_max", self.connections_max, 1, 65536);
         within("sse_clients_max", self.sse_clients_max, 0, self.connections_max);
+        within("phone_messages_max", self.phone_messages_max, 1, 10_000);
         within("page_max", self.page_max, 1, 5000);
         within("scans_max", self.scans_max, 1, 64);
         for (name, value) in

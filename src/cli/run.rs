@@ -21,7 +21,8 @@ pub(super) struct Run {}
 
 impl Run {
     pub(super) fn run(self, context: Context<'_>) -> anyhow::Result<()> {
-        let config = crate::config::load(&context.layers).map_err(super::problems)?;
+        let config =
+            crate::config::load(&context.layers, &context.clock).map_err(super::problems)?;
         crate::telemetry::init(&config.telemetry).map_err(anyhow::Error::msg)?;
         crate::app::run(config, context.clock, context.out)
     }

@@ -132,9 +132,22 @@ impl Merged {
         self.file.as_ref().map(TomlFile::name)
     }
 
-    /// Takes the section `name` out and reads it; its default where it is not there or wrong.
+    /// Takes the section `name` out and reads it. Keys that are wrong have their defaults, so that
+    /// the others can still be checked.
     pub(super) fn section<T: DeserializeOwned + Default>(&mut self, name: &'static str) -> T {
-        self.optional(name).unwrap_or_default()
+        self.known.push(name);
+        let Some(mut value) = self.tree.remove(name) else {
+            return T::default();
+        };
+        match self.try_read(&[Step::from(name)], &mut value, &mut read) {
+            Ok(section) => section,
+            Err(faults) => {
+                for fault in &faults {
+                    remove(&mut value, &fault.path);
+                }
+                read(value).unwrap_or_default()
+            }
+        }
     }
 
     /// Takes the section `name` out and reads it; `None` where it is not there or wrong.
@@ -149,7 +162,7 @@ impl Merged {
     pub(super) fn list<T>(
         &mut self,
         name: &'static str,
-        mut one: impl FnMut(Value) -> Result<T, Vec<Fault>>,
+        mut one: impl FnMut(usize, Value) -> Result<T, Vec<Fault>>,
     ) -> Vec<(usize, T)> {
         self.known.push(name);
         let Some(value) = self.tree.remove(name) else {
@@ -168,7 +181,7 @@ impl Merged {
         let mut found = Vec::new();
         for (index, value) in list.into_iter().enumerate() {
             let path = [Step::from(name), Step::from(index)];
-            if let Some(element) = self.read_at(&path, value, &mut one) {
+            if let Some(element) = self.read_at(&path, value, |value| one(index, value)) {
                 found.push((index, element));
             }
         }
@@ -221,24 +234,35 @@ impl Merged {
         self.problems.into_iter().map(|(_, problem)| problem).collect()
     }
 
-    /// Reads a value at `path`; what was said in text is tried as TOML where text will not do.
     fn read_at<T>(
         &mut self,
         path: &[Step],
         mut value: Value,
         mut one: impl FnMut(Value) -> Result<T, Vec<Fault>>,
     ) -> Option<T> {
+        self.try_read(path, &mut value, &mut one).ok()
+    }
+
+    /// Reads a value at `path`; what was said in text is tried as TOML where text will not do.
+    /// Faults are noted, and answered for the caller's use.
+    fn try_read<T>(
+        &mut self,
+        path: &[Step],
+        value: &mut Value,
+        one: &mut impl FnMut(Value) -> Result<T, Vec<Fault>>,
+    ) -> Result<T, Vec<Fault>> {
+        let whole =
+            |fault: &Fault| -> Vec<Step> { path.iter().chain(&fault.path).cloned().collect() };
         let mut as_text: Vec<Fault> = Vec::new();
         loop {
             let faults = match one(value.clone()) {
-                Ok(read) => return Some(read),
+                Ok(read) => return Ok(read),
                 Err(faults) => faults,
             };
             let mut again = false;
             for fault in &faults {
-                let whole: Vec<Step> = path.iter().chain(&fault.path).cloned().collect();
-                if self.is_said(&whole)
-                    && let Some(place) = at_mut(&mut value, &fault.path)
+                if self.is_said(&whole(fault))
+                    && let Some(place) = at_mut(value, &fault.path)
                     && let Some(other) = as_toml(place)
                 {
                     *place = other;
@@ -249,14 +273,12 @@ impl Merged {
             if again {
                 continue;
             }
-            for fault in faults {
+            for fault in &faults {
                 // What was wrong with the text says more than what is wrong with its reading.
                 let first = as_text.iter().find(|first| first.path == fault.path);
-                let what = plain(&first.unwrap_or(&fault).what);
-                let whole: Vec<Step> = path.iter().chain(&fault.path).cloned().collect();
-                self.problem(&whole, &what);
+                self.problem(&whole(fault), &plain(&first.unwrap_or(fault).what));
             }
-            return None;
+            return Err(faults);
         }
     }
 
@@ -338,6 +360,18 @@ fn at_mut<'a>(value: &'a mut Value, path: &[Step]) -> Option<&'a mut Value> {
     })
 }
 
+/// Takes out the key at `path`, or the list around an element that is wrong.
+fn remove(value: &mut Value, path: &[Step]) {
+    let last = path.iter().rposition(|step| matches!(step, Step::Key(_)));
+    let Some((Step::Key(key), around)) = last.and_then(|last| path.get(..=last)?.split_last())
+    else {
+        return;
+    };
+    if let Some(Value::Table(table)) = at_mut(value, around) {
+        table.remove(key);
+    }
+}
+
 /// Text as the TOML value that it spells; `None` where it spells none, or only itself.
 fn as_toml(value: &Value) -> Option<Value> {
     let text = value.as_str()?;
@@ -345,8 +379,11 @@ fn as_toml(value: &Value) -> Option<Value> {
     table.get("value").filter(|read| table.len() == 1 && !read.is_str()).cloned()
 }
 
-/// serde's "invalid type" in an operator's words.
+/// What serde and the standard library say, in an operator's words.
 fn plain(what: &str) -> String {
+    if what == "invalid socket address syntax" {
+        return "expected an address and a port, as in 127.0.0.1:8080".to_owned();
+    }
     let Some((found, expected)) = what
         .strip_prefix("invalid type: ")
         .or_else(|| what.strip_prefix("invalid value: "))
@@ -355,8 +392,12 @@ fn plain(what: &str) -> String {
         return what.to_owned();
     };
     let expected = match expected {
-        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, not negative",
-        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+        "u8" | "u16" | "u32" | "u64" | "usize" if found.contains('-') => {
+            "a whole number that is not negative"
+        }
+        "u8" | "u16" | "u32" | "u64" | "usize" | "i8" | "i16" | "i32" | "i64" | "isize" => {
+            "a whole number"
+        }
         "f32" | "f64" => "a number",
         "a boolean" => "true or false",
         "a sequence" => "a list",
