@@ -36,13 +36,18 @@ const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 /// Shorter than the keep-alive of any provider, so that a request seldom meets a connection that
 /// the other side is just closing: that would be a [`Lost::NoAnswer`].
 const IDLE_MAX: Duration = Duration::from_secs(20);
-const IDLE_CONNECTIONS_MAX: usize = 16;
+/// HTTP/2 shares one connection among all requests. One that a NAT has forgotten would swallow
+/// each of them until its time limit, so it is asked for signs of life.
+const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// How a client is built.
 #[derive(Debug)]
 pub(super) struct Settings {
     /// For one `send` in all, however many requests it makes.
     pub(super) timeout: Duration,
+    /// How many idle connections are kept to one host.
+    pub(super) connections_kept: usize,
     /// The proxy to go through; none, whatever the environment says.
     pub(super) proxy: Option<reqwest::Proxy>,
     /// Only addresses of the public internet are connected to.
@@ -95,7 +100,9 @@ impl Http {
             .referer(false)
             .no_proxy()
             .pool_idle_timeout(IDLE_MAX)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+            .pool_max_idle_per_host(settings.connections_kept)
+            .http2_keep_alive_interval(PING_EVERY)
+            .http2_keep_alive_timeout(PING_ANSWER_MAX)
             .tcp_nodelay(true);
         if let Some(proxy) = settings.proxy {
             builder = builder.proxy(proxy);
