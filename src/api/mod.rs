@@ -273,13 +273,15 @@ pub struct Api {
 }
 
 impl Api {
-    /// Binds the listener.
+    /// Binds the listener. Needs a runtime around it.
     ///
     /// # Errors
     /// The address is in use or not this machine's.
-    pub async fn bind(config: &Config, mut parts: Parts) -> Result<Self, BindError> {
+    pub fn bind(config: &Config, mut parts: Parts) -> Result<Self, BindError> {
         let failed = |error| BindError { address: config.listen, error };
-        let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
+        let listener = std::net::TcpListener::bind(config.listen).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let listener = TcpListener::from_std(listener).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         parts.about.listeners.push(Listener { protocol: "http", address });
         Ok(Self { listener, address, config: config.clone(), parts })

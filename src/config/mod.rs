@@ -7,7 +7,7 @@
 pub mod layers;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -30,7 +30,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where the rule files are; default `rules`.
     pub rules_dir: PathBuf,
-    /// How long a stop may take in all; default 30s.
+    /// `grace`: how long stopping may take in all before the process ends all the same; default
+    /// 20s, 1s to 10m.
     pub grace: Span,
     /// `[telemetry]`: logs.
     pub telemetry: crate::telemetry::Config,
@@ -59,6 +60,16 @@ pub struct Config {
 }
 
 impl Config {
+    /// The directory of the certificates for development, where nobody has named others: those
+    /// may be made at the start.
+    pub fn development_certificates(&self) -> Option<&'static Path> {
+        let (ours, default) = (&self.broker, crate::broker::Config::default());
+        let untouched = ours.cert == default.cert
+            && ours.key == default.key
+            && (ours.client_ca == default.client_ca || ours.client_ca.as_os_str().is_empty());
+        (untouched && !ours.listen_tls.is_empty()).then_some(Path::new(crate::certs::DIRECTORY))
+    }
+
     /// The providers as the dispatcher takes them.
     pub fn lanes(&self) -> Vec<LaneSpec> {
         let lane = |entry: &Entry| LaneSpec {
@@ -111,7 +122,7 @@ pub fn load(layers: &Layers, clock: &Clock) -> Result<Config, Vec<Problem>> {
     let mut merged = Merged::new(layers)?;
     let data_dir = merged.optional("data_dir").unwrap_or_else(default_data_dir);
     let rules_dir = merged.optional("rules_dir").unwrap_or_else(default_rules_dir);
-    let grace = merged.optional("grace").unwrap_or(Span::from_secs(30));
+    let grace = grace(&mut merged);
     let telemetry: crate::telemetry::Config = merged.section("telemetry");
     merged.said(telemetry.problems());
     let broker: crate::broker::Config = merged.section("broker");
@@ -210,6 +221,14 @@ fn default_data_dir() -> PathBuf {
 
 fn default_rules_dir() -> PathBuf {
     "rules".into()
+}
+
+fn grace(merged: &mut Merged) -> Span {
+    let grace = merged.optional("grace").unwrap_or(Span::from_secs(20));
+    if !(Span::from_secs(1)..=Span::from_secs(600)).contains(&grace) {
+        merged.problem(&["grace".into()], &format!("1s to 10m, found {grace}"));
+    }
+    grace
 }
 
 fn access(merged: &mut Merged) -> Vec<AccessEntry> {

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+mod config;
 mod dispatch;
 mod fake;
 mod providers;
