@@ -199,6 +199,7 @@ impl App {
             };
             Api::bind(&config.api, parts)?
         };
+        let about = api.about().clone();
         let instance = Instance { pid: std::process::id(), api: api.address(), mqtt, mqtts, run };
         instance.write(&config.data_dir)?;
 
