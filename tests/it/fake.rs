@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
 /// One request as it arrived.
@@ -86,12 +87,20 @@ pub(crate) struct Answer {
     headers: Vec<(String, String)>,
     body: Vec<u8>,
     delay: Duration,
+    held: Option<watch::Receiver<bool>>,
     cut: Cut,
 }
 
 impl Answer {
     pub(crate) fn new(status: u16) -> Self {
-        Self { status, headers: Vec::new(), body: Vec::new(), delay: Duration::ZERO, cut: Cut::No }
+        Self {
+            status,
+            headers: Vec::new(),
+            body: Vec::new(),
+            delay: Duration::ZERO,
+            held: None,
+            cut: Cut::No,
+        }
     }
 
     pub(crate) fn json(status: u16, body: &Value) -> Self {
@@ -116,6 +125,12 @@ impl Answer {
 
     pub(crate) fn delay(mut self, delay: Duration) -> Self {
         self.delay = delay;
+        self
+    }
+
+    /// This answer, not before the gate is open.
+    pub(crate) fn held(mut self, gate: &watch::Sender<bool>) -> Self {
+        self.held = Some(gate.subscribe());
         self
     }
 
@@ -265,8 +280,12 @@ impl Inner {
             self.requests.lock().unwrap().push(request.clone());
             let scripted = self.script.lock().unwrap().pop_front();
             let responder = Arc::clone(&self.responder.lock().unwrap());
-            let answer = scripted.unwrap_or_else(|| responder(&request));
+            let mut answer = scripted.unwrap_or_else(|| responder(&request));
             tokio::time::sleep(answer.delay).await;
+            if let Some(gate) = &mut answer.held {
+                // A gate that has gone holds nothing up.
+                drop(gate.wait_for(|open| *open).await);
+            }
             let (head, body) = write(&answer);
             match answer.cut {
                 Cut::No => {

@@ -4,8 +4,12 @@
 use std::time::{Duration, Instant};
 
 mod config;
+mod device;
 mod dispatch;
 mod fake;
+mod harness;
+mod path;
+mod process;
 mod providers;
 mod store;
 mod tidy;
