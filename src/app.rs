@@ -290,17 +290,22 @@ impl App {
         self.ready.send_replace(Readiness::NotReady(Reason::ShuttingDown));
         let step = std::cell::Cell::new("");
         let grace = self.grace;
+        let intake = self.intake;
         let stopped = tokio::time::timeout(grace, async {
             step.set("devices' last acknowledgements");
             self.broker.stop().await;
             self.chores.stop().await;
             step.set("publishes that are being evaluated");
-            self.intake.drain().await;
+            intake.drain().await;
             step.set("answers of providers");
             self.dispatcher.stop().await;
             step.set("HTTP clients");
             self.http.stop().await;
             step.set("the last write to disk");
+            // This was the last handle: its thread ends and lets go of the store, so that whoever
+            // stopped us may start again in the same directory. The sender never sends.
+            drop(intake);
+            drop((&mut self.intake_ended).await);
             self.store.close().await
         })
         .await;
