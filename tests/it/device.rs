@@ -335,7 +335,9 @@ async fn follow_v5(mut events: v5::EventLoop, to: mpsc::Sender<Seen>) {
     }
     let why = match end {
         v5::ConnectionError::ConnectionRefused(code) => format!("{code:?}"),
-        v5::ConnectionError::MqttState(v5::StateError::ConnFail { reason }) => format!("{reason:?}"),
+        v5::ConnectionError::MqttState(v5::StateError::ConnFail { reason }) => {
+            format!("{reason:?}")
+        }
         v5::ConnectionError::MqttState(v5::StateError::ServerDisconnect {
             reason_code, ..
         }) => format!("{reason_code:?}"),

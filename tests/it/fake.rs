@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -156,14 +156,26 @@ struct Inner {
 pub(crate) struct Fake {
     inner: Arc<Inner>,
     address: SocketAddr,
+    /// Holds the port while the fake is stopped: bound and not listening, it refuses connections.
+    _port: Arc<TcpSocket>,
+}
+
+/// A socket on `address` that lets another of ours be on it too.
+fn bind(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.set_reuseport(true).unwrap();
+    socket.bind(address).unwrap();
+    socket
 }
 
 impl Fake {
     /// Starts one that answers 200 without a body.
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = bind(SocketAddr::from(([127, 0, 0, 1], 0)));
         let fake = Self {
-            address: listener.local_addr().unwrap(),
+            address: port.local_addr().unwrap(),
+            _port: Arc::new(port),
             inner: Arc::new(Inner {
                 script: Mutex::default(),
                 responder: Mutex::new(Arc::new(|_| Answer::new(200))),
@@ -171,7 +183,7 @@ impl Fake {
                 running: Mutex::default(),
             }),
         };
-        fake.run(listener);
+        fake.run();
         fake
     }
 
@@ -209,6 +221,12 @@ impl Fake {
         self.inner.requests.lock().unwrap().len()
     }
 
+    /// The texts of the messages that have arrived, as Twilio is sent them.
+    pub(crate) fn texts(&self) -> Vec<String> {
+        let posts = self.requests().into_iter().filter(|request| request.method == "POST");
+        posts.map(|request| request.form()["Body"].clone()).collect()
+    }
+
     /// The only request that has arrived.
     pub(crate) fn only(&self) -> Request {
         let requests = self.requests();
@@ -233,20 +251,14 @@ impl Fake {
         }
     }
 
-    /// Takes connections again, on the same port. Waits while somebody else has the port.
+    /// Takes connections again, on the same port.
     pub(crate) async fn restart(&self) {
         self.stop().await;
-        let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
-            match TcpListener::bind(self.address).await {
-                Ok(listener) => return self.run(listener),
-                Err(error) => assert!(Instant::now() < deadline, "{}: {error}", self.address),
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        self.run();
     }
 
-    fn run(&self, listener: TcpListener) {
+    fn run(&self) {
+        let listener = bind(self.address).listen(1024).unwrap();
         let inner = Arc::clone(&self.inner);
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
@@ -366,6 +378,13 @@ pub(crate) struct Twilio {
 }
 
 impl Twilio {
+    /// One that takes everything, and where it is.
+    pub(crate) async fn start() -> (Fake, Self) {
+        let twilio = Self::default();
+        let answering = twilio.clone();
+        (Fake::answering(move |request| answering.answer(request)).await, twilio)
+    }
+
     /// Takes the message of `request`: the answer.
     pub(crate) fn took(&self, request: &Request) -> Value {
         let form = request.form();

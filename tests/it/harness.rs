@@ -35,6 +35,17 @@ pub(crate) const TOKEN: &str = "s3cret-t0ken-42";
 /// Its sender.
 pub(crate) const SENDER: &str = "+15005550006";
 
+/// A rule whose every publish is an alert of its own, to Ana by SMS.
+pub(crate) const ALARM: &str = r#"
+[[rule]]
+name = "alarm"
+topic = "devices/{device}/alarm"
+decode = "text"
+to = ["ana"]
+by = ["sms"]
+text = "alarm {{ payload }}"
+"#;
+
 const CONTACTS: &str = "
     [[contact]]
     name = 'ana'
@@ -134,6 +145,12 @@ impl Place {
 
     /// Starts the application here.
     pub(crate) async fn start(self) -> Harness {
+        let app = self.try_start().await.unwrap_or_else(|why| panic!("{why}"));
+        Harness { app, api: Api::of(&self.path("data")), place: self }
+    }
+
+    /// Starts the application here, where another may run: why it cannot.
+    pub(crate) async fn try_start(&self) -> Result<App, String> {
         let layers = Layers {
             file: FileLayer::Text { name: "watchbell.toml".to_owned(), text: self.config.clone() },
             env: Vec::new(),
@@ -141,12 +158,10 @@ impl Place {
         };
         let config = watchbell::config::load(&layers, &Clock::System)
             .unwrap_or_else(|problems| panic!("{problems:#?}"));
-        let app = App::start(config).await.unwrap_or_else(|error| match error {
-            StartError::Problems(problems) => panic!("{problems:#?}"),
-            StartError::Other(error) => panic!("{error:#}"),
-        });
-        let api = Api::of(&self.path("data"));
-        Harness { app, api, place: self }
+        App::start(config).await.map_err(|error| match error {
+            StartError::Problems(problems) => format!("{problems:#?}"),
+            StartError::Other(error) => format!("{error:#}"),
+        })
     }
 
     /// Free ports, and everything in this directory.
@@ -281,6 +296,12 @@ impl Api {
             line.strip_prefix("watchbell_")?.strip_prefix(name)?.strip_prefix(' ')?.parse().ok()
         });
         value.unwrap_or(0)
+    }
+
+    /// Waits until a metric has this value.
+    pub(crate) async fn counted(&self, name: &str, value: u64) {
+        let what = format!("{name} {value}");
+        found(&what, async || (self.metric(name).await == value).then_some(())).await;
     }
 
     /// Messages, the newest first. `query` as in `status=failed&channel=sms`.

@@ -8,6 +8,7 @@ mod device;
 mod dispatch;
 mod fake;
 mod harness;
+mod outbox;
 mod path;
 mod process;
 mod providers;

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use crate::device::Version;
 use crate::eventually;
 use crate::fake::{Answer, Fake, Twilio};
-use crate::harness::{ACCOUNT, ANA, Place, QUICK, SENDER, TOKEN, found, twilio};
+use crate::harness::{ACCOUNT, ALARM, ANA, Place, QUICK, SENDER, TOKEN, found, twilio};
 
 /// A condition with hysteresis, an instance for each unit.
 const FREEZER: &str = r#"
@@ -29,31 +29,8 @@ text = "freezer {{ unit }}: {{ payload.temp_c }} °C"
 text_clear = "freezer {{ unit }} is cold again: {{ payload.temp_c }} °C"
 "#;
 
-/// Each publish is an alert of its own.
-const ALARM: &str = r#"
-[[rule]]
-name = "alarm"
-topic = "devices/{device}/alarm"
-decode = "text"
-to = ["ana"]
-by = ["sms"]
-text = "alarm {{ payload }}"
-"#;
-
-/// A Twilio that takes everything.
-async fn willing() -> (Fake, Twilio) {
-    let twilio = Twilio::default();
-    let answering = twilio.clone();
-    (Fake::answering(move |request| answering.answer(request)).await, twilio)
-}
-
-fn texts(fake: &Fake) -> Vec<String> {
-    let posts = fake.requests().into_iter().filter(|request| request.method == "POST");
-    posts.map(|request| request.form()["Body"].clone()).collect()
-}
-
 async fn check_one_post(version: Version, qos: u8) {
-    let (fake, _) = willing().await;
+    let (fake, _) = Twilio::start().await;
     let harness = Place::new(&twilio("twilio-main", &fake)).rules(FREEZER).start().await;
     let mut device = harness.device("pump-7").version(version).connect().await;
     let topic = "devices/pump-7/freezer/1";
@@ -111,7 +88,7 @@ async fn every_quality_of_service_is_evaluated() {
 
 #[tokio::test]
 async fn an_alert_fires_and_clears_once_for_each_key() {
-    let (fake, _) = willing().await;
+    let (fake, _) = Twilio::start().await;
     let place = Place::new(&format!("{}concurrency = 1", twilio("twilio-main", &fake)));
     let harness = place.rules(FREEZER).start().await;
     let mut device = harness.device("pump-7").connect().await;
@@ -138,7 +115,7 @@ async fn an_alert_fires_and_clears_once_for_each_key() {
         "freezer 1 is cold again: -18.0 °C",
         "freezer 1: -11.0 °C",
     ];
-    assert_eq!(texts(&fake), expected);
+    assert_eq!(fake.texts(), expected);
     assert_eq!(harness.api.metric("alerts_fired_total").await, 3);
     assert_eq!(harness.api.metric("alerts_cleared_total").await, 1);
     harness.stop().await;
@@ -146,14 +123,14 @@ async fn an_alert_fires_and_clears_once_for_each_key() {
 
 #[tokio::test]
 async fn a_rule_without_condition_fires_at_each_publish() {
-    let (fake, _) = willing().await;
+    let (fake, _) = Twilio::start().await;
     let harness = Place::new(&twilio("twilio-main", &fake)).rules(ALARM).start().await;
     let mut device = harness.device("pump-7").connect().await;
     for text in ["one", "two", "two"] {
         device.publishes("devices/pump-7/alarm", text).await;
     }
     harness.api.emptied().await;
-    let mut told = texts(&fake);
+    let mut told = fake.texts();
     told.sort();
     assert_eq!(told, ["alarm one", "alarm two", "alarm two"]);
     harness.stop().await;
@@ -161,7 +138,7 @@ async fn a_rule_without_condition_fires_at_each_publish() {
 
 #[tokio::test]
 async fn a_publish_that_matches_nothing_costs_nothing_but_routing() {
-    let (fake, _) = willing().await;
+    let (fake, _) = Twilio::start().await;
     let place = Place::new(&twilio("twilio-main", &fake)).rules(&format!("{FREEZER}{ALARM}"));
     let harness = place.start().await;
     let mut subscriber = harness.anonymous("console").version(Version::V311).connect().await;
@@ -190,13 +167,13 @@ async fn a_publish_that_matches_nothing_costs_nothing_but_routing() {
     assert_eq!(subscriber.receive().await, ("devices/pump-7/alarm".to_owned(), "now".to_owned()));
     assert!(counts().await[0] > committed);
     harness.api.message_that_is("sent", "alarm now").await;
-    assert_eq!(texts(&fake), ["alarm now"]);
+    assert_eq!(fake.texts(), ["alarm now"]);
     harness.stop().await;
 }
 
 #[tokio::test]
 async fn a_forbidden_topic_is_refused_and_counted() {
-    let (fake, _) = willing().await;
+    let (fake, _) = Twilio::start().await;
     let access = r#"
         [[access]]
         who = { identity = "pump-*" }
@@ -229,7 +206,7 @@ async fn a_forbidden_topic_is_refused_and_counted() {
     other.publishes("devices/valve-1/freezer/2", hot).await;
 
     harness.api.emptied().await;
-    let mut told = texts(&fake);
+    let mut told = fake.texts();
     told.sort();
     assert_eq!(told, ["freezer 1: 1.0 °C", "freezer 2: 1.0 °C"]);
     harness.stop().await;
@@ -294,7 +271,7 @@ async fn a_device_with_a_password() {
 
 #[tokio::test]
 async fn a_payload_that_a_rule_cannot_use_is_counted_and_harms_nobody() {
-    let (fake, _) = willing().await;
+    let (fake, _) = Twilio::start().await;
     let place = Place::new(&twilio("twilio-main", &fake)).rules(&format!("{FREEZER}{ALARM}"));
     let harness = place.start().await;
     // Others who say nothing, or nothing that makes sense, do not matter either.
@@ -316,12 +293,7 @@ async fn a_payload_that_a_rule_cannot_use_is_counted_and_harms_nobody() {
     device.publishes(topic, r#"{"temp_c": 2.0}"#).await;
     harness.api.message_that_is("sent", "freezer 1: 2.0 °C").await;
     assert_eq!(fake.count(), 1);
-    let malformed = async || {
-        let count =
-            harness.api.metric("connections_closed_total{reason=\"malformed_packet\"}").await;
-        (count == 1).then_some(())
-    };
-    found("the loud one counted", malformed).await;
+    harness.api.counted("connections_closed_total{reason=\"malformed_packet\"}", 1).await;
     drop(silent);
     harness.stop().await;
 }
@@ -359,7 +331,7 @@ fn problems(status: &Value) -> String {
 
 #[tokio::test]
 async fn changed_rules_are_taken_and_bad_ones_are_not() {
-    let (fake, _) = willing().await;
+    let (fake, _) = Twilio::start().await;
     let harness = Place::new(&twilio("twilio-main", &fake)).rules(FREEZER).start().await;
     let mut device = harness.device("pump-7").connect().await;
     device.publishes("devices/pump-7/freezer/1", r#"{"temp_c": -10.0}"#).await;
@@ -403,7 +375,7 @@ async fn changed_rules_are_taken_and_bad_ones_are_not() {
     device.publishes("devices/pump-7/freezer/1", r#"{"temp_c": -9.0}"#).await;
     device.publishes("devices/pump-7/freezer/1", r#"{"temp_c": -20.0}"#).await;
     harness.api.message_that_is("sent", "freezer 1 is cold again: -20.0 °C").await;
-    assert_eq!(fake.count(), 4, "{:?}", texts(&fake));
+    assert_eq!(fake.count(), 4, "{:?}", fake.texts());
     harness.stop().await;
 }
 
