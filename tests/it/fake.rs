@@ -404,6 +404,12 @@ impl Twilio {
         row
     }
 
+    /// The texts that it has taken, in order.
+    pub(crate) fn texts(&self) -> Vec<String> {
+        let taken = self.taken.lock().unwrap();
+        taken.iter().map(|row| row["body"].as_str().unwrap().to_owned()).collect()
+    }
+
     /// How many messages it has taken.
     pub(crate) fn count(&self) -> usize {
         self.taken.lock().unwrap().len()

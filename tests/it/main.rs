@@ -12,6 +12,7 @@ mod outbox;
 mod path;
 mod process;
 mod providers;
+mod restart;
 mod store;
 mod tidy;
 
