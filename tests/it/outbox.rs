@@ -2,6 +2,7 @@
 //! provider is away, and carried over a stop.
 
 use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -319,6 +320,34 @@ async fn what_was_taken_without_an_answer_is_found_and_not_sent_twice() {
     assert_eq!(message["provider_ref"], json!(format!("SM{:032x}", 1)));
     assert_eq!(message["attempts"][0]["outcome"], "unknown");
     assert_eq!(message["attempt_count"], 1);
+    assert_eq!(twilio.count(), 1);
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_taken_without_an_answer_is_still_found_after_an_outage() {
+    let (fake, twilio) = Twilio::start().await;
+    let (taking, posts) = (twilio.clone(), AtomicUsize::new(0));
+    let outage = AtomicBool::new(true);
+    fake.respond(move |request| match request.method.as_str() {
+        "POST" => match posts.fetch_add(1, Ordering::Relaxed) {
+            // It takes the message, the connection breaks before it says so, and then it fails.
+            0 => taking.answer(request).but_cut(Cut::AfterReading),
+            1 => Answer::new(503),
+            _ => taking.answer(request),
+        },
+        // Nobody can be asked until the failure is over.
+        _ if outage.swap(false, Ordering::Relaxed) => Answer::new(503),
+        _ => taking.answer(request),
+    });
+    let harness = start(&fake, "").await;
+    let mut device = harness.device("pump-7").connect().await;
+    device.publishes(ALARMS, "one").await;
+    let message = harness.api.message_that_is("sent", "alarm one").await;
+    let outcomes: Vec<_> =
+        message["attempts"].as_array().unwrap().iter().map(|one| &one["outcome"]).collect();
+    assert_eq!(outcomes, ["unknown", "retry"]);
+    assert_eq!(message["provider_ref"], json!(format!("SM{:032x}", 1)));
     assert_eq!(twilio.count(), 1);
     harness.stop().await;
 }
