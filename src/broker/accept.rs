@@ -18,10 +18,10 @@ use tokio_rustls::TlsAcceptor;
 
 use super::acl::Grants;
 use super::auth::{Credentials, certificate_name};
-use super::connect::{self, Connect, Refusal, check_client_id};
 use super::connection::{Close, Connection, State};
 use super::hub::Attach;
 use super::limits::Place;
+use super::protocol::connect::{self, Connect, Refusal, check_client_id};
 use super::protocol::{self, Connack, Version, code};
 use super::session::{Aliases, Writer};
 use super::stream::Stream;
@@ -92,11 +92,7 @@ fn admit(
         return;
     };
     metrics.connections.inc();
-    let admission = Admission {
-        shared: Arc::clone(shared),
-        _place: place,
-        _permit: permit,
-    };
+    let admission = Admission { shared: Arc::clone(shared), _place: place, _permit: permit };
     // Acknowledgements are small and are awaited: they must not wait for more (RFC 896).
     socket.set_nodelay(true).ok();
     tokio::spawn(run(admission, socket, peer, tls, stop.clone()));
@@ -145,13 +141,7 @@ async fn end(mut connection: Connection, stream: Stream, close: Close) {
         close.code.is_some() && !matches!(close.reason, Reason::TakenOver | Reason::ShuttingDown);
     let client_id = &connection.session.client_id;
     let shared = &connection.shared;
-    shared.note_end(
-        connection.peer,
-        client_id,
-        close.reason,
-        close.what,
-        is_fault,
-    );
+    shared.note_end(connection.peer, client_id, close.reason, close.what, is_fault);
     stream.close(&last_words).await;
 }
 
@@ -227,13 +217,11 @@ async fn introduce(
     let mut input = Vec::new();
     let read = connect::read(stream, &mut input, shared.config.connect_bytes_max);
     let limit = shared.config.connect_timeout.get();
-    let len = tokio::time::timeout(limit, read)
-        .await
-        .unwrap_or(Err(Refusal {
-            reason: Reason::ConnectTimeout,
-            what: "no CONNECT in time",
-            connack: None,
-        }))?;
+    let len = tokio::time::timeout(limit, read).await.unwrap_or(Err(Refusal {
+        reason: Reason::ConnectTimeout,
+        what: "no CONNECT in time",
+        connack: None,
+    }))?;
     let packet: Vec<u8> = input.drain(..len).collect();
     let mut connect = connect::parse(&packet, shared.topic_limits())?;
     let version = connect.version;
@@ -277,16 +265,12 @@ async fn introduce(
     };
     let asked_for_none = credentials.client_id.is_empty();
     let (principal, mut client_id) =
-        shared
-            .authenticator
-            .check(credentials)
-            .await
-            .map_err(|denied| {
-                if denied.reason == Reason::BadCredentials {
-                    shared.failed_logins.note(peer.ip(), now);
-                }
-                refusal(denied.reason, denied.code, denied.what)
-            })?;
+        shared.authenticator.check(credentials).await.map_err(|denied| {
+            if denied.reason == Reason::BadCredentials {
+                shared.failed_logins.note(peer.ip(), now);
+            }
+            refusal(denied.reason, denied.code, denied.what)
+        })?;
     if client_id.is_empty() {
         client_id = made_up_client_id().ok_or_else(|| {
             let what = "the system has no random numbers";
@@ -386,12 +370,8 @@ fn writer(shared: &Shared, connect: &Connect) -> Writer {
         bytes_max: connect.packet_bytes_max,
         window_max: config.inflight_max.min(connect.receive_max.into()),
         output_bytes_max: config.output_bytes_max,
-        aliases: (alias_max > 0).then(|| {
-            Box::new(Aliases {
-                max: alias_max.into(),
-                topics: Vec::new(),
-            })
-        }),
+        aliases: (alias_max > 0)
+            .then(|| Box::new(Aliases { max: alias_max.into(), topics: Vec::new() })),
     }
 }
 

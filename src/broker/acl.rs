@@ -55,11 +55,9 @@ impl AccessEntry {
         if named.iter().any(|text| text.as_deref() == Some("")) {
             problems.push("who: an empty text fits nobody; `*` fits all".to_owned());
         }
-        for (list, patterns) in [
-            ("publish", &self.publish),
-            ("subscribe", &self.subscribe),
-            ("deny", &self.deny),
-        ] {
+        for (list, patterns) in
+            [("publish", &self.publish), ("subscribe", &self.subscribe), ("deny", &self.deny)]
+        {
             for pattern in patterns {
                 if let Err(error) = expand(pattern, "x", Some("x")) {
                     problems.push(format!("{list}: `{pattern}`: {error}"));
@@ -156,11 +154,7 @@ impl Grants {
     }
 
     fn everything() -> Self {
-        Self {
-            publish: Allowed::All,
-            subscribe: Allowed::All,
-            deny: Vec::new(),
-        }
+        Self { publish: Allowed::All, subscribe: Allowed::All, deny: Vec::new() }
     }
 
     fn nothing() -> Self {
@@ -291,11 +285,7 @@ mod tests {
     }
 
     fn pump(client_id: &str) -> Client<'_> {
-        Client {
-            client_id,
-            identity: None,
-            user: Some("pumps"),
-        }
+        Client { client_id, identity: None, user: Some("pumps") }
     }
 
     const SITE: &str = r#"
@@ -347,11 +337,7 @@ mod tests {
         assert!(!grants.may_publish(&topic("devices/pump-8/t")));
         assert!(grants.may_subscribe(&filter("devices/pump-7/#")));
         assert!(!grants.may_subscribe(&filter("devices/#")));
-        let nobody = Client {
-            client_id: "x",
-            identity: None,
-            user: None,
-        };
+        let nobody = Client { client_id: "x", identity: None, user: None };
         let (grants, _) = Grants::of(&nobody, &[]);
         assert!(grants.may_publish(&topic("anything")) && grants.may_subscribe(&filter("#")));
     }
@@ -361,11 +347,7 @@ mod tests {
         let entries =
             entries("[[access]]\nwho = { user = '*' }\npublish = ['u/{identity}/x', 'y']");
         for user in ["a/b", "+", "#", ""] {
-            let client = Client {
-                client_id: "c",
-                identity: None,
-                user: Some(user),
-            };
+            let client = Client { client_id: "c", identity: None, user: Some(user) };
             let (grants, problem) = Grants::of(&client, &entries);
             assert!(problem.is_some(), "{user}");
             assert!(!grants.may_publish(&topic("y")), "{user}");

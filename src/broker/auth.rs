@@ -19,8 +19,8 @@ use tokio::sync::Semaphore;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use super::acl::{Client, glob_matches};
-use super::connect::Password;
 use super::protocol::code;
+use super::protocol::connect::Password;
 use crate::model::Reason;
 use crate::store::{Device, Store};
 
@@ -67,11 +67,7 @@ impl Principal {
 
     /// What the access rules ask about.
     pub(crate) fn as_client<'a>(&'a self, client_id: &'a str) -> Client<'a> {
-        Client {
-            client_id,
-            identity: self.identity.as_deref(),
-            user: self.user.as_deref(),
-        }
+        Client { client_id, identity: self.identity.as_deref(), user: self.user.as_deref() }
     }
 }
 
@@ -127,11 +123,7 @@ pub(crate) struct Authenticator {
 
 impl Authenticator {
     pub(crate) fn new(store: Store, anonymous: Anonymous, checks_max: usize) -> Self {
-        Self {
-            store,
-            anonymous,
-            permits: Semaphore::new(checks_max),
-        }
+        Self { store, anonymous, permits: Semaphore::new(checks_max) }
     }
 
     /// Says who it is and under which client id it goes; an empty id means that one has to be
@@ -140,13 +132,7 @@ impl Authenticator {
         &self,
         credentials: Credentials,
     ) -> Result<(Principal, String), Denied> {
-        let Credentials {
-            identity,
-            user,
-            password,
-            mut client_id,
-            peer,
-        } = credentials;
+        let Credentials { identity, user, password, mut client_id, peer } = credentials;
         let mut principal = Principal::default();
         if let Some(user) = user {
             let device = self.check_password(user, password).await?;
@@ -189,11 +175,7 @@ impl Authenticator {
         user: String,
         password: Option<Password>,
     ) -> Result<Device, Denied> {
-        let _permit = self
-            .permits
-            .acquire()
-            .await
-            .expect("the semaphore is never closed");
+        let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
         let store = self.store.clone();
         let checked = tokio::task::spawn_blocking(move || {
             let device = store.device(&user).map_err(|error| {
@@ -226,26 +208,13 @@ fn decoy() -> &'static str {
 /// else the common name of its subject.
 pub(crate) fn certificate_name(der: &[u8]) -> Option<String> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
-    let alternative = certificate
-        .subject_alternative_name()
-        .ok()
-        .flatten()
-        .and_then(|extension| {
-            extension
-                .value
-                .general_names
-                .iter()
-                .find_map(|name| match name {
-                    GeneralName::DNSName(text) | GeneralName::URI(text) => Some(*text),
-                    _ => None,
-                })
-        });
-    let common = || {
-        certificate
-            .subject()
-            .iter_common_name()
-            .find_map(|name| name.as_str().ok())
-    };
+    let alternative = certificate.subject_alternative_name().ok().flatten().and_then(|extension| {
+        extension.value.general_names.iter().find_map(|name| match name {
+            GeneralName::DNSName(text) | GeneralName::URI(text) => Some(*text),
+            _ => None,
+        })
+    });
+    let common = || certificate.subject().iter_common_name().find_map(|name| name.as_str().ok());
     let name = alternative.or_else(common)?;
     (!name.is_empty()).then(|| name.to_owned())
 }
@@ -268,9 +237,7 @@ mod tests {
         let mut params = rcgen::CertificateParams::new(names).expect("valid names");
         params.distinguished_name = rcgen::DistinguishedName::new();
         if let Some(common) = common {
-            params
-                .distinguished_name
-                .push(rcgen::DnType::CommonName, common);
+            params.distinguished_name.push(rcgen::DnType::CommonName, common);
         }
         let key = rcgen::KeyPair::generate().expect("a key");
         params.self_signed(&key).expect("signed").der().to_vec()

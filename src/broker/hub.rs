@@ -20,8 +20,8 @@ use tokio::time::Instant;
 use super::Config;
 use super::acl::Grants;
 use super::auth::Principal;
-use super::connect::Will;
 use super::protocol::Wanted;
+use super::protocol::connect::Will;
 use super::retained::{Full, Retained};
 use super::session::{NotOwner, Outgoing, Owner, Pushed, QueueLimits, Session};
 use crate::clock::Clock;
@@ -241,12 +241,7 @@ impl Hub {
                 state.begin_again();
                 self.clear_deadline(&mut state);
                 drop(state);
-                return Ok(Some(Attached {
-                    session,
-                    owner,
-                    present: true,
-                    old_will: None,
-                }));
+                return Ok(Some(Attached { session, owner, present: true, old_will: None }));
             }
             old_will = state.will.take().map(|(_, will)| will);
             drop(state);
@@ -256,20 +251,12 @@ impl Hub {
         if sessions.len() >= self.limits.sessions_max {
             return Err(Reason::TooMany);
         }
-        let session = Arc::new(Session::new(
-            Arc::clone(&wish.client_id),
-            wish.principal.clone(),
-            owner,
-        ));
+        let session =
+            Arc::new(Session::new(Arc::clone(&wish.client_id), wish.principal.clone(), owner));
         session.state().denied.clone_from(&wish.grants);
         sessions.insert(Arc::clone(&wish.client_id), Arc::clone(&session));
         self.count_sessions(&sessions);
-        Ok(Some(Attached {
-            session,
-            owner,
-            present: false,
-            old_will,
-        }))
+        Ok(Some(Attached { session, owner, present: false, old_will }))
     }
 
     /// Takes the session from its connection. Gives back the will if it is to be published now.
@@ -334,8 +321,7 @@ impl Hub {
                 routes.remove(session, &subscribed);
             }
         }
-        self.route_count
-            .store(routes.index.len(), Ordering::Release);
+        self.route_count.store(routes.index.len(), Ordering::Release);
     }
 
     fn count_sessions(&self, sessions: &HashMap<Arc<str>, Arc<Session>>) {
@@ -410,10 +396,7 @@ impl Hub {
         }
         state.deadline = None;
         let now = Instant::now();
-        let will = state
-            .will
-            .take_if(|(at, _)| *at <= now)
-            .map(|(_, will)| will);
+        let will = state.will.take_if(|(at, _)| *at <= now).map(|(_, will)| will);
         if state.ends_at.is_some_and(|at| at <= now) {
             drop(state);
             sessions.remove(&session.client_id);
@@ -442,11 +425,8 @@ impl Hub {
             self.metrics.publishes_matched.inc();
             let (to, mut verdict) = mpsc::channel(1);
             let ticket = Ticket { number: 0, to };
-            self.intake
-                .submit(Arc::clone(&publish), matches, ticket)
-                .await;
+            self.intake.submit(Arc::clone(&publish), matches, ticket).await;
             if let Some((_, Verdict::Refused(reason))) = verdict.recv().await {
-                self.metrics.refuse(reason);
                 tracing::warn!(
                     client_id = %session.client_id, topic = %publish.topic, %reason,
                     "a will was not taken"
@@ -496,8 +476,7 @@ impl Hub {
             routes.remove(session, subscribed);
         }
         routes.insert(subscribed, member);
-        self.route_count
-            .store(routes.index.len(), Ordering::Release);
+        self.route_count.store(routes.index.len(), Ordering::Release);
         Ok(Ok(existed))
     }
 
@@ -540,8 +519,7 @@ impl Hub {
         }
         let mut routes = write(&self.routes);
         routes.remove(session, subscribed);
-        self.route_count
-            .store(routes.index.len(), Ordering::Release);
+        self.route_count.store(routes.index.len(), Ordering::Release);
         Ok(true)
     }
 
@@ -641,19 +619,12 @@ impl Subscribed {
             }
             _ => (None, text),
         };
-        Ok(Self {
-            text: text.into(),
-            group,
-            filter: TopicFilter::parse(filter, limits)?,
-        })
+        Ok(Self { text: text.into(), group, filter: TopicFilter::parse(filter, limits)? })
     }
 
     /// Reads a filter again that was checked before.
     fn read_back(text: &str) -> Result<Self, BadFilter> {
-        let limits = TopicLimits {
-            bytes_max: usize::MAX,
-            levels_max: usize::MAX,
-        };
+        let limits = TopicLimits { bytes_max: usize::MAX, levels_max: usize::MAX };
         Self::parse(text, limits)
     }
 }
@@ -707,8 +678,7 @@ impl Routes {
             Some(share) => Arc::clone(share),
             None => {
                 let share = Arc::new(Share::default());
-                self.index
-                    .insert(&subscribed.filter, Route::Shared(Arc::clone(&share)));
+                self.index.insert(&subscribed.filter, Route::Shared(Arc::clone(&share)));
                 self.shares.insert(key, Arc::clone(&share));
                 share
             }

@@ -39,10 +39,7 @@ pub(crate) struct Place {
 
 impl Addresses {
     pub(crate) fn new(each_max: usize) -> Arc<Self> {
-        Arc::new(Self {
-            each_max,
-            open: Mutex::default(),
-        })
+        Arc::new(Self { each_max, open: Mutex::default() })
     }
 
     /// A place for one more connection from `address`; `Err` if it has its fill. Bounded by the
@@ -58,10 +55,7 @@ impl Addresses {
             return Err(Reason::TooMany);
         }
         *count += 1;
-        Ok(Some(Place {
-            addresses: Arc::clone(self),
-            address,
-        }))
+        Ok(Some(Place { addresses: Arc::clone(self), address }))
     }
 }
 
@@ -86,10 +80,7 @@ pub(crate) struct FailedLogins {
 
 impl FailedLogins {
     pub(crate) fn new(each_max: u32) -> Self {
-        Self {
-            each_max,
-            table: Mutex::default(),
-        }
+        Self { each_max, table: Mutex::default() }
     }
 
     /// Whether `address` may try again.
@@ -173,10 +164,7 @@ mod tests {
         drop(second);
         assert!(addresses.enter(address(1)).is_ok());
         for _ in 0..5 {
-            assert!(matches!(
-                addresses.enter(IpAddr::from([127, 0, 0, 1])),
-                Ok(None)
-            ));
+            assert!(matches!(addresses.enter(IpAddr::from([127, 0, 0, 1])), Ok(None)));
         }
         drop(first);
         assert!(lock(&addresses.open).is_empty());

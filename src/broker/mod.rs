@@ -1,6 +1,6 @@
 //! The MQTT edge: devices come in here, and subscribers get their publishes.
 //!
-//! `accept` takes a socket through TLS and CONNECT (`connect`, `auth`) to a session (`hub`,
+//! `accept` takes a socket through TLS and CONNECT (`protocol::connect`, `auth`) to a session (`hub`,
 //! `session`) and serves it (`connection`); `protocol` is the only module that knows MQTT's bytes,
 //! `acl` who may do what, `limits` what an address may do.
 //!
@@ -14,7 +14,6 @@
 mod accept;
 pub mod acl;
 pub mod auth;
-mod connect;
 mod connection;
 mod hub;
 mod limits;
@@ -180,24 +179,12 @@ impl Config {
                     usize::MAX => String::new(),
                     most => format!(" and at most {most}"),
                 };
-                problems.push(format!(
-                    "broker.{key}: {value} is not at least {least}{most}"
-                ));
+                problems.push(format!("broker.{key}: {value} is not at least {least}{most}"));
             }
         };
         range("connections_max", self.connections_max, 1, 1_000_000);
-        range(
-            "connections_per_address_max",
-            self.connections_per_address_max,
-            1,
-            usize::MAX,
-        );
-        range(
-            "failed_logins_max",
-            self.failed_logins_max as usize,
-            1,
-            usize::MAX,
-        );
+        range("connections_per_address_max", self.connections_per_address_max, 1, usize::MAX);
+        range("failed_logins_max", self.failed_logins_max as usize, 1, usize::MAX);
         range("password_checks_max", self.password_checks_max, 1, 64);
         range("connect_bytes_max", self.connect_bytes_max, 256, 1 << 20);
         range("packet_bytes_max", self.packet_bytes_max, 1024, 268_435_455);
@@ -209,19 +196,9 @@ impl Config {
         range("output_bytes_max", self.output_bytes_max, 1024, 16 << 20);
         range("inflight_max", self.inflight_max, 1, 10_000);
         range("queue_messages_max", self.queue_messages_max, 1, usize::MAX);
-        range(
-            "queue_bytes_max",
-            self.queue_bytes_max,
-            self.packet_bytes_max,
-            usize::MAX,
-        );
+        range("queue_bytes_max", self.queue_bytes_max, self.packet_bytes_max, usize::MAX);
         range("subscriptions_max", self.subscriptions_max, 1, usize::MAX);
-        range(
-            "sessions_max",
-            self.sessions_max,
-            self.connections_max,
-            usize::MAX,
-        );
+        range("sessions_max", self.sessions_max, self.connections_max, usize::MAX);
         for (key, span) in [
             ("handshake_timeout", self.handshake_timeout),
             ("connect_timeout", self.connect_timeout),
@@ -229,9 +206,7 @@ impl Config {
             ("close_timeout", self.close_timeout),
         ] {
             if span.is_zero() {
-                problems.push(format!(
-                    "broker.{key}: nothing is done in no time; write 5s"
-                ));
+                problems.push(format!("broker.{key}: nothing is done in no time; write 5s"));
             }
         }
         if self.keep_alive_max > Span::from_secs(65_535) {
@@ -245,10 +220,8 @@ impl Config {
         let example = "write an address and a port, as in 127.0.0.1:1883, or \"\" for none";
         match parse_address(&self.listen) {
             Err(()) => {
-                problems.push(format!(
-                    "broker.listen: \"{}\" is no address; {example}",
-                    self.listen
-                ));
+                problems
+                    .push(format!("broker.listen: \"{}\" is no address; {example}", self.listen));
             }
             Ok(Some(address)) if !address.ip().is_loopback() && !self.allow_plain_remote => {
                 problems.push(format!(
@@ -358,8 +331,7 @@ impl Shared {
 
     /// Whether a failure of this peer is to be logged in full.
     fn is_first(&self, peer: SocketAddr, reason: Reason) -> bool {
-        self.repeats
-            .is_first(peer.ip().to_canonical(), reason, Instant::now())
+        self.repeats.is_first(peer.ip().to_canonical(), reason, Instant::now())
     }
 }
 
@@ -401,12 +373,7 @@ impl Broker {
             }
             None => None,
         };
-        let Parts {
-            intake,
-            store,
-            metrics,
-            clock,
-        } = parts;
+        let Parts { intake, store, metrics, clock } = parts;
         let shared = Shared {
             hub: Hub::new(config, intake, clock, metrics),
             authenticator: Authenticator::new(store, config.anonymous, config.password_checks_max),
@@ -417,11 +384,7 @@ impl Broker {
             config: config.clone(),
             access,
         };
-        Ok(Self {
-            shared: Arc::new(shared),
-            plain,
-            tls,
-        })
+        Ok(Self { shared: Arc::new(shared), plain, tls })
     }
 
     /// Where it listens without TLS.
@@ -480,11 +443,7 @@ async fn listen(
     };
     let error = |source: std::io::Error| match source.kind() {
         std::io::ErrorKind::AddrInUse => BindError::InUse { address, key },
-        _ => BindError::Listen {
-            address,
-            key,
-            source,
-        },
+        _ => BindError::Listen { address, key, source },
     };
     let listener = TcpListener::bind(address).await.map_err(error)?;
     let address = listener.local_addr().map_err(error)?;
@@ -496,9 +455,7 @@ mod tests {
     use super::*;
 
     fn problems(toml: &str) -> Vec<String> {
-        toml::from_str::<Config>(toml)
-            .expect("valid TOML")
-            .problems()
+        toml::from_str::<Config>(toml).expect("valid TOML").problems()
     }
 
     #[test]

@@ -27,12 +27,7 @@ pub(crate) struct Full;
 
 impl Retained {
     pub(crate) fn new(messages_max: usize, bytes_max: usize) -> Self {
-        Self {
-            messages_max,
-            bytes_max,
-            bytes: 0,
-            by_topic: BTreeMap::new(),
-        }
+        Self { messages_max, bytes_max, bytes: 0, by_topic: BTreeMap::new() }
     }
 
     /// How many there are.
@@ -58,8 +53,7 @@ impl Retained {
             }
         }
         self.bytes += bytes;
-        self.by_topic
-            .insert(publish.topic.clone(), Arc::clone(publish));
+        self.by_topic.insert(publish.topic.clone(), Arc::clone(publish));
         Ok(())
     }
 
@@ -132,9 +126,7 @@ mod tests {
         let now = Timestamp::default();
         let mut retained = Retained::new(100, 1000);
         for topic in ["a", "a/b", "a/c/d", "ab", "$x/a", "b"] {
-            retained
-                .keep(&publish(topic, "x", None), now)
-                .expect("room");
+            retained.keep(&publish(topic, "x", None), now).expect("room");
         }
         for (filter, expected) in [
             ("a/#", "a a/b a/c/d"),

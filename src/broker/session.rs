@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use super::acl::Grants;
 use super::auth::Principal;
-use super::connect::Will;
+use super::protocol::connect::Will;
 use super::protocol::{self, Ack, PublishOut, TooLarge, Version, code};
 use crate::clock::Timestamp;
 use crate::model::{Publish, Qos, Reason};
@@ -198,10 +198,7 @@ impl Session {
         Self {
             client_id,
             principal,
-            state: Mutex::new(State {
-                owner: Some(owner),
-                ..State::default()
-            }),
+            state: Mutex::new(State { owner: Some(owner), ..State::default() }),
             waker: AtomicWaker::new(),
             ready: AtomicBool::new(false),
         }
@@ -214,11 +211,7 @@ impl Session {
 
     fn owned(&self, owner: Owner) -> Result<MutexGuard<'_, State>, NotOwner> {
         let state = self.state();
-        if state.owner == Some(owner) {
-            Ok(state)
-        } else {
-            Err(NotOwner)
-        }
+        if state.owner == Some(owner) { Ok(state) } else { Err(NotOwner) }
     }
 
     /// Calls the connection.
@@ -259,10 +252,7 @@ impl Session {
             return Pushed::NotKept;
         }
         if let Some(grants) = &state.denied
-            && grants
-                .deny()
-                .iter()
-                .any(|filter| filter.matches(&outgoing.publish.topic))
+            && grants.deny().iter().any(|filter| filter.matches(&outgoing.publish.topic))
         {
             return Pushed::Dropped(Reason::NotAuthorized);
         }
@@ -333,10 +323,7 @@ impl Session {
             let id = if acknowledged { state.free_id() } else { 0 };
             let written = writer.write(out, &next, id, false, now);
             if written.is_ok() && acknowledged {
-                state.window.push_back(InFlight {
-                    id,
-                    outgoing: Some(next),
-                });
+                state.window.push_back(InFlight { id, outgoing: Some(next) });
                 state.sent += 1;
                 continue;
             }
@@ -366,12 +353,8 @@ impl Session {
     ) -> Result<Option<(Ack, u8)>, NotOwner> {
         let mut state = self.owned(owner)?;
         let sent = state.sent;
-        let found = state
-            .window
-            .iter_mut()
-            .take(sent)
-            .enumerate()
-            .find(|(_, entry)| entry.id == id);
+        let found =
+            state.window.iter_mut().take(sent).enumerate().find(|(_, entry)| entry.id == id);
         let Some((index, entry)) = found else {
             // MQTT 5, 4.3.3: an unknown id in PUBREC is answered all the same.
             return Ok((ack == Ack::Pubrec).then_some((Ack::Pubrel, code::UNKNOWN_PACKET_ID)));
@@ -464,10 +447,7 @@ mod tests {
     use super::*;
     use crate::topic::TopicLimits;
 
-    const LIMITS: QueueLimits = QueueLimits {
-        messages_max: 4,
-        bytes_max: 100,
-    };
+    const LIMITS: QueueLimits = QueueLimits { messages_max: 4, bytes_max: 100 };
 
     fn session() -> Session {
         Session::new("c".into(), Principal::default(), 1)
@@ -510,18 +490,16 @@ mod tests {
         let mut said = Vec::new();
         let mut rest = &out[..];
         while let Ok(Some(frame)) = protocol::frame(rest, 1000) {
-            said.push(
-                match protocol::parse(Version::V311, frame).expect("valid") {
-                    protocol::Packet::Publish(publish) => format!(
-                        "{}{}:{}",
-                        if frame.header & 8 == 0 { "" } else { "D" },
-                        publish.id,
-                        String::from_utf8_lossy(publish.payload)
-                    ),
-                    protocol::Packet::Ack(Ack::Pubrel, id, _) => format!("rel{id}"),
-                    other => format!("{other:?}"),
-                },
-            );
+            said.push(match protocol::parse(Version::V311, frame).expect("valid") {
+                protocol::Packet::Publish(publish) => format!(
+                    "{}{}:{}",
+                    if frame.header & 8 == 0 { "" } else { "D" },
+                    publish.id,
+                    String::from_utf8_lossy(publish.payload)
+                ),
+                protocol::Packet::Ack(Ack::Pubrel, id, _) => format!("rel{id}"),
+                other => format!("{other:?}"),
+            });
             rest = &rest[frame.len..];
         }
         said
@@ -532,10 +510,7 @@ mod tests {
         let session = session();
         let mut writer = writer(2);
         for payload in ["a", "b", "c"] {
-            assert_eq!(
-                session.push(outgoing(payload, Qos::AtLeastOnce), LIMITS),
-                Pushed::Queued
-            );
+            assert_eq!(session.push(outgoing(payload, Qos::AtLeastOnce), LIMITS), Pushed::Queued);
         }
         assert_eq!(pumped(&session, 1, &mut writer), ["1:a", "2:b"]);
         assert!(pumped(&session, 1, &mut writer).is_empty());
@@ -571,21 +546,13 @@ mod tests {
         assert_eq!(pumped(&session, 2, &mut narrow), ["D1:a", "rel2"]);
         // Not sent on this connection yet, so nothing of it can be acknowledged.
         assert_eq!(session.acknowledge(2, Ack::Puback, 3, 0), Ok(None));
-        session
-            .acknowledge(2, Ack::Puback, 1, 0)
-            .expect("the owner");
+        session.acknowledge(2, Ack::Puback, 1, 0).expect("the owner");
         assert!(pumped(&session, 2, &mut narrow).is_empty());
-        session
-            .acknowledge(2, Ack::Pubcomp, 2, 0)
-            .expect("the owner");
+        session.acknowledge(2, Ack::Pubcomp, 2, 0).expect("the owner");
         assert_eq!(pumped(&session, 2, &mut narrow), ["D3:c"]);
-        session
-            .acknowledge(2, Ack::Puback, 3, 0)
-            .expect("the owner");
+        session.acknowledge(2, Ack::Puback, 3, 0).expect("the owner");
         assert_eq!(pumped(&session, 2, &mut narrow), ["4:d"]);
-        session
-            .acknowledge(2, Ack::Puback, 4, 0)
-            .expect("the owner");
+        session.acknowledge(2, Ack::Puback, 4, 0).expect("the owner");
         assert_eq!(session.state().bytes, 0);
     }
 
@@ -613,10 +580,7 @@ mod tests {
         }
         assert_eq!(push("x"), full);
         session.state().owner = None;
-        assert_eq!(
-            session.push(outgoing("x", Qos::AtMostOnce), LIMITS),
-            Pushed::NotKept
-        );
+        assert_eq!(session.push(outgoing("x", Qos::AtMostOnce), LIMITS), Pushed::NotKept);
     }
 
     #[test]

@@ -57,22 +57,16 @@ pub(super) fn server_config(config: &Config) -> Result<Arc<ServerConfig>, TlsErr
     } else {
         let mut roots = RootCertStore::empty();
         for certificate in certificates("broker.client_ca", &config.client_ca)? {
-            roots
-                .add(certificate)
-                .map_err(|error| TlsError::ClientCa(error.to_string()))?;
+            roots.add(certificate).map_err(|error| TlsError::ClientCa(error.to_string()))?;
         }
         let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
         if !config.require_client_cert {
             verifier = verifier.allow_unauthenticated();
         }
-        let verifier = verifier
-            .build()
-            .map_err(|error| TlsError::ClientCa(error.to_string()))?;
+        let verifier = verifier.build().map_err(|error| TlsError::ClientCa(error.to_string()))?;
         builder.with_client_cert_verifier(verifier)
     };
-    let mut server = builder
-        .with_single_cert(chain, key)
-        .map_err(TlsError::Pair)?;
+    let mut server = builder.with_single_cert(chain, key).map_err(TlsError::Pair)?;
     server.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(TlsError::Provider)?;
     server.session_storage = Arc::new(NoServerSessionStorage {});
     // One ticket is enough: a client resumes with the newest that it has.
@@ -102,9 +96,5 @@ fn file_error(key: &'static str, path: &Path, error: &rustls::pki_types::pem::Er
         // The error's own text repeats lines of the file, which may be those of a private key.
         _ => "not a valid PEM file".to_owned(),
     };
-    TlsError::File {
-        key,
-        path: path.to_owned(),
-        detail,
-    }
+    TlsError::File { key, path: path.to_owned(), detail }
 }

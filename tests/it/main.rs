@@ -3,7 +3,9 @@
 
 use std::time::{Duration, Instant};
 
+mod broker;
 mod dispatch;
+mod raw;
 mod store;
 
 /// Waits until a level is reached; never for a fixed time. Generous, so that a slow machine only

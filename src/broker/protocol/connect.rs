@@ -16,7 +16,8 @@ use mqtt_protocol_core::mqtt::packet::{Property, Qos as CoreQos, v3_1_1, v5_0};
 use mqtt_protocol_core::mqtt::result_code::MqttError;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use super::protocol::{self, Bad, Version, check_text, code, once};
+use super::read::{check_text, once, read_publish_property};
+use super::{Bad, Version, code, frame};
 use crate::model::{PublishProperties, Qos, Reason};
 use crate::secret::Secret;
 use crate::topic::{BadTopic, TopicLimits, TopicName};
@@ -79,19 +80,11 @@ pub(crate) struct Refusal {
 
 impl Refusal {
     fn silent(bad: Bad) -> Self {
-        Self {
-            reason: bad.reason,
-            what: bad.what,
-            connack: None,
-        }
+        Self { reason: bad.reason, what: bad.what, connack: None }
     }
 
     pub(crate) fn new(version: Version, reason: Reason, code: u8, what: &'static str) -> Self {
-        Self {
-            reason,
-            what,
-            connack: Some((version, code)),
-        }
+        Self { reason, what, connack: Some((version, code)) }
     }
 }
 
@@ -104,12 +97,10 @@ pub(crate) async fn read<S: AsyncRead + Unpin>(
 ) -> Result<usize, Refusal> {
     loop {
         if input.first().is_some_and(|first| *first != 0x10) {
-            return Err(Refusal::silent(Bad::malformed(
-                "the first packet is no CONNECT",
-            )));
+            return Err(Refusal::silent(Bad::malformed("the first packet is no CONNECT")));
         }
-        match protocol::frame(input, bytes_max) {
-            Ok(Some(frame)) => return Ok(frame.len),
+        match frame(input, bytes_max) {
+            Ok(Some(whole)) => return Ok(whole.len),
             Ok(None) => {}
             Err(bad) => return Err(Refusal::silent(bad)),
         }
@@ -130,7 +121,7 @@ pub(crate) async fn read<S: AsyncRead + Unpin>(
 
 /// Reads a whole CONNECT, its fixed header included.
 pub(crate) fn parse(packet: &[u8], limits: TopicLimits) -> Result<Connect, Refusal> {
-    let frame = match protocol::frame(packet, usize::MAX) {
+    let frame = match frame(packet, usize::MAX) {
         Ok(Some(frame)) => frame,
         Ok(None) => return Err(Refusal::silent(Bad::malformed("half a CONNECT"))),
         Err(bad) => return Err(Refusal::silent(bad)),
@@ -140,17 +131,11 @@ pub(crate) fn parse(packet: &[u8], limits: TopicLimits) -> Result<Connect, Refus
         [0, 4, b'M', b'Q', b'T', b'T', 5, flags, ..] => (Version::V5, *flags),
         // MQTT-3.1.2-2; a client of an unknown version is answered in the form nearest to it.
         [0, 4, b'M', b'Q', b'T', b'T', level, _, ..] => {
-            return Err(unsupported(if *level > 5 {
-                Version::V5
-            } else {
-                Version::V311
-            }));
+            return Err(unsupported(if *level > 5 { Version::V5 } else { Version::V311 }));
         }
         [0, 6, b'M', b'Q', b'I', b's', b'd', b'p', ..] => return Err(unsupported(Version::V311)),
         _ => {
-            return Err(Refusal::silent(Bad::malformed(
-                "not the protocol name MQTT",
-            )));
+            return Err(Refusal::silent(Bad::malformed("not the protocol name MQTT")));
         }
     };
     let body = check_flags(version, flags).and_then(|()| match version {
@@ -302,7 +287,7 @@ fn will_properties(properties: &[Property]) -> Result<WillProperties, Bad> {
     for property in properties {
         match property {
             Property::WillDelayInterval(secs) => once(&mut delay_secs, secs.val())?,
-            other => protocol::read_publish_property(&mut passed_on, other)?,
+            other => read_publish_property(&mut passed_on, other)?,
         }
     }
     let passed_on = (passed_on != PublishProperties::default()).then(|| Box::new(passed_on));
@@ -382,10 +367,7 @@ mod tests {
             Ok(connect) => format!("{connect:?}"),
             Err(refusal) => format!("{} {:x?}", refusal.reason, refusal.connack),
         };
-        assert!(
-            found.contains(expected),
-            "{rest:02x?}: {found}, not {expected}"
-        );
+        assert!(found.contains(expected), "{rest:02x?}: {found}, not {expected}");
     }
 
     #[test]
@@ -399,14 +381,8 @@ mod tests {
             b"\x04\xc2\x00\x00\x00\x01a\x00\x01u\x00\x01p",
             "user: Some(\"u\"), password: Some(***)",
         );
-        check(
-            b"\x05\x02\x00\x3c\x00\x00\x01a",
-            "session_expiry: 0, receive_max: 65535",
-        );
-        check(
-            b"\x05\x02\x00\x3c\x05\x11\x00\x00\x00\x09\x00\x01a",
-            "session_expiry: 9",
-        );
+        check(b"\x05\x02\x00\x3c\x00\x00\x01a", "session_expiry: 0, receive_max: 65535");
+        check(b"\x05\x02\x00\x3c\x05\x11\x00\x00\x00\x09\x00\x01a", "session_expiry: 9");
         check(
             b"\x05\x2e\x00\x00\x00\x00\x01a\x05\x18\x00\x00\x00\x07\x00\x01t\x00\x01p",
             "topic: \"t\", payload: b\"p\", qos: AtLeastOnce, retain: true, delay_secs: 7",
@@ -422,67 +398,31 @@ mod tests {
     #[test]
     fn what_breaks_the_rules_is_refused_in_the_right_form() {
         for (rest, expected) in [
-            (
-                &b"\x03\x02\x00\x00\x00\x01a"[..],
-                "unsupported_version Some((V311, 84))",
-            ),
-            (
-                b"\x06\x02\x00\x00\x00\x00\x01a",
-                "unsupported_version Some((V5, 84))",
-            ),
+            (&b"\x03\x02\x00\x00\x00\x01a"[..], "unsupported_version Some((V311, 84))"),
+            (b"\x06\x02\x00\x00\x00\x00\x01a", "unsupported_version Some((V5, 84))"),
             (b"\x04\x03\x00\x00\x00\x01a", "malformed_packet None"),
-            (
-                b"\x05\x03\x00\x00\x00\x00\x01a",
-                "malformed_packet Some((V5, 81))",
-            ),
+            (b"\x05\x03\x00\x00\x00\x00\x01a", "malformed_packet Some((V5, 81))"),
             (b"\x04\x0a\x00\x00\x00\x01a", "malformed_packet"),
-            (
-                b"\x04\x1e\x00\x00\x00\x01a\x00\x01t\x00\x00",
-                "malformed_packet",
-            ),
+            (b"\x04\x1e\x00\x00\x00\x01a\x00\x01t\x00\x00", "malformed_packet"),
             (b"\x04\x42\x00\x00\x00\x01a\x00\x01p", "malformed_packet"),
-            (
-                b"\x05\x42\x00\x00\x00\x00\x01a\x00\x01p",
-                "bad_credentials Some((V5, 86))",
-            ),
+            (b"\x05\x42\x00\x00\x00\x00\x01a\x00\x01p", "bad_credentials Some((V5, 86))"),
             (b"\x04\x02\x00\x00\x00\x01a\x00", "malformed_packet"),
             (b"\x04\x02\x00\x00\x00\x05a", "malformed_packet"),
             (b"\x04\x02\x00\x00\x00\x01\x00", "malformed_packet"),
             (b"\x04\x02\x00\x00\x00\x01\xff", "malformed_packet"),
             (b"\x04\x06\x00\x00\x00\x01a\x00\x01+\x00\x00", "bad_topic"),
-            (
-                b"\x04\x06\x00\x00\x00\x01a\x00\x04$SYS\x00\x00",
-                "bad_topic",
-            ),
-            (
-                b"\x05\x02\x00\x3c\x03\x21\x00\x00\x00\x01a",
-                "protocol_error Some((V5, 82))",
-            ),
-            (
-                b"\x05\x02\x00\x3c\x05\x27\x00\x00\x00\x00\x00\x01a",
-                "protocol_error",
-            ),
-            (
-                b"\x05\x02\x00\x3c\x06\x22\x00\x01\x22\x00\x01\x00\x01a",
-                "protocol_error",
-            ),
-            (
-                b"\x05\x02\x00\x3c\x03\x23\x00\x01\x00\x01a",
-                "protocol_error",
-            ),
+            (b"\x04\x06\x00\x00\x00\x01a\x00\x04$SYS\x00\x00", "bad_topic"),
+            (b"\x05\x02\x00\x3c\x03\x21\x00\x00\x00\x01a", "protocol_error Some((V5, 82))"),
+            (b"\x05\x02\x00\x3c\x05\x27\x00\x00\x00\x00\x00\x01a", "protocol_error"),
+            (b"\x05\x02\x00\x3c\x06\x22\x00\x01\x22\x00\x01\x00\x01a", "protocol_error"),
+            (b"\x05\x02\x00\x3c\x03\x23\x00\x01\x00\x01a", "protocol_error"),
         ] {
             check(rest, expected);
         }
         let other = parse(b"\x10\x0a\x00\x06MQIsdp\x03\x02", limits()).expect_err("3.1");
-        assert_eq!(
-            other.connack,
-            Some((Version::V311, code::UNSUPPORTED_VERSION))
-        );
+        assert_eq!(other.connack, Some((Version::V311, code::UNSUPPORTED_VERSION)));
         let other = parse(b"\x10\x08\x00\x02hj\x04\x02\x00\x00", limits()).expect_err("no MQTT");
-        assert_eq!(
-            (other.reason, other.connack),
-            (Reason::MalformedPacket, None)
-        );
+        assert_eq!((other.reason, other.connack), (Reason::MalformedPacket, None));
     }
 
     #[tokio::test]
@@ -492,16 +432,11 @@ mod tests {
         bytes.extend(b"\xc0\x00");
         let mut stream = tokio_test_stream(&bytes);
         let mut input = Vec::new();
-        let len = read(&mut stream, &mut input, 8192)
-            .await
-            .expect("a CONNECT");
+        let len = read(&mut stream, &mut input, 8192).await.expect("a CONNECT");
         assert_eq!(len, whole);
         let mut input = Vec::new();
         let garbage = read(&mut &b"GET / HTTP/1.1"[..], &mut input, 8192).await;
-        assert_eq!(
-            garbage.expect_err("no CONNECT").reason,
-            Reason::MalformedPacket
-        );
+        assert_eq!(garbage.expect_err("no CONNECT").reason, Reason::MalformedPacket);
         let mut input = Vec::new();
         let long = read(&mut &b"\x10\xff\xff\x7f"[..], &mut input, 8192).await;
         assert_eq!(long.expect_err("too long").reason, Reason::PacketTooLarge);
