@@ -111,9 +111,13 @@ async fn run(
     let established = AssertUnwindSafe(established).catch_unwind().await;
     let (mut stream, mut connection, input) = match established {
         Ok(Ok(established)) => established,
-        Ok(Err((reason, what))) => {
+        Ok(Err(failed)) => {
+            let Failed { reason, what, goodbye } = failed;
             let is_fault = !matches!(reason, Reason::ConnectionLost | Reason::ShuttingDown);
             shared.note_end(peer, "", reason, what, is_fault);
+            if let Some((stream, last_words)) = goodbye {
+                Box::pin(stream.close(&last_words)).await;
+            }
             return;
         }
         Err(_) => {
@@ -147,6 +151,20 @@ async fn end(mut connection: Connection, stream: Stream, close: Close) {
 
 type Established = (Stream, Connection, Vec<u8>);
 
+/// A connection that has come to nothing.
+struct Failed {
+    reason: Reason,
+    what: &'static str,
+    /// Where there is somebody to tell.
+    goodbye: Option<(Stream, Vec<u8>)>,
+}
+
+impl Failed {
+    const fn silent(reason: Reason, what: &'static str) -> Self {
+        Self { reason, what, goodbye: None }
+    }
+}
+
 /// Handshake, CONNECT, authentication, session; each within its time.
 async fn establish(
     shared: &Arc<Shared>,
@@ -154,14 +172,15 @@ async fn establish(
     peer: SocketAddr,
     tls: Option<TlsAcceptor>,
     mut stop: Stop,
-) -> Result<Established, (Reason, &'static str)> {
+) -> Result<Established, Failed> {
+    let stopping = Failed::silent(Reason::ShuttingDown, "the broker stops");
     let mut stream = tokio::select! {
         stream = handshake(shared, socket, tls) => stream?,
-        () = stop.told() => return Err((Reason::ShuttingDown, "the broker stops")),
+        () = stop.told() => return Err(stopping),
     };
     let introduced = tokio::select! {
         introduced = introduce(shared, &mut stream, peer) => introduced,
-        () = stop.told() => return Err((Reason::ShuttingDown, "the broker stops")),
+        () = stop.told() => return Err(stopping),
     };
     match introduced {
         Ok((connection, input)) => Ok((stream, connection, input)),
@@ -170,8 +189,8 @@ async fn establish(
             if let Some((version, code)) = refusal.connack {
                 protocol::write_refusal(&mut last_words, version, code, refusal.what);
             }
-            stream.close(&last_words).await;
-            Err((refusal.reason, refusal.what))
+            let goodbye = Some((stream, last_words));
+            Err(Failed { reason: refusal.reason, what: refusal.what, goodbye })
         }
     }
 }
@@ -180,7 +199,7 @@ async fn handshake(
     shared: &Shared,
     socket: TcpStream,
     tls: Option<TlsAcceptor>,
-) -> Result<Stream, (Reason, &'static str)> {
+) -> Result<Stream, Failed> {
     let Some(tls) = tls else {
         return Ok(Stream::Plain(socket));
     };
@@ -189,9 +208,9 @@ async fn handshake(
         Ok(Ok(stream)) => Ok(Stream::Tls(Box::new(stream))),
         Ok(Err(error)) => {
             tracing::debug!(error = %error, "TLS handshake");
-            Err((Reason::TlsFailed, "the TLS handshake failed"))
+            Err(Failed::silent(Reason::TlsFailed, "the TLS handshake failed"))
         }
-        Err(_) => Err((Reason::ConnectTimeout, "no TLS handshake in time")),
+        Err(_) => Err(Failed::silent(Reason::ConnectTimeout, "no TLS handshake in time")),
     }
 }
 

@@ -41,7 +41,7 @@ const RULES: &str = r#"
     by = ["sms"]
 "#;
 
-/// A broker and what is behind it.
+/// A broker and what is behind it. Ends with the test and its runtime.
 struct Served {
     plain: SocketAddr,
     tls: SocketAddr,
@@ -306,7 +306,6 @@ async fn bad_packets_get_their_answer_and_nobody_else_notices() {
     ] {
         check_bad(&served, v3("bad"), &bytes, b"", why).await;
     }
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -345,7 +344,6 @@ async fn what_is_no_connect_is_closed() {
     eager.send(&both).await;
     eager.expect(b"\x20\x02\x00\x00").await;
     eager.expect(b"\xd0\x00").await;
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -363,7 +361,6 @@ async fn a_silent_peer_on_the_tls_port_keeps_nobody_waiting() {
     while garbage.packet().await.is_some() {}
     eventually(|| served.closed(Reason::TlsFailed) == 1).await;
     other.expect_alive().await;
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -411,7 +408,6 @@ async fn refused_connects_say_why() {
     // Topic Alias Maximum 0: mqtt-protocol-core 0.7.9 panics on it.
     let zero = Connect { properties: b"\x22\x00\x00", ..v5("zero") };
     served.connected(zero).await.expect_alive().await;
-    served.stop().await;
 }
 
 // Durability.
@@ -432,7 +428,6 @@ async fn an_alert_is_on_disk_before_its_puback() {
     oven.expect(b"\x50\x02\x00\x02").await;
     assert_eq!(served.store.outbox().count(), 3);
     assert_eq!(served.metrics.publishes_matched.get(), 3);
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -458,7 +453,6 @@ async fn what_intake_refuses_is_neither_acknowledged_nor_fanned_out() {
     served.intake.set_disk_low(false);
     modern.send(&publish(2, 1, "ovens/1/temp", Some(b""), b"250")).await;
     modern.expect(b"\x40\x02\x00\x01").await;
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -485,7 +479,6 @@ async fn acknowledgements_and_fan_out_keep_the_order_of_receipt() {
         let at = 4 + topic.len();
         watcher.send(&[0x40, 2, got[at], got[at + 1]]).await;
     }
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -503,7 +496,6 @@ async fn a_publish_is_taken_though_its_publisher_has_gone() {
         watcher.send(&[0x40, 2, got[at], got[at + 1]]).await;
     }
     assert_eq!(served.store.outbox().count(), 20);
-    served.stop().await;
 }
 
 // Sessions.
@@ -531,7 +523,6 @@ async fn a_takeover_tells_the_old_connection_and_spares_the_new_one() {
     other.send(&publish(0, 0, "t", None, b"x")).await;
     second.expect(&publish(0, 0, "t", Some(b""), b"x")).await;
     second.expect_alive().await;
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -550,7 +541,6 @@ async fn many_takeovers_at_once_leave_exactly_one() {
     eventually(|| served.metrics.connections.get() == 1).await;
     assert_eq!(served.closed(Reason::TakenOver), 19);
     assert_eq!(served.metrics.sessions.get(), 1);
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -570,7 +560,6 @@ async fn a_clean_start_or_another_owner_does_not_get_the_old_session() {
     assert!(!served.resumed(&Connect { keep: false, ..named.clone() }).await.1);
     eventually(|| served.metrics.sessions.get() == 0 || served.metrics.connections.get() == 0)
         .await;
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -583,7 +572,6 @@ async fn a_session_expires() {
     assert_eq!(served.metrics.sessions.get(), 1);
     eventually(|| served.metrics.sessions.get() == 0).await;
     assert!(!served.resumed(&second).await.1);
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -617,7 +605,6 @@ async fn a_resumed_session_gets_everything_and_no_more_at_a_time_than_it_takes()
         }
     }
     slow.expect_alive().await;
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -656,7 +643,6 @@ async fn qos_2_is_delivered_once_though_it_is_sent_again_after_a_reconnect() {
     }
     watcher.expect_alive().await;
     assert_eq!(served.store.outbox().count(), 1);
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -676,7 +662,6 @@ async fn a_client_over_its_receive_maximum_is_told() {
         old.send(&publish(4, id, "t", None, b"")).await;
         old.expect(&[0x50, 2, 0, u8::try_from(id).unwrap()]).await;
     }
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -703,7 +688,6 @@ async fn a_queue_is_bounded_and_its_losses_are_counted() {
         away.expect(&publish(2, id, "t", None, b"x")).await;
     }
     away.expect_alive().await;
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -715,7 +699,6 @@ async fn a_client_that_is_silent_too_long_is_closed_and_one_without_keep_alive_i
     assert_eq!((told[0], told[2]), (0xe0, 0x8d));
     eventually(|| served.closed(Reason::KeepAliveTimeout) == 1).await;
     forever.expect_alive().await;
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -737,7 +720,6 @@ async fn a_client_that_does_not_read_is_closed_and_slows_nobody() {
     source.expect_alive().await;
     eventually(|| served.closed(Reason::WriteTimeout) == 1).await;
     source.expect_alive().await;
-    served.stop().await;
 }
 
 // Wills and retained messages.
@@ -767,7 +749,6 @@ async fn a_will_is_published_unless_the_client_says_goodbye() {
     drop(served.connected(oven).await);
     watcher.expect(&publish(0, 0, "ovens/9/temp", None, b"250")).await;
     assert_eq!(served.store.outbox().count(), 1);
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -792,7 +773,6 @@ async fn a_delayed_will_waits_and_is_forgotten_when_the_client_is_back() {
     let short = Connect { will: Some((0, "wills/third", b"gone", hour)), ..v5("other") };
     drop(served.connected(short).await);
     watcher.expect(&publish(0, 0, "wills/third", None, b"gone")).await;
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -819,7 +799,6 @@ async fn retained_messages_are_kept_replaced_deleted_and_bounded() {
     later.expect(&publish(3, 1, "r/b", None, b"2")).await;
     later.expect_alive().await;
     assert_eq!(served.metrics.retained_messages.get(), 1);
-    served.stop().await;
 }
 
 // MQTT 5.
@@ -868,7 +847,6 @@ async fn properties_identifiers_and_options_of_mqtt_5() {
     b.send(&subscribe(5, "t/x", 0x10, Some(b""))).await;
     b.expect(b"\x90\x04\x00\x05\x00\x00").await;
     b.expect(&publish(1, 0, "t/x", Some(passed_on), b"p")).await;
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -888,7 +866,6 @@ async fn topic_aliases_in_both_directions() {
     reader.expect(&publish(0, 0, "", Some(b"\x23\x00\x01"), b"2")).await;
     reader.expect(&publish(0, 0, "other", Some(b""), b"3")).await;
     reader.expect(&publish(0, 0, "other", Some(b""), b"4")).await;
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -920,7 +897,6 @@ async fn expired_and_oversized_messages_are_not_sent_and_are_counted() {
     assert!(present);
     reader.expect_alive().await;
     assert_eq!(served.dropped(Reason::MessageExpired), 1);
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -954,7 +930,6 @@ async fn a_shared_subscription_goes_round() {
         source.send(&subscribe(1, bad, 0, Some(b""))).await;
         source.expect(b"\x90\x04\x00\x01\x00\x8f").await;
     }
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -968,7 +943,6 @@ async fn keep_alive_and_session_expiry_are_cut_and_said() {
     let (_, connack) = Raw::connected(served.plain, &connect.bytes()).await;
     let holds = |property: &[u8]| connack.windows(property.len()).any(|found| found == property);
     assert!(holds(b"\x13\x00\x3c") && holds(HOUR), "{connack:02x?}");
-    served.stop().await;
 }
 
 // Who may what.
@@ -1029,7 +1003,6 @@ async fn access_rules_hold_for_publish_subscribe_will_and_delivery() {
     let mut willing = Raw::open(served.plain).await;
     willing.send(&will.bytes()).await;
     willing.expect(b"\x20\x02\x00\x05").await;
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -1054,7 +1027,6 @@ async fn a_user_has_its_password_its_client_ids_and_its_branch() {
     pump.expect(&publish(0, 0, "devices/pump-1/t", None, b"x")).await;
     pump.send(&publish(0, 0, "devices/pump-2/t", None, b"x")).await;
     pump.expect_closed().await;
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -1075,7 +1047,6 @@ async fn a_certificate_is_bound_to_the_client_id() {
     raw.send(&publish(2, 2, "ovens/1/temp", Some(b""), b"250")).await;
     raw.expect(b"\x40\x03\x00\x02\x87").await;
     assert_eq!(served.store.outbox().count(), 0);
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -1097,7 +1068,6 @@ async fn without_a_name_only_where_it_is_allowed() {
     let mut raw = served.over_tls(Some("pump")).await.unwrap();
     raw.send(&v3("pump").bytes()).await;
     raw.expect(b"\x20\x02\x00\x00").await;
-    served.stop().await;
 }
 
 // The whole.
@@ -1147,7 +1117,6 @@ async fn a_port_that_is_taken_is_named_with_its_key() {
             served.plain
         )
     );
-    served.stop().await;
 }
 
 #[tokio::test]
@@ -1178,5 +1147,4 @@ async fn a_common_client_library_gets_along() {
             ("t/2".to_owned(), QoS::ExactlyOnce),
         ]
     );
-    served.stop().await;
 }
