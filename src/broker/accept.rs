@@ -5,6 +5,7 @@
 //! `connections_max` permits. A connection runs under `catch_unwind`, so that its session is let
 //! go whatever happens.
 
+use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
@@ -112,9 +113,9 @@ async fn run(
     let (mut stream, mut connection, input) = match established {
         Ok(Ok(established)) => established,
         Ok(Err(failed)) => {
-            let Failed { reason, what, goodbye } = failed;
+            let Failed { reason, what, client_id, goodbye } = failed;
             let is_fault = !matches!(reason, Reason::ConnectionLost | Reason::ShuttingDown);
-            shared.note_end(peer, "", reason, what, is_fault);
+            shared.note_end(peer, &client_id, reason, &what, is_fault);
             if let Some((stream, last_words)) = goodbye {
                 Box::pin(stream.close(&last_words)).await;
             }
@@ -154,14 +155,16 @@ type Established = (Stream, Connection, Vec<u8>);
 /// A connection that has come to nothing.
 struct Failed {
     reason: Reason,
-    what: &'static str,
+    what: Cow<'static, str>,
+    /// As it asked for, where it got so far.
+    client_id: String,
     /// Where there is somebody to tell.
     goodbye: Option<(Stream, Vec<u8>)>,
 }
 
 impl Failed {
-    const fn silent(reason: Reason, what: &'static str) -> Self {
-        Self { reason, what, goodbye: None }
+    fn silent(reason: Reason, what: impl Into<Cow<'static, str>>) -> Self {
+        Self { reason, what: what.into(), client_id: String::new(), goodbye: None }
     }
 }
 
@@ -178,8 +181,9 @@ async fn establish(
         stream = handshake(shared, socket, tls) => stream?,
         () = stop.told() => return Err(stopping),
     };
+    let mut client_id = String::new();
     let introduced = tokio::select! {
-        introduced = introduce(shared, &mut stream, peer) => introduced,
+        introduced = introduce(shared, &mut stream, peer, &mut client_id) => introduced,
         () = stop.told() => return Err(stopping),
     };
     match introduced {
@@ -190,7 +194,8 @@ async fn establish(
                 protocol::write_refusal(&mut last_words, version, code, refusal.what);
             }
             let goodbye = Some((stream, last_words));
-            Err(Failed { reason: refusal.reason, what: refusal.what, goodbye })
+            let Refusal { reason, what, .. } = refusal;
+            Err(Failed { reason, what: what.into(), client_id, goodbye })
         }
     }
 }
@@ -207,8 +212,8 @@ async fn handshake(
     match tokio::time::timeout(limit, tls.accept(socket)).await {
         Ok(Ok(stream)) => Ok(Stream::Tls(Box::new(stream))),
         Ok(Err(error)) => {
-            tracing::debug!(error = %error, "TLS handshake");
-            Err(Failed::silent(Reason::TlsFailed, "the TLS handshake failed"))
+            let what = format!("the TLS handshake failed: {error}");
+            Err(Failed::silent(Reason::TlsFailed, what))
         }
         Err(_) => Err(Failed::silent(Reason::ConnectTimeout, "no TLS handshake in time")),
     }
@@ -227,11 +232,13 @@ fn identity(stream: &Stream) -> Result<Option<String>, &'static str> {
     }
 }
 
-/// Reads the CONNECT and gives the client its session.
+/// Reads the CONNECT and gives the client its session. `asked_for` becomes the client id that it
+/// asked for, for the log.
 async fn introduce(
     shared: &Arc<Shared>,
     stream: &mut Stream,
     peer: SocketAddr,
+    asked_for: &mut String,
 ) -> Result<(Connection, Vec<u8>), Refusal> {
     let mut input = Vec::new();
     let read = connect::read(stream, &mut input, shared.config.connect_bytes_max);
@@ -244,6 +251,7 @@ async fn introduce(
     let packet: Vec<u8> = input.drain(..len).collect();
     let mut connect = connect::parse(&packet, shared.topic_limits())?;
     let version = connect.version;
+    asked_for.extend(connect.client_id.chars().take(shared.config.client_id_chars_max));
     let refusal =
         |reason: Reason, code: u8, what: &'static str| Refusal::new(version, reason, code, what);
     if connect.authentication_method {
@@ -407,7 +415,7 @@ impl Shared {
         peer: SocketAddr,
         client_id: &str,
         reason: Reason,
-        what: &'static str,
+        what: &str,
         is_fault: bool,
     ) {
         let metrics = &self.hub.metrics;
@@ -416,10 +424,10 @@ impl Shared {
         if is_fault {
             metrics.refuse(reason);
         }
-        if is_fault && self.is_first(peer, reason) {
-            tracing::warn!(client_id, %peer, %reason, "{what}");
+        if is_fault && self.is_first(peer, (client_id, reason, what)) {
+            tracing::warn!(client_id, %peer, %reason, what, "closed a connection for a fault");
         } else {
-            tracing::debug!(client_id, %peer, %reason, "{what}");
+            tracing::debug!(client_id, %peer, %reason, what, "a connection ended");
         }
     }
 }

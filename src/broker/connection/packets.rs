@@ -378,7 +378,7 @@ impl Connection {
     fn log_refusal(&self, reason: Reason, what: &'static str, topic: &str) {
         let client_id = &*self.session.client_id;
         // What a client wrote may hold anything: `?` escapes it.
-        if self.shared.is_first(self.peer, reason) {
+        if self.shared.is_first(self.peer, (client_id, reason, topic)) {
             tracing::warn!(client_id, peer = %self.peer, ?topic, %reason, "{what}");
         } else {
             tracing::debug!(client_id, peer = %self.peer, ?topic, %reason, "{what}");
