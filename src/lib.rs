@@ -29,4 +29,13 @@ pub mod dispatch;
 pub mod intake;
 
 // Floor 4: edges.
+pub mod api;
 pub mod broker;
+pub mod console;
+
+// Floor 5: the whole.
+pub mod app;
+pub mod certs;
+pub mod cli;
+pub mod config;
+pub mod instance;

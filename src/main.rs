@@ -1,3 +1,5 @@
 //! The `watchbell` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    watchbell::cli::main()
+}

@@ -217,6 +217,8 @@ words! {
         UnsupportedVersion = "unsupported_version",
         /// The packet or payload is over the limit.
         PacketTooLarge = "packet_too_large",
+        /// The HTTP request makes no sense.
+        BadRequest = "bad_request",
         /// The topic is empty, too long, too deep, or holds a wildcard or control character.
         BadTopic = "bad_topic",
         /// The topic filter breaks MQTT's rules or the limits.

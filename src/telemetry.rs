@@ -34,6 +34,16 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Everything wrong with the values.
+    pub fn problems(&self) -> Vec<String> {
+        match tracing_subscriber::EnvFilter::try_new(&self.level) {
+            Ok(_) => Vec::new(),
+            Err(error) => vec![format!("telemetry.level: {error}; write info or debug")],
+        }
+    }
+}
+
 /// The form of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -55,7 +65,8 @@ pub fn init(config: &Config) -> Result<(), String> {
     let filter = tracing_subscriber::EnvFilter::try_new(&config.level)
         .map_err(|error| format!("telemetry.level: {error}"))?;
     let registry = tracing_subscriber::registry().with(filter);
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
     let result = match config.format {
         LogFormat::Text => registry.with(layer.with_target(false)).try_init(),
         LogFormat::Json => registry.with(layer.json().flatten_event(true)).try_init(),

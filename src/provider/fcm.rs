@@ -203,27 +203,22 @@ fn payload(message: &Message, bytes_max: usize) -> (Value, Value) {
         put("state", alert.state.to_string());
     }
     let data = Value::Object(data);
-    let mut text = message.content.text.to_string();
-    loop {
-        let mut notification = json!({ "body": text });
-        if let Some(title) = &message.content.title {
-            notification["title"] = json!(title);
-        }
-        let size = notification.to_string().len() + data.to_string().len();
-        if size <= bytes_max || text.is_empty() {
-            return (notification, data);
-        }
-        // Escapes make JSON longer than the text, so this may take a few rounds.
-        let over = size - bytes_max + '…'.len_utf8();
-        let mut keep = text.len().saturating_sub(over);
-        while !text.is_char_boundary(keep) {
-            keep -= 1;
-        }
-        text.truncate(keep);
-        if keep > 0 {
-            text.push('…');
-        }
+    let notification = |text: &str| match &message.content.title {
+        Some(title) => json!({ "title": title, "body": text }),
+        None => json!({ "body": text }),
+    };
+    let fits =
+        |text: &str| notification(text).to_string().len() + data.to_string().len() <= bytes_max;
+    let text = &*message.content.text;
+    if fits(text) {
+        return (notification(text), data);
     }
+    // The size in JSON grows with the text, but not evenly: escapes take more.
+    let ends: Vec<usize> = text.char_indices().map(|(at, _)| at).collect();
+    let cut = |end: &usize| format!("{}…", text.get(..*end).unwrap_or_default());
+    let fitting = ends.partition_point(|end| fits(&cut(end)));
+    let longest = fitting.checked_sub(1).and_then(|last| ends.get(last));
+    (notification(&longest.map(cut).unwrap_or_default()), data)
 }
 
 #[derive(Deserialize)]

@@ -18,6 +18,7 @@ mod fcm;
 mod fcm_token;
 mod http;
 pub mod phone;
+mod public;
 pub mod rate;
 pub mod registry;
 mod scrub;

@@ -179,6 +179,7 @@ pub fn read(table: &Table, shared: &Shared) -> Result<Entry, Vec<Fault>> {
         table: own,
         base_url: way.base_url,
         timeout: way.timeout,
+        concurrency,
         proxy: way.proxy,
         allow_http: common.allow_http.unwrap_or(false),
         shared,
@@ -225,8 +226,7 @@ fn kind(table: &Table, faults: &mut Faults) -> Option<&'static Kind> {
 }
 
 fn name(name: Option<&str>, faults: &mut Faults) -> Arc<str> {
-    let Some(name) = name else {
-        faults.at("name", "is missing; logs, metrics and [channel.*] call the provider by it");
+    let Some(name) = faults.need("name", name) else {
         return Arc::from("");
     };
     let ok = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_');
@@ -307,6 +307,7 @@ pub(super) struct Parts<'a> {
     table: Table,
     base_url: Option<Url>,
     timeout: Duration,
+    concurrency: usize,
     proxy: Option<reqwest::Proxy>,
     /// Whether plain http to other machines is allowed.
     pub(super) allow_http: bool,
@@ -332,7 +333,12 @@ impl Parts<'_> {
 
     /// The client. `None` only after a fault.
     pub(super) fn http(&mut self, public_only: bool) -> Option<Http> {
-        let settings = Settings { timeout: self.timeout, proxy: self.proxy.take(), public_only };
+        let settings = Settings {
+            timeout: self.timeout,
+            connections_kept: self.concurrency,
+            proxy: self.proxy.take(),
+            public_only,
+        };
         match Http::new(settings) {
             Ok(http) => Some(http),
             Err(what) => {
@@ -378,12 +384,16 @@ impl Faults {
         self.0.push(Fault { path: vec![Step::from(key)], what: what.into() });
     }
 
-    fn read<T: DeserializeOwned + Default>(&mut self, table: Table) -> T {
-        match problem::read(Value::Table(table)) {
+    /// Reads what can be read; keys at fault are left out, so that the others are checked too.
+    fn read<T: DeserializeOwned + Default>(&mut self, mut table: Table) -> T {
+        match problem::read(Value::Table(table.clone())) {
             Ok(read) => read,
             Err(faults) => {
+                table.retain(|key, _| {
+                    !faults.iter().any(|fault| fault.path.first() == Some(&Step::from(key)))
+                });
                 self.0.extend(faults);
-                T::default()
+                problem::read(Value::Table(table)).unwrap_or_default()
             }
         }
     }

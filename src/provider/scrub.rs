@@ -3,6 +3,8 @@
 //! Providers repeat what they were sent ("+49151... is not a valid number", "malformed access
 //! token EAAG..."). Their words help an operator, so they are kept, but what they repeat is not.
 
+use std::cmp::Reverse;
+
 use crate::model::{Message, mask};
 use crate::secret::Secret;
 
@@ -18,35 +20,39 @@ const SECRET_MIN: usize = 4;
 /// Knows what must not be shown.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Scrub {
-    secrets: Vec<Secret>,
+    /// What to hide, and what to show for it; the longest first, because one may hold another.
+    hidden: Vec<(Secret, String)>,
 }
 
 impl Scrub {
     /// Hides these wherever they turn up.
     pub(super) fn new(secrets: impl IntoIterator<Item = Secret>) -> Self {
-        let mut secrets: Vec<Secret> = secrets.into_iter().collect();
-        // The longest first: one may contain another.
-        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.expose().len()));
-        Self { secrets }
+        Self::default().with(secrets)
     }
 
     /// Also hides these.
-    pub(super) fn with(&self, more: impl IntoIterator<Item = Secret>) -> Self {
-        Self::new(self.secrets.iter().cloned().chain(more))
+    pub(super) fn with(&self, secrets: impl IntoIterator<Item = Secret>) -> Self {
+        self.and(secrets.into_iter().map(|secret| (secret, "***".to_owned())))
     }
 
-    /// Also hides the address of `message`.
+    /// Also masks the address of `message`.
     pub(super) fn with_address(&self, message: &Message) -> Self {
-        self.with([Secret::new(message.target.address.expose())])
+        let address = &message.target.address;
+        self.and([(Secret::new(address.expose()), address.to_string())])
+    }
+
+    fn and(&self, more: impl IntoIterator<Item = (Secret, String)>) -> Self {
+        let mut hidden = self.hidden.clone();
+        hidden.extend(more.into_iter().filter(|(secret, _)| secret.expose().len() >= SECRET_MIN));
+        hidden.sort_by_key(|(secret, _)| Reverse(secret.expose().len()));
+        Self { hidden }
     }
 
     /// `text` on one line, without secrets, numbers or overlong words, at most 200 characters.
     pub(super) fn clean(&self, text: &str) -> String {
         let mut text = text.to_owned();
-        for secret in &self.secrets {
-            if secret.expose().len() >= SECRET_MIN {
-                text = text.replace(secret.expose(), "***");
-            }
+        for (secret, shown) in &self.hidden {
+            text = text.replace(secret.expose(), shown);
         }
         let mut clean = String::new();
         for word in text.split(|c: char| c.is_whitespace() || c.is_control()) {

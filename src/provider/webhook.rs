@@ -33,6 +33,7 @@ use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
 use super::http::{self, Answer, Http, Lost};
+use super::public::is_public;
 use super::registry::{Kind, Parts, Reach, fields};
 use super::scrub::Scrub;
 use super::{Provider, RetryScope, Scope, SendOutcome, wrong_address};
@@ -211,7 +212,7 @@ impl Webhook {
         let host = url.host_str().unwrap_or_default();
         let literal = host.trim_start_matches('[').trim_end_matches(']').parse();
         match literal {
-            Ok(address) if !self.allow_private && !http::is_public(address) => {
+            Ok(address) if !self.allow_private && !is_public(address) => {
                 Err("the address is not a public one; `allow_private = true` would allow it")
             }
             _ => Ok(url),

@@ -4,8 +4,7 @@
 //! it: firing means present. Only edges are told: a condition that goes on holding says nothing.
 //!
 //! Invariant: `handle` has changed the state by the time it returns. A caller that cannot make the
-//! effects durable takes them back with [`Engine::revert`], or the alert would be known here and
-//! nowhere else.
+//! effects durable must not go on, or the alert would be known here and nowhere else.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -159,20 +158,6 @@ impl Engine {
         run.effects
     }
 
-    /// Takes back what [`Engine::handle`] did, where it could not be made durable. Of several
-    /// effects the latest goes first.
-    pub fn revert(&mut self, effects: &Effects) {
-        for change in effects.changes.iter().rev() {
-            match &change.instance {
-                InstanceChange::None => {}
-                InstanceChange::Put(instance) => {
-                    self.remove(&instance.rule, &instance.key);
-                }
-                InstanceChange::Remove(instance) => self.restore(instance.clone()),
-            }
-        }
-    }
-
     fn remove(&mut self, rule: &str, key: &str) -> Option<Alert> {
         let keys = self.firing.get_mut(rule)?;
         let alert = keys.remove(key)?;
@@ -298,7 +283,7 @@ impl Run<'_> {
 
     fn alert(&mut self, rule: &Rule, payload: &Value, key: Arc<str>) -> Alert {
         let mut alert = Alert {
-            id: AlertId::new(self.engine.ids.next(self.now)),
+            id: AlertId::next(&mut self.engine.ids, self.now, &rule.name, &key),
             rule: Arc::clone(&rule.name),
             key,
             severity: rule.severity,
@@ -736,19 +721,6 @@ mod tests {
         assert_eq!(cleared.changes[0].alert.fired_at, instance.alert.fired_at);
     }
 
-    #[test]
-    fn what_is_reverted_happens_again() {
-        let mut bench = Bench::new(WARM);
-        let fired = bench.effects("f/1", r#"{"t":0}"#);
-        bench.engine.revert(&fired);
-        assert!(bench.engine.is_empty());
-        assert_eq!(bench.told("f/1", r#"{"t":0}"#), ["warm 1 firing: 1 has 0"]);
-        let cleared = bench.effects("f/1", r#"{"t":-20}"#);
-        bench.engine.revert(&cleared);
-        assert_eq!(bench.engine.firing().count(), 1);
-        assert_eq!(bench.effects("f/1", r#"{"t":-20}"#).changes.len(), 1);
-    }
-
     /// Looks at the whole history at each step: an instance fires if, since it last cleared, its
     /// condition has held. Slow, and plainly the definition.
     fn oracle(history: &[(u8, i64)]) -> Vec<(u8, AlertState)> {
@@ -775,19 +747,13 @@ mod tests {
         #[test]
         fn edges_agree_with_the_whole_history(
             history in prop::collection::vec((0_u8..3, 0_i64..9), 0..40),
-            revert in prop::collection::vec(any::<bool>(), 40),
         ) {
             let text = "[[rule]]\nname = 'r'\ntopic = 'u/{unit}'\nwhen = 'payload > 5'\nclear = 'payload < 3'\nto = ['ana']\n";
             let mut bench = Bench::new(text);
             let mut told = Vec::new();
             let mut ids: BTreeMap<u8, AlertId> = BTreeMap::new();
-            for ((unit, value), again) in history.iter().zip(revert) {
-                let mut effects = bench.effects(&format!("u/{unit}"), &value.to_string());
-                if again {
-                    // A commit that failed, and the device publishes again.
-                    bench.engine.revert(&effects);
-                    effects = bench.effects(&format!("u/{unit}"), &value.to_string());
-                }
+            for (unit, value) in &history {
+                let effects = bench.effects(&format!("u/{unit}"), &value.to_string());
                 for change in effects.changes {
                     told.push((*unit, change.alert.state));
                     match change.alert.state {

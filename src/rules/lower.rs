@@ -357,7 +357,7 @@ impl Lowering<'_> {
 
     fn comprehension(&mut self, comprehension: &mut ComprehensionExpr) -> Number {
         let elements = self.walk(&mut comprehension.iter_range);
-        self.walk(&mut comprehension.accu_init);
+        let initial = self.walk(&mut comprehension.accu_init);
         // `optMap` becomes a loop over nothing that binds a name: it costs nothing.
         let binds_only =
             matches!(&comprehension.iter_range.expr, Expr::List(list) if list.elements.is_empty());
@@ -369,8 +369,7 @@ impl Lowering<'_> {
             }
         }
         let outer = self.scope.len();
-        let accumulated =
-            if binds_only { self.walk(&mut comprehension.accu_init) } else { Number::Unknown };
+        let accumulated = if binds_only { initial } else { Number::Unknown };
         self.scope.push((comprehension.iter_var.clone(), elements));
         if let Some(second) = &comprehension.iter_var2 {
             self.scope.push((second.clone(), elements));

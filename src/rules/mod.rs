@@ -101,3 +101,27 @@ impl Config {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_in_range_and_what_is_not_is_named() {
+        assert_eq!(Config::default().validate(), [""; 0]);
+        let config = Config { rules_max: 0, payload_depth_max: 101, ..Config::default() };
+        assert_eq!(
+            config.validate(),
+            ["rules_max: must be from 1 to 1000000", "payload_depth_max: must be from 1 to 100",]
+        );
+    }
+
+    /// Sessions on every thread ask the set which rules match; intake moves the engine into a task.
+    #[test]
+    fn the_set_is_shared_and_the_engine_moves_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<set::Rules>();
+        shared::<set::Matched>();
+        shared::<engine::Engine>();
+    }
+}

@@ -3,7 +3,8 @@
 //! Compiled when the rule is loaded; a variable, filter or test that there is not refuses the load.
 //! Strict: a field that a payload lacks fails the rendering, because half a sentence reads like a
 //! whole one. No loader, no includes, no files; work is limited by fuel, length by
-//! `text_bytes_max`. What cannot be rendered is replaced by [`plain`]: an alert always goes out.
+//! `text_bytes_max`. What cannot be rendered is replaced by a plain sentence: an alert
+//! always goes out.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,12 +1,16 @@
 //! Integration tests: the whole application over real sockets.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::string_slice, missing_docs)]
 
 use std::time::{Duration, Instant};
 
 mod broker;
+mod config;
 mod dispatch;
+mod fake;
+mod providers;
 mod raw;
 mod store;
+mod tidy;
 
 /// Waits until a level is reached; never for a fixed time. Generous, so that a slow machine only
 /// makes the test slow.

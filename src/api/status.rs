@@ -1,0 +1,106 @@
+//! What stands how: health, readiness, metrics, the operator's overview, and resuming a lane.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::refusal::Refusal;
+use super::view::LaneView;
+use super::{About, Readiness, RulesInForce, Shared, messages};
+use crate::model::Reason;
+
+/// `GET /healthz`: the process lives.
+pub(super) async fn health() -> &'static str {
+    "ok\n"
+}
+
+/// `GET /readyz`: it takes work.
+pub(super) async fn ready(State(state): State<Shared>) -> Response {
+    match readiness(&state) {
+        Readiness::Ready => "ready\n".into_response(),
+        Readiness::NotReady(reason) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response()
+        }
+    }
+}
+
+fn readiness(state: &Shared) -> Readiness {
+    if state.parts.store.failed().borrow().is_some() {
+        return Readiness::NotReady(Reason::StoreFailed);
+    }
+    state.parts.ready.borrow().clone()
+}
+
+/// `GET /metrics`
+pub(super) async fn metrics(State(state): State<Shared>) -> Response {
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let text = state.parts.metrics.encode();
+    ([(header::CONTENT_TYPE, content_type)], text).into_response()
+}
+
+#[derive(Serialize)]
+struct StatusView<'a> {
+    #[serde(flatten)]
+    about: &'a About,
+    now: String,
+    uptime_secs: u64,
+    ready: bool,
+    /// Why it is not ready.
+    reason: Option<Reason>,
+    outbox: Outbox,
+    lanes: Vec<LaneView>,
+    rules: &'a RulesInForce,
+    disk_free_bytes: Option<u64>,
+    data_dir: String,
+}
+
+#[derive(Serialize)]
+struct Outbox {
+    /// Messages that have not ended.
+    waiting: usize,
+    /// Messages that ended since the start, by reason.
+    dead: BTreeMap<&'static str, u64>,
+}
+
+/// `GET /v1/status`
+pub(super) async fn show(State(state): State<Shared>) -> Response {
+    let parts = &state.parts;
+    let now = parts.clock.now();
+    let reason = match readiness(&state) {
+        Readiness::Ready => None,
+        Readiness::NotReady(reason) => Some(reason),
+    };
+    let rules = parts.rules.load();
+    let dead = Reason::ALL.iter().filter_map(|&reason| {
+        let by = crate::telemetry::ByReason { reason };
+        let count = parts.metrics.messages_dead.get(&by)?.get();
+        Some((reason.as_str(), count))
+    });
+    let view = StatusView {
+        about: &parts.about,
+        now: now.to_string(),
+        uptime_secs: now.since(parts.about.started_at).as_secs(),
+        ready: reason.is_none(),
+        reason,
+        outbox: Outbox { waiting: parts.dispatch.waiting(), dead: dead.collect() },
+        lanes: parts.dispatch.lanes().into_iter().map(LaneView::from).collect(),
+        rules: &rules,
+        disk_free_bytes: parts.store.disk_free_bytes().ok(),
+        data_dir: parts.store.directory().display().to_string(),
+    };
+    Json(view).into_response()
+}
+
+/// `POST /v1/providers/{name}/resume`
+pub(super) async fn resume(
+    State(state): State<Shared>,
+    Path(name): Path<String>,
+) -> Result<StatusCode, Refusal> {
+    let dispatch = &state.parts.dispatch;
+    dispatch.resume(&name).await.map_err(messages::refuse)?;
+    Ok(StatusCode::NO_CONTENT)
+}

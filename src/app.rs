@@ -1,0 +1,471 @@
+//! The whole: builds every part, starts them, watches them, stops them in order.
+//!
+//! The only module that knows all the others. **Invariant:** a core task that ends early ends the
+//! process, with the reason: a broker that accepts and cannot store is worse than none.
+//!
+//! The order of stopping: not ready, no new connections -> sessions get their acknowledgements and
+//! DISCONNECT -> intake drains -> dispatch waits for calls in flight -> HTTP -> the last commit.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::api::{self, About, Api, Hint, Listener, Readiness, RuleInForce, RulesInForce};
+use crate::broker::{self, Broker};
+use crate::certs;
+use crate::clock::{Clock, Timestamp};
+use crate::config::Config;
+use crate::console;
+use crate::dispatch::{Dispatch, Dispatcher};
+use crate::instance::{self, Instance};
+use crate::intake::ruleset::{Limits, RuleSet};
+use crate::intake::{self, Intake};
+use crate::model::{IdSource, Reason, RunId};
+use crate::problem::Problem;
+use crate::provider::phone::Screen;
+use crate::rules::{self, engine::Engine};
+use crate::store::{CommitError, Store};
+use crate::telemetry::Metrics;
+
+/// How often the rule files are looked at for changes, and the disk for room.
+const LOOK_AROUND: Duration = Duration::from_secs(2);
+/// Rows that one round of tidying up may delete.
+const TIDY_ROWS: usize = 500;
+
+/// A running Watchbell.
+pub struct App {
+    data_dir: PathBuf,
+    grace: Duration,
+    store: Store,
+    intake: Intake,
+    dispatch: Dispatch,
+    screen: Screen,
+    ready: watch::Sender<Readiness>,
+    reload: mpsc::Sender<()>,
+    about: About,
+    instance: Instance,
+    broker: Part,
+    dispatcher: Part,
+    http: Part,
+    chores: Part,
+    intake_ended: oneshot::Receiver<()>,
+}
+
+/// A task that can be told to stop.
+struct Part {
+    name: &'static str,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Part {
+    fn start<F: Future<Output = ()> + Send + 'static>(
+        name: &'static str,
+        run: impl FnOnce(watch::Receiver<bool>) -> F,
+    ) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        Self { name, stop, task: tokio::spawn(run(stopped)) }
+    }
+
+    async fn stop(&mut self) {
+        self.stop.send_replace(true);
+        if let Err(error) = (&mut self.task).await {
+            tracing::error!(part = self.name, %error, "a part ended in a fault");
+        }
+    }
+}
+
+/// Watchbell cannot start.
+#[derive(Debug)]
+pub enum StartError {
+    /// Something that an operator wrote is wrong; all of it.
+    Problems(Vec<Problem>),
+    /// Something else.
+    Other(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for StartError {
+    fn from(error: E) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+/// A connection is a file: as many as the system allows, not the customary 1024.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+impl App {
+    /// Builds and starts everything. All sockets are bound before the first device is served.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        raise_file_limit();
+        let clock = Clock::System;
+        let metrics = Metrics::new();
+        let now = clock.now();
+        if uses_development_certificates(&config.broker) {
+            certs::ensure_development(Path::new(certs::DIRECTORY), now)
+                .context("making development certificates")?;
+        }
+        let rules =
+            RuleSet::load_dir(&config.rules_dir, &config.limits).map_err(StartError::Problems)?;
+        metrics.rules_loaded.set(count(rules.rules.len()));
+        let in_force = Arc::new(ArcSwap::from_pointee(rules_in_force(&rules, now, &[])));
+
+        let key = instance::ensure_key(&config.data_dir)?;
+        let store = Store::open(&config.data_dir, &config.store, &metrics)?;
+        let run = RunId::new(IdSource::new(random_seed()?).next(now));
+        let (dispatch, dispatcher) = {
+            let parts = crate::dispatch::Parts {
+                store: store.clone(),
+                clock: clock.clone(),
+                metrics: metrics.clone(),
+                run,
+                lanes: config.lanes(),
+                routes: config.routes.clone(),
+            };
+            Dispatcher::open(&config.dispatch, parts).await?
+        };
+        let mut engine = Engine::new(IdSource::new(random_seed()?), &config.limits.rules);
+        for row in store.instances() {
+            let alert = row?.alert;
+            let (rule, key) = (Arc::clone(&alert.rule), Arc::clone(&alert.key));
+            engine.restore(rules::engine::Instance { rule, key, alert });
+        }
+        let (intake, intake_ended) = {
+            let parts = intake::Parts {
+                store: store.clone(),
+                dispatch: dispatch.clone(),
+                clock: clock.clone(),
+                metrics: metrics.clone(),
+                rules,
+                engine,
+                ids: IdSource::new(random_seed()?),
+                expires_in: config.dispatch.expires_in.into(),
+            };
+            intake::start(&config.intake, parts)?
+        };
+
+        let broker = {
+            let parts = broker::Parts {
+                intake: intake.clone(),
+                store: store.clone(),
+                metrics: metrics.clone(),
+                clock: clock.clone(),
+            };
+            Broker::bind(&config.broker, config.access, parts).await?
+        };
+        let (mqtt, mqtts) = (broker.listen(), broker.listen_tls());
+        let (ready, readiness) = watch::channel(Readiness::Ready);
+        let api = {
+            let listener = |protocol, address: Option<SocketAddr>| {
+                address.map(|address| Listener { protocol, address })
+            };
+            let about = About {
+                version: env!("CARGO_PKG_VERSION"),
+                run,
+                started_at: now,
+                listeners: [listener("mqtt", mqtt), listener("mqtts", mqtts)]
+                    .into_iter()
+                    .flatten()
+                    .collect(),
+                hint: hint(&in_force.load()),
+            };
+            let parts = api::Parts {
+                store: store.clone(),
+                dispatch: dispatch.clone(),
+                intake: intake.clone(),
+                metrics: metrics.clone(),
+                clock: clock.clone(),
+                screen: config.screen.clone(),
+                key,
+                about,
+                ready: readiness,
+                rules: Arc::clone(&in_force),
+                console: console::router(),
+            };
+            Api::bind(&config.api, parts)?
+        };
+        let about = api.about().clone();
+        let instance = Instance { pid: std::process::id(), api: api.address(), mqtt, mqtts, run };
+        instance.write(&config.data_dir)?;
+
+        let (reload, reloads) = mpsc::channel(1);
+        let chores = Chores {
+            rules_dir: config.rules_dir.clone(),
+            limits: config.limits,
+            disk_free_min: config.store.disk_free_min_bytes,
+            store: store.clone(),
+            intake: intake.clone(),
+            metrics,
+            clock,
+            in_force,
+            disk_low: false,
+        };
+        Ok(Self {
+            broker: Part::start("broker", |stop| broker.run(stop)),
+            dispatcher: Part::start("dispatch", |stop| dispatcher.run(stop)),
+            http: Part::start("api", |stop| api.run(stop)),
+            chores: Part::start("chores", |stop| chores.run(reloads, stop)),
+            intake_ended,
+            screen: config.screen,
+            data_dir: config.data_dir,
+            grace: config.grace.into(),
+            store,
+            intake,
+            dispatch,
+            ready,
+            reload,
+            about,
+            instance,
+        })
+    }
+
+    /// What it is, and what listens where.
+    pub fn about(&self) -> &About {
+        &self.about
+    }
+
+    /// The same for other processes.
+    pub fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
+    /// The virtual phone.
+    pub fn screen(&self) -> &Screen {
+        &self.screen
+    }
+
+    /// How many messages have not ended.
+    pub fn waiting(&self) -> usize {
+        self.dispatch.waiting()
+    }
+
+    /// The store, for tests that look into it.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Loads the rules again; a bad file leaves the old ones in force.
+    pub fn reload(&self) {
+        // One that waits already will see the same files.
+        self.reload.try_send(()).unwrap_or_default();
+    }
+
+    /// Returns when a core part has ended, or the store takes no more writes: why.
+    pub async fn failure(&mut self) -> String {
+        let mut failed = self.store.failed();
+        let ended = |name: &str| format!("the {name} ended unexpectedly; see the log");
+        tokio::select! {
+            result = failed.wait_for(Option::is_some) => match result.as_deref() {
+                Ok(Some(error)) => format!("{error}; free the disk or mend it, then start again: nothing acknowledged is lost"),
+                _ => ended("store"),
+            },
+            _ = &mut self.intake_ended => ended("intake"),
+            _ = &mut self.broker.task => ended("broker"),
+            _ = &mut self.dispatcher.task => ended("dispatcher"),
+            _ = &mut self.http.task => ended("HTTP server"),
+            _ = &mut self.chores.task => ended("housekeeping"),
+        }
+    }
+
+    /// Stops everything in order, within the grace period.
+    ///
+    /// # Errors
+    /// The grace period ran out: what was waited for.
+    pub async fn stop(mut self) -> Result<(), StopError> {
+        self.ready.send_replace(Readiness::NotReady(Reason::ShuttingDown));
+        let step = std::cell::Cell::new("");
+        let grace = self.grace;
+        let stopped = tokio::time::timeout(grace, async {
+            step.set("devices' last acknowledgements");
+            self.broker.stop().await;
+            self.chores.stop().await;
+            step.set("publishes that are being evaluated");
+            self.intake.drain().await;
+            step.set("answers of providers");
+            self.dispatcher.stop().await;
+            step.set("HTTP clients");
+            self.http.stop().await;
+            step.set("the last write to disk");
+            self.store.close().await
+        })
+        .await;
+        drop(self.instance.remove(&self.data_dir));
+        match stopped {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(StopError::Store(error)),
+            Err(_) => Err(StopError::Late { grace, waiting_for: step.get() }),
+        }
+    }
+}
+
+/// Watchbell did not stop as it should.
+#[derive(Debug, thiserror::Error)]
+pub enum StopError {
+    /// The last commit failed.
+    #[error(transparent)]
+    Store(#[from] CommitError),
+    /// The grace period ran out.
+    #[error(
+        "not stopped within {grace:?}: still waiting for {waiting_for}; nothing acknowledged is lost"
+    )]
+    Late {
+        /// How long it was.
+        grace: Duration,
+        /// What for.
+        waiting_for: &'static str,
+    },
+}
+
+fn random_seed() -> anyhow::Result<u64> {
+    getrandom::u64().map_err(|error| anyhow::anyhow!("the system gives no random numbers: {error}"))
+}
+
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn rules_in_force(set: &RuleSet, now: Timestamp, problems: &[Problem]) -> RulesInForce {
+    let rule = |rule: &rules::set::Rule| RuleInForce {
+        name: rule.name.to_string(),
+        topic: rule.filter.as_str().to_owned(),
+        severity: rule.severity,
+    };
+    RulesInForce {
+        rules: set.rules.rules().iter().map(rule).collect(),
+        loaded_at: now,
+        problems: problems.iter().map(Problem::to_string).collect(),
+    }
+}
+
+/// Nobody has named other certificates: then there shall be some.
+fn uses_development_certificates(config: &broker::Config) -> bool {
+    let defaults = broker::Config::default();
+    let own = [&config.cert, &config.key, &config.client_ca];
+    !config.listen_tls.is_empty() && own == [&defaults.cert, &defaults.key, &defaults.client_ca]
+}
+
+/// What a person who has never seen Watchbell can publish: the example of the repository's rules,
+/// if they are what is loaded.
+fn hint(rules: &RulesInForce) -> Option<Hint> {
+    rules.rules.iter().any(|rule| rule.name == "freezer-warm").then(|| Hint {
+        topic: "site/kiel/freezer/1/telemetry".to_owned(),
+        payload: r#"{"temp_c": -10.5}"#.to_owned(),
+    })
+}
+
+/// What is done now and then: reload changed rules, watch the disk, delete what is outlived.
+struct Chores {
+    rules_dir: PathBuf,
+    limits: Limits,
+    disk_free_min: u64,
+    store: Store,
+    intake: Intake,
+    metrics: Metrics,
+    clock: Clock,
+    in_force: Arc<ArcSwap<RulesInForce>>,
+    disk_low: bool,
+}
+
+impl Chores {
+    async fn run(mut self, mut reloads: mpsc::Receiver<()>, mut stop: watch::Receiver<bool>) {
+        let mut seen = fingerprint(&self.rules_dir);
+        let mut ticks = tokio::time::interval(LOOK_AROUND);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let asked = tokio::select! {
+                _ = stop.changed() => return,
+                Some(()) = reloads.recv() => true,
+                _ = ticks.tick() => false,
+            };
+            let now_there = fingerprint(&self.rules_dir);
+            if asked || now_there != seen {
+                seen = now_there;
+                self.reload();
+            }
+            self.watch_disk();
+            self.tidy_up().await;
+        }
+    }
+
+    fn reload(&self) {
+        let now = self.clock.now();
+        match RuleSet::load_dir(&self.rules_dir, &self.limits) {
+            Ok(set) => {
+                let rules = set.rules.len();
+                self.metrics.rules_loaded.set(count(rules));
+                self.in_force.store(Arc::new(rules_in_force(&set, now, &[])));
+                self.intake.replace_rules(set);
+                tracing::info!(rules, "the rules are loaded again");
+            }
+            Err(problems) => {
+                self.metrics.rule_reloads_failed.inc();
+                for problem in &problems {
+                    tracing::error!(%problem, "the changed rules are refused; the old ones stay in force");
+                }
+                let mut in_force = RulesInForce::clone(&self.in_force.load());
+                in_force.problems = problems.iter().map(Problem::to_string).collect();
+                self.in_force.store(Arc::new(in_force));
+            }
+        }
+    }
+
+    fn watch_disk(&mut self) {
+        let free = match self.store.disk_free_bytes() {
+            Ok(free) => free,
+            Err(error) => return tracing::error!(%error, "the disk's free space cannot be read"),
+        };
+        self.metrics.disk_free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
+        let low = free < self.disk_free_min;
+        if low != self.disk_low {
+            self.disk_low = low;
+            self.intake.set_disk_low(low);
+            if low {
+                tracing::error!(
+                    free_bytes = free,
+                    least_bytes = self.disk_free_min,
+                    "the disk is nearly full: nothing new is taken until there is room"
+                );
+            } else {
+                tracing::info!(free_bytes = free, "the disk has room again");
+            }
+        }
+    }
+
+    async fn tidy_up(&self) {
+        match self.store.outlived(self.clock.now(), TIDY_ROWS) {
+            Ok(ops) if ops.is_empty() => {}
+            Ok(ops) => drop(self.store.commit(ops).await),
+            Err(error) => tracing::error!(%error, "old messages cannot be tidied up"),
+        }
+    }
+}
+
+/// Names, sizes and times of the rule files: another value means that something has changed.
+fn fingerprint(directory: &Path) -> Vec<(PathBuf, u64, Option<SystemTime>)> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let mut files: Vec<_> = entries
+        .flatten()
+        .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "toml"))
+        .filter_map(|entry| {
+            let metadata = entry.metadata().ok()?;
+            Some((entry.path(), metadata.len(), metadata.modified().ok()))
+        })
+        .collect();
+    files.sort();
+    files
+}

@@ -1,0 +1,69 @@
+//! `watchbell check`: every problem of configuration and rules, at once.
+
+use anyhow::bail;
+use clap::Args;
+
+use super::Context;
+use crate::config;
+use crate::intake::ruleset::{Limits, RuleSet};
+use crate::problem::Problem;
+
+const EXAMPLES: &str = "\
+Examples:
+  watchbell check
+  watchbell check --config /etc/watchbell.toml && systemctl restart watchbell
+
+Reads what `watchbell run` would read, secrets included, and opens nothing. Exit code 1 where
+something is wrong.";
+
+/// Report every problem of configuration and rules
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Check {}
+
+impl Check {
+    pub(super) fn run(self, context: Context<'_>) -> anyhow::Result<()> {
+        let out = context.out;
+        let (mut problems, mut fine) = (Vec::new(), Vec::new());
+        // The rules are looked at even where the configuration is wrong, with the limits and in
+        // the directory that can be made out.
+        let (rules_dir, limits) = match config::load(&context.layers, &context.clock) {
+            Ok(config) => {
+                let file = config.file.as_deref().unwrap_or("no configuration file, defaults");
+                let names: Vec<&str> = config.providers.iter().map(|one| &*one.name).collect();
+                fine.push(format!("{file}: fine, delivers by {}", names.join(", ")));
+                (config.rules_dir, config.limits)
+            }
+            Err(found) => {
+                problems.extend(found);
+                let rules_dir = config::rules_dir(&context.layers);
+                (rules_dir.unwrap_or_else(|_| "rules".into()), Limits::default())
+            }
+        };
+        match RuleSet::load_dir(&rules_dir, &limits) {
+            Ok(set) if set.missing => {
+                let what = "there is no such directory, so there are no rules; make it, or name another with --rules-dir";
+                problems.push(Problem::new(rules_dir.display().to_string(), what));
+            }
+            Ok(set) => fine.push(format!(
+                "{}: fine, {} rules and {} contacts in {} files",
+                rules_dir.display(),
+                set.rules.len(),
+                set.directory.contacts().len(),
+                set.files
+            )),
+            Err(found) => problems.extend(found),
+        }
+        if problems.is_empty() {
+            writeln!(out, "{}", fine.join("; "))?;
+            return Ok(());
+        }
+        for problem in &problems {
+            writeln!(out, "{problem}")?;
+        }
+        match problems.len() {
+            1 => bail!("1 problem"),
+            count => bail!("{count} problems"),
+        }
+    }
+}

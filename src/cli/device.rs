@@ -1,0 +1,217 @@
+//! `watchbell device`: devices that log in with user name and password.
+//!
+//! Goes through the running instance; where none runs, straight to the store, so that devices can
+//! be prepared before the first start. A password is read from standard input or made here; it
+//! never stands on the command line, where every user of the machine could read it.
+
+use std::io::Read as _;
+use std::path::Path;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::client::{Client, level};
+use super::{Context, block_on, text};
+use crate::api::{Credential, credential};
+use crate::secret::Secret;
+use crate::store::Store;
+use crate::telemetry::Metrics;
+
+const EXAMPLES: &str = "\
+Examples:
+  watchbell device add pump-7                       the password is made and shown once
+  watchbell device add gateway --client-id 'gw-*'   may use every client id that begins with gw-
+  pass show pump-7 | watchbell device add pump-7 --password-stdin
+  watchbell device remove pump-7";
+
+/// Add, list and remove devices that log in with a password
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Device {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Add a device, or give one that is there a new password
+    Add {
+        /// The user name
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// A client id that it may use, exact or with `*`; may be repeated [default: its name]
+        #[arg(long = "client-id", value_name = "PATTERN")]
+        client_ids: Vec<String>,
+        /// Read the password from standard input instead of making one
+        #[arg(long)]
+        password_stdin: bool,
+    },
+    /// Show the devices
+    List {
+        /// As JSON, for scripts
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a device
+    Remove {
+        /// The user name
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+}
+
+/// A device as the API shows it.
+#[derive(Serialize, Deserialize)]
+struct Row {
+    user: String,
+    client_ids: Vec<String>,
+    added_at: String,
+}
+
+#[derive(Deserialize)]
+struct Rows {
+    devices: Vec<Row>,
+}
+
+impl Device {
+    pub(super) fn run(self, context: Context<'_>) -> anyhow::Result<()> {
+        let data_dir = context.data_dir()?;
+        block_on(async move {
+            let client = Client::find(&data_dir).await?;
+            let client = client.as_ref();
+            match self.command {
+                Command::Add { name, client_ids, password_stdin } => {
+                    let password = if password_stdin { Some(read_password()?) } else { None };
+                    let wanted = Credential { user: name, password, client_ids };
+                    add(client, &data_dir, wanted, context).await
+                }
+                Command::List { json } => list(client, &data_dir, json, context).await,
+                Command::Remove { name } => remove(client, &data_dir, &name, context).await,
+            }
+        })
+    }
+}
+
+async fn add(
+    client: Option<&Client>,
+    data_dir: &Path,
+    wanted: Credential,
+    context: Context<'_>,
+) -> anyhow::Result<()> {
+    #[derive(Deserialize)]
+    struct Added {
+        user: String,
+        client_ids: Vec<String>,
+        password: Option<String>,
+    }
+    let made = wanted.password.is_none();
+    let added = match client {
+        Some(client) => {
+            let mut body = json!({ "user": wanted.user, "client_ids": wanted.client_ids });
+            if let Some(password) = &wanted.password {
+                body["password"] = password.expose().into();
+            }
+            client.post::<Added>("/v1/devices", Some(&body)).await?
+        }
+        None => {
+            let (device, password) = credential(wanted, context.clock.now())?;
+            let store = open(data_dir, &context)?;
+            store.put_device(&device).await?;
+            store.close().await?;
+            Added {
+                user: device.user,
+                client_ids: device.client_ids,
+                password: made.then(|| password.expose().to_owned()),
+            }
+        }
+    };
+    let (out, user) = (context.out, &added.user);
+    writeln!(out, "device {user}, client ids {}", added.client_ids.join(", "))?;
+    if let Some(password) = added.password {
+        writeln!(out, "password {password}")?;
+        writeln!(out, "It is shown this once; add the device again for a new one.")?;
+    }
+    let id = added.client_ids.iter().find(|id| !id.contains('*')).unwrap_or(user);
+    writeln!(out, "\nPublish as the device:")?;
+    writeln!(
+        out,
+        "  mosquitto_pub -h localhost -p 8883 --cafile certs/ca.pem -u {user} -P PASSWORD -i {id} -q 1 -t devices/{id}/status -m up"
+    )?;
+    Ok(())
+}
+
+async fn list(
+    client: Option<&Client>,
+    data_dir: &Path,
+    json: bool,
+    context: Context<'_>,
+) -> anyhow::Result<()> {
+    let rows = match client {
+        Some(client) => client.get::<Rows>("/v1/devices").await?.devices,
+        None => {
+            let store = open(data_dir, &context)?;
+            let devices = store.devices()?;
+            store.close().await?;
+            let row = |device: crate::store::Device| Row {
+                user: device.user,
+                client_ids: device.client_ids,
+                added_at: device.added_at.to_string(),
+            };
+            devices.into_iter().map(row).collect()
+        }
+    };
+    let out = context.out;
+    if json {
+        serde_json::to_writer_pretty(&mut *out, &rows)?;
+        writeln!(out)?;
+    } else if rows.is_empty() {
+        writeln!(out, "There are no devices; add one with `watchbell device add NAME`.")?;
+    } else {
+        let row = |row: &Row| {
+            vec![row.user.clone(), row.client_ids.join(", "), text::seconds(&row.added_at)]
+        };
+        let rows: Vec<_> = rows.iter().map(row).collect();
+        text::table(out, &["DEVICE", "CLIENT IDS", "ADDED"], &rows)?;
+    }
+    Ok(())
+}
+
+async fn remove(
+    client: Option<&Client>,
+    data_dir: &Path,
+    name: &str,
+    context: Context<'_>,
+) -> anyhow::Result<()> {
+    match client {
+        Some(client) => client.delete(&format!("/v1/devices/{}", level(name))).await?,
+        None => {
+            let store = open(data_dir, &context)?;
+            let known = store.remove_device(name).await?;
+            store.close().await?;
+            anyhow::ensure!(
+                known,
+                "there is no device `{name}`; `watchbell device list` shows them"
+            );
+        }
+    }
+    writeln!(context.out, "removed {name}; its next connection is refused")?;
+    Ok(())
+}
+
+fn open(data_dir: &Path, context: &Context<'_>) -> anyhow::Result<Store> {
+    let config = crate::config::store(&context.layers).map_err(super::problems)?;
+    Ok(Store::open(data_dir, &config, &Metrics::new())?)
+}
+
+fn read_password() -> anyhow::Result<Secret> {
+    let mut text = String::new();
+    // A little more than the longest password: what is longer is refused, not cut.
+    std::io::stdin()
+        .take(1024)
+        .read_to_string(&mut text)
+        .context("reading the password from standard input")?;
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    Ok(Secret::new(text.strip_suffix('\r').unwrap_or(text)))
+}

@@ -1,0 +1,366 @@
+//! `watchbell outbox`: what waits, what became of it, and what to do about it.
+
+use std::io::Write;
+
+use anyhow::{anyhow, bail};
+use clap::{Args, Subcommand};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::client::Client;
+use super::{Context, block_on, text};
+use crate::clock::Timestamp;
+use crate::model::{Channel, Status};
+
+const EXAMPLES: &str = "\
+Examples:
+  watchbell outbox list
+  watchbell outbox list --status failed --channel sms
+  watchbell outbox show 5d1e                the end or the beginning of an id will do
+  watchbell outbox retry 5d1e
+  watchbell outbox retry --all-failed
+
+A message is queued, sending, sent, delivered or read; or undelivered, failed, expired or canceled.";
+
+/// How many of the newest messages the part of an id is looked for in, and pages are read by.
+const PAGE: usize = 500;
+
+/// Look into the outbox; retry and cancel messages
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Outbox {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show messages, the newest first
+    List {
+        /// Only with this status; may be repeated
+        #[arg(long)]
+        status: Vec<Status>,
+        /// Only of this channel
+        #[arg(long)]
+        channel: Option<Channel>,
+        /// Only of alerts of this rule
+        #[arg(long)]
+        rule: Option<String>,
+        /// Only to this contact
+        #[arg(long)]
+        contact: Option<String>,
+        /// At most so many
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+        /// As JSON, for scripts
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one message with everything that happened to it
+    Show {
+        /// Its id, or enough of the beginning or end of it
+        id: String,
+        /// As JSON, for scripts
+        #[arg(long)]
+        json: bool,
+    },
+    /// Send a message again that has failed or expired, or that waits
+    Retry {
+        /// Its id, or enough of the beginning or end of it
+        #[arg(required_unless_present = "all_failed")]
+        id: Option<String>,
+        /// All that have failed
+        #[arg(long, conflicts_with = "id")]
+        all_failed: bool,
+    },
+    /// Withdraw a message that no provider has taken
+    Cancel {
+        /// Its id, or enough of the beginning or end of it
+        id: String,
+    },
+}
+
+/// A page of messages, as the API answers it.
+#[derive(Serialize, Deserialize)]
+struct Page {
+    messages: Vec<Message>,
+    next: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Message {
+    id: String,
+    status: String,
+    reason: Option<String>,
+    detail: Option<String>,
+    channel: String,
+    address: String,
+    contact: Option<String>,
+    severity: String,
+    title: Option<String>,
+    text: String,
+    alert: Option<Alert>,
+    segments: Option<Value>,
+    created_at: String,
+    updated_at: String,
+    expires_at: String,
+    due_at: Option<String>,
+    provider: Option<String>,
+    provider_ref: Option<String>,
+    attempt_count: u32,
+    then: Vec<Target>,
+    #[serde(default)]
+    attempts: Vec<Attempt>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Alert {
+    id: String,
+    rule: String,
+    key: String,
+    state: String,
+    topic: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Target {
+    channel: String,
+    address: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Attempt {
+    number: u32,
+    provider: String,
+    started_at: String,
+    ended_at: Option<String>,
+    outcome: String,
+    reason: Option<String>,
+    detail: Option<String>,
+}
+
+impl Outbox {
+    pub(super) fn run(self, context: Context<'_>) -> anyhow::Result<()> {
+        let data_dir = context.data_dir()?;
+        let now = context.clock.now();
+        block_on(async {
+            let client = Client::connect(&data_dir).await?;
+            let out = context.out;
+            match self.command {
+                Command::List { status, channel, rule, contact, limit, json } => {
+                    let query = Query { status, channel, rule, contact };
+                    list(&client, &query, limit, json, out).await
+                }
+                Command::Show { id, json } => {
+                    let path = format!("/v1/messages/{}", resolve(&client, &id).await?);
+                    if json {
+                        let message: Value = client.get(&path).await?;
+                        serde_json::to_writer_pretty(&mut *out, &message)?;
+                        writeln!(out)?;
+                        return Ok(());
+                    }
+                    show(&client.get(&path).await?, now, out)
+                }
+                Command::Retry { id: Some(id), .. } => {
+                    let id = resolve(&client, &id).await?;
+                    act(&client, &id, "retry", out).await
+                }
+                Command::Retry { id: None, .. } => retry_all_failed(&client, out).await,
+                Command::Cancel { id } => {
+                    let id = resolve(&client, &id).await?;
+                    act(&client, &id, "cancel", out).await
+                }
+            }
+        })
+    }
+}
+
+#[derive(Default)]
+struct Query {
+    status: Vec<Status>,
+    channel: Option<Channel>,
+    rule: Option<String>,
+    contact: Option<String>,
+}
+
+impl Query {
+    fn path(&self, limit: usize, before: Option<&str>) -> String {
+        let mut path = format!("/v1/messages?limit={limit}");
+        let mut add = |key: &str, value: &str| {
+            path.push_str(&format!("&{key}={}", super::client::level(value)));
+        };
+        for status in &self.status {
+            add("status", status.as_str());
+        }
+        self.channel.iter().for_each(|channel| add("channel", channel.as_str()));
+        self.rule.iter().for_each(|rule| add("rule", rule));
+        self.contact.iter().for_each(|contact| add("contact", contact));
+        before.iter().for_each(|before| add("before", before));
+        path
+    }
+}
+
+async fn list(
+    client: &Client,
+    query: &Query,
+    limit: usize,
+    json: bool,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    if json {
+        let page: Value = client.get(&query.path(limit, None)).await?;
+        serde_json::to_writer_pretty(&mut *out, &page["messages"])?;
+        writeln!(out)?;
+        return Ok(());
+    }
+    let page: Page = client.get(&query.path(limit, None)).await?;
+    if page.messages.is_empty() {
+        writeln!(out, "There are no such messages.")?;
+        return Ok(());
+    }
+    let row = |message: &Message| {
+        let status = match &message.reason {
+            Some(reason) => format!("{}: {reason}", message.status),
+            None => message.status.clone(),
+        };
+        let rule = message.alert.as_ref().map_or("-", |alert| &alert.rule);
+        vec![
+            message.id.clone(),
+            text::seconds(&message.created_at),
+            status,
+            message.channel.clone(),
+            message.contact.clone().unwrap_or_else(|| message.address.clone()),
+            rule.to_owned(),
+            text::cut(&message.text, 40),
+        ]
+    };
+    let rows: Vec<_> = page.messages.iter().map(row).collect();
+    text::table(out, &["ID", "CREATED", "STATUS", "BY", "TO", "RULE", "TEXT"], &rows)?;
+    if page.next.is_some() {
+        writeln!(out, "There are more: --limit {}, or narrow the list.", limit.saturating_mul(5))?;
+    }
+    Ok(())
+}
+
+fn show(message: &Message, now: Timestamp, out: &mut dyn Write) -> anyhow::Result<()> {
+    let because = message.reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
+    writeln!(out, "message {}", message.id)?;
+    writeln!(out, "  status    {}{because}", message.status)?;
+    if let Some(detail) = &message.detail {
+        writeln!(out, "            {}", text::cut(detail, 300))?;
+    }
+    let whom = match &message.contact {
+        Some(contact) => format!("{contact}, {}", message.address),
+        None => message.address.clone(),
+    };
+    writeln!(out, "  to        {whom}, by {}", message.channel)?;
+    if let Some(alert) = &message.alert {
+        let key = if alert.key.is_empty() { String::new() } else { format!(" ({})", alert.key) };
+        writeln!(out, "  alert     {}{key} {}, from {}", alert.rule, alert.state, alert.topic)?;
+    }
+    writeln!(out, "  severity  {}", message.severity)?;
+    if let Some(title) = &message.title {
+        writeln!(out, "  title     {}", text::cut(title, 300))?;
+    }
+    writeln!(out, "  text      {}", text::cut(&message.text, 2000))?;
+    let expiry = text::distance(&message.expires_at, now);
+    writeln!(out, "  expires   {} ({expiry})", text::seconds(&message.expires_at))?;
+    for target in &message.then {
+        writeln!(out, "  then      {} by {}", target.address, target.channel)?;
+    }
+    if let Some(provider) = &message.provider {
+        let reference = message.provider_ref.as_deref().unwrap_or("no id");
+        writeln!(out, "  taken by  {provider} ({reference})")?;
+    }
+
+    writeln!(out, "\n  {}  entered the outbox", message.created_at)?;
+    let kept = message.attempts.len();
+    let earlier = usize::try_from(message.attempt_count).unwrap_or(kept).saturating_sub(kept);
+    if earlier > 0 {
+        writeln!(out, "  {:24}  {earlier} attempts before the latest {kept}", "…")?;
+    }
+    for attempt in &message.attempts {
+        let what = format!("attempt {} by {}", attempt.number, attempt.provider);
+        writeln!(out, "  {}  {what} started", attempt.started_at)?;
+        let because = [attempt.reason.as_deref(), attempt.detail.as_deref()];
+        let because: Vec<&str> = because.into_iter().flatten().collect();
+        let outcome = match attempt.outcome.as_str() {
+            "accepted" => "taken by the provider".to_owned(),
+            "retry" => format!("not taken, tried again: {}", because.join(": ")),
+            "rejected" => format!("refused: {}", because.join(": ")),
+            "unknown" => format!("it may have been sent, nobody knows: {}", because.join(": ")),
+            _ => "no outcome yet".to_owned(),
+        };
+        let ended = attempt.ended_at.as_deref().unwrap_or("…");
+        writeln!(out, "  {ended:24}  {what}: {}", text::cut(&outcome, 300))?;
+    }
+    if let Some(due) = &message.due_at {
+        writeln!(out, "  {due}  next attempt due ({})", text::distance(due, now))?;
+    } else if message.status != "sending" {
+        writeln!(out, "  {}  {}{because}", message.updated_at, message.status)?;
+    }
+    Ok(())
+}
+
+async fn act(client: &Client, id: &str, what: &str, out: &mut dyn Write) -> anyhow::Result<()> {
+    let message: Message = client.post(&format!("/v1/messages/{id}/{what}"), None).await?;
+    writeln!(out, "{id}  {}", message.status)?;
+    Ok(())
+}
+
+async fn retry_all_failed(client: &Client, out: &mut dyn Write) -> anyhow::Result<()> {
+    let query = Query { status: vec![Status::Failed], ..Query::default() };
+    let (mut before, mut retried, mut refused) = (None::<String>, 0_usize, 0_usize);
+    loop {
+        let page: Page = client.get(&query.path(PAGE, before.as_deref())).await?;
+        for message in &page.messages {
+            match act(client, &message.id, "retry", out).await {
+                Ok(()) => retried += 1,
+                Err(error) => {
+                    refused += 1;
+                    writeln!(out, "{}  {error}", message.id)?;
+                }
+            }
+        }
+        before = page.next;
+        if before.is_none() {
+            break;
+        }
+    }
+    writeln!(out, "{retried} messages will be sent again")?;
+    if refused > 0 {
+        bail!("{refused} messages could not be put back");
+    }
+    Ok(())
+}
+
+/// The whole id for a part of it: a UUID as it is, else what one of the newest messages begins or
+/// ends with.
+async fn resolve(client: &Client, part: &str) -> anyhow::Result<String> {
+    let part = part.to_ascii_lowercase();
+    if part.parse::<uuid::Uuid>().is_ok() {
+        return Ok(part);
+    }
+    if part.len() < 4 || !part.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-') {
+        bail!(
+            "`{part}` is no message id; write the id, or 4 or more characters of its beginning or end"
+        );
+    }
+    let page: Page = client.get(&Query::default().path(PAGE, None)).await?;
+    let matching: Vec<&Message> = page
+        .messages
+        .iter()
+        .filter(|message| message.id.starts_with(&part) || message.id.ends_with(&part))
+        .collect();
+    match matching.as_slice() {
+        [one] => Ok(one.id.clone()),
+        [] => Err(anyhow!(
+            "none of the newest {} messages has an id that begins or ends with {part}",
+            page.messages.len()
+        )),
+        several => {
+            let ids: Vec<&str> = several.iter().take(5).map(|one| one.id.as_str()).collect();
+            Err(anyhow!("{part} could be any of {}; write more of it", ids.join(", ")))
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! `watchbell status`: the running instance at a glance.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::time::Duration;
+
+use clap::Args;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::client::Client;
+use super::{Context, block_on, text};
+use crate::clock::Timestamp;
+
+const EXAMPLES: &str = "\
+Examples:
+  watchbell status
+  watchbell status --json | jq .outbox.waiting";
+
+/// How the running instance is
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Status {
+    /// As JSON, for scripts
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    version: String,
+    run: String,
+    listeners: Vec<Listener>,
+    uptime_secs: u64,
+    reason: Option<String>,
+    outbox: Outbox,
+    lanes: Vec<Lane>,
+    rules: Rules,
+    disk_free_bytes: Option<u64>,
+    data_dir: String,
+}
+
+#[derive(Deserialize)]
+struct Listener {
+    protocol: String,
+    address: String,
+}
+
+#[derive(Deserialize)]
+struct Outbox {
+    waiting: usize,
+    dead: BTreeMap<String, u64>,
+}
+
+#[derive(Deserialize)]
+struct Lane {
+    provider: String,
+    kind: String,
+    channels: Vec<String>,
+    state: String,
+    reason: Option<String>,
+    detail: Option<String>,
+    until: Option<String>,
+    in_flight: usize,
+    ready: usize,
+}
+
+#[derive(Deserialize)]
+struct Rules {
+    rules: Vec<Value>,
+    loaded_at: String,
+    problems: Vec<String>,
+}
+
+impl Status {
+    pub(super) fn run(self, context: Context<'_>) -> anyhow::Result<()> {
+        let data_dir = context.data_dir()?;
+        let now = context.clock.now();
+        let answer: Value =
+            block_on(async { Client::connect(&data_dir).await?.get("/v1/status").await })?;
+        let out = context.out;
+        if self.json {
+            serde_json::to_writer_pretty(&mut *out, &answer)?;
+            writeln!(out)?;
+            return Ok(());
+        }
+        Answer::deserialize(answer)?.write(now, out)
+    }
+}
+
+impl Answer {
+    fn write(&self, now: Timestamp, out: &mut dyn Write) -> anyhow::Result<()> {
+        let up = text::length(Duration::from_secs(self.uptime_secs));
+        let ready = match &self.reason {
+            None => "ready".to_owned(),
+            Some(reason) => format!("NOT READY: {reason}"),
+        };
+        writeln!(out, "watchbell {}, up {up}, {ready}", self.version)?;
+        writeln!(out, "run      {}", self.run)?;
+        let free = self.disk_free_bytes.map_or("unknown".to_owned(), text::bytes);
+        writeln!(out, "data     {}, {free} free", self.data_dir)?;
+        let listeners: Vec<String> =
+            self.listeners.iter().map(|one| format!("{} {}", one.protocol, one.address)).collect();
+        writeln!(out, "listens  {}", listeners.join(", "))?;
+        let loaded = text::distance(&self.rules.loaded_at, now);
+        writeln!(out, "rules    {} in force, loaded {loaded}", self.rules.rules.len())?;
+        for problem in &self.rules.problems {
+            writeln!(out, "         last reload refused: {problem}")?;
+        }
+        let dead: Vec<String> =
+            self.outbox.dead.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+        let dead = match dead.as_slice() {
+            [] => String::new(),
+            dead => format!("; dead since the start: {}", dead.join(", ")),
+        };
+        writeln!(out, "outbox   {} waiting{dead}\n", self.outbox.waiting)?;
+        let rows: Vec<Vec<String>> = self.lanes.iter().map(|lane| lane.row(now)).collect();
+        let head = ["LANE", "KIND", "CHANNELS", "STATE", "IN FLIGHT", "READY", "WHY"];
+        text::table(out, &head, &rows)?;
+        if let Some(stopped) = self.lanes.iter().find(|lane| lane.state == "stopped") {
+            writeln!(
+                out,
+                "\n{} refuses our account or configuration; nothing is lost. Set it right and restart, or wait: it is tried again by itself.",
+                stopped.provider
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl Lane {
+    fn row(&self, now: Timestamp) -> Vec<String> {
+        let mut why: Vec<String> = Vec::new();
+        why.extend(self.reason.clone());
+        why.extend(self.detail.as_deref().map(|detail| text::cut(detail, 80)));
+        if let Some(until) = &self.until {
+            why.push(format!("tried again {}", text::distance(until, now)));
+        }
+        vec![
+            self.provider.clone(),
+            self.kind.clone(),
+            self.channels.join(", "),
+            self.state.clone(),
+            self.in_flight.to_string(),
+            self.ready.to_string(),
+            why.join("; "),
+        ]
+    }
+}

@@ -1,0 +1,358 @@
+//! The configuration: the modules' own `Config` structs in one tree.
+//!
+//! Reads the layers ([`layers`]), hands each section to the module that owns it, and checks what
+//! no module can see alone: that providers are named once, and that each channel's list names
+//! providers that serve it. Every problem is reported at once. Nothing below imports this module.
+
+pub mod layers;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use toml::Value;
+
+use self::layers::{Layers, Merged};
+use crate::broker::acl::AccessEntry;
+use crate::clock::Clock;
+use crate::dispatch::LaneSpec;
+use crate::model::Channel;
+use crate::problem::{Fault, Problem, Step, closest};
+use crate::provider::phone::Screen;
+use crate::provider::registry::{self, Entry};
+use crate::span::Span;
+
+/// Everything that an operator can set, read and checked.
+pub struct Config {
+    /// Where the store, the API key and the instance file are; default `data`.
+    pub data_dir: PathBuf,
+    /// Where the rule files are; default `rules`.
+    pub rules_dir: PathBuf,
+    /// `grace`: how long stopping may take in all before the process ends all the same; default
+    /// 20s, 1s to 10m.
+    pub grace: Span,
+    /// `[telemetry]`: logs.
+    pub telemetry: crate::telemetry::Config,
+    /// `[broker]`: the MQTT edge.
+    pub broker: crate::broker::Config,
+    /// `[[access]]`: who may publish and subscribe where.
+    pub access: Vec<AccessEntry>,
+    /// `[api]`: the HTTP edge.
+    pub api: crate::api::Config,
+    /// `[rules]` and `[notify]`: bounds on rules and contacts.
+    pub limits: crate::intake::ruleset::Limits,
+    /// `[intake]`: what is taken at a time.
+    pub intake: crate::intake::Config,
+    /// `[dispatch]`: retry, breaker, expiry.
+    pub dispatch: crate::dispatch::Config,
+    /// `[store]`: cache, retention, disk.
+    pub store: crate::store::Config,
+    /// `[[provider]]`; the virtual phone alone where there is none.
+    pub providers: Vec<Entry>,
+    /// `[channel.*]`: which providers serve a channel, by name, in failover order.
+    pub routes: BTreeMap<Channel, Vec<Arc<str>>>,
+    /// What the virtual phone shows, if one is configured.
+    pub screen: Screen,
+    /// The file that was read, if one was.
+    pub file: Option<String>,
+}
+
+impl Config {
+    /// The directory of the certificates for development, where nobody has named others: those
+    /// may be made at the start.
+    pub fn development_certificates(&self) -> Option<&'static Path> {
+        let (ours, default) = (&self.broker, crate::broker::Config::default());
+        let untouched = ours.cert == default.cert
+            && ours.key == default.key
+            && (ours.client_ca == default.client_ca || ours.client_ca.as_os_str().is_empty());
+        (untouched && !ours.listen_tls.is_empty()).then_some(Path::new(crate::certs::DIRECTORY))
+    }
+
+    /// The providers as the dispatcher takes them.
+    pub fn lanes(&self) -> Vec<LaneSpec> {
+        let lane = |entry: &Entry| LaneSpec {
+            name: Arc::clone(&entry.name),
+            kind: entry.kind,
+            channels: entry.channels.clone(),
+            per_second: entry.rate.map(|rate| f64::from(rate.calls()) / rate.per().as_secs_f64()),
+            concurrency: entry.concurrency,
+            provider: Arc::clone(&entry.provider),
+        };
+        self.providers.iter().map(lane).collect()
+    }
+}
+
+/// `[channel.sms]` and its like.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Channels {
+    sms: Option<ChannelConfig>,
+    whatsapp: Option<ChannelConfig>,
+    push: Option<ChannelConfig>,
+    webhook: Option<ChannelConfig>,
+}
+
+impl Channels {
+    fn get(&self, channel: Channel) -> Option<&ChannelConfig> {
+        match channel {
+            Channel::Sms => self.sms.as_ref(),
+            Channel::Whatsapp => self.whatsapp.as_ref(),
+            Channel::Push => self.push.as_ref(),
+            Channel::Webhook => self.webhook.as_ref(),
+        }
+    }
+}
+
+/// How a channel is served.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ChannelConfig {
+    /// Providers by name, in failover order. Default: every provider that serves the channel, in
+    /// the order of the file.
+    providers: Vec<String>,
+}
+
+/// Loads the configuration: reads every secret and makes every provider, and opens nothing.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn load(layers: &Layers, clock: &Clock) -> Result<Config, Vec<Problem>> {
+    let mut merged = Merged::new(layers)?;
+    let data_dir = merged.optional("data_dir").unwrap_or_else(default_data_dir);
+    let rules_dir = merged.optional("rules_dir").unwrap_or_else(default_rules_dir);
+    let grace = grace(&mut merged);
+    let telemetry: crate::telemetry::Config = merged.section("telemetry");
+    merged.said(telemetry.problems());
+    let broker: crate::broker::Config = merged.section("broker");
+    merged.said(broker.problems());
+    let access = access(&mut merged);
+    let api: crate::api::Config = merged.section("api");
+    merged.said(api.problems());
+    let rules: crate::rules::Config = merged.section("rules");
+    merged.said(rules.validate().into_iter().map(|what| format!("rules.{what}")));
+    let contacts: crate::notify::contact::Config = merged.section("notify");
+    merged.said(contacts.validate().into_iter().map(|what| format!("notify.{what}")));
+    let intake: crate::intake::Config = merged.section("intake");
+    merged.said(intake.problems());
+    let dispatch: crate::dispatch::Config = merged.section("dispatch");
+    merged.said(dispatch.problems());
+    let store: crate::store::Config = merged.section("store");
+    merged.said(store.problems());
+
+    let screen = Screen::new(api.phone_messages_max);
+    let shared = registry::Shared { screen: screen.clone(), clock: clock.clone() };
+    let providers = providers(&mut merged, &shared);
+    let channels: Channels = merged.section("channel");
+    let routes = routes(&providers, &channels, &mut merged);
+
+    let config = Config {
+        data_dir,
+        rules_dir,
+        grace,
+        telemetry,
+        broker,
+        access,
+        api,
+        limits: crate::intake::ruleset::Limits { rules, contacts },
+        intake,
+        dispatch,
+        store,
+        providers: providers.entries,
+        routes,
+        screen,
+        file: merged.file_name().map(str::to_owned),
+    };
+    match merged.finish() {
+        problems if problems.is_empty() => Ok(config),
+        problems => Err(problems),
+    }
+}
+
+/// The data directory alone, for commands that look for a running instance: they must work while
+/// something else in the file is wrong.
+///
+/// # Errors
+/// The file cannot be read, or the key is no path.
+pub fn data_dir(layers: &Layers) -> Result<PathBuf, Vec<Problem>> {
+    Ok(alone::<Option<PathBuf>>(layers, "data_dir")?.unwrap_or_else(default_data_dir))
+}
+
+/// The rules directory alone.
+///
+/// # Errors
+/// The file cannot be read, or the key is no path.
+pub fn rules_dir(layers: &Layers) -> Result<PathBuf, Vec<Problem>> {
+    Ok(alone::<Option<PathBuf>>(layers, "rules_dir")?.unwrap_or_else(default_rules_dir))
+}
+
+/// The store's settings alone, for commands that open it themselves while no instance runs.
+///
+/// # Errors
+/// The file cannot be read, or something is wrong with them.
+pub fn store(layers: &Layers) -> Result<crate::store::Config, Vec<Problem>> {
+    let config: crate::store::Config = alone(layers, "store")?;
+    match config.problems() {
+        problems if problems.is_empty() => Ok(config),
+        problems => {
+            let problem = |what| Problem::new("configuration", what);
+            Err(problems.into_iter().map(problem).collect())
+        }
+    }
+}
+
+fn alone<T: DeserializeOwned + Default>(
+    layers: &Layers,
+    name: &'static str,
+) -> Result<T, Vec<Problem>> {
+    let mut merged = Merged::new(layers)?;
+    merged.only(name);
+    let value = merged.section(name);
+    match merged.finish() {
+        problems if problems.is_empty() => Ok(value),
+        problems => Err(problems),
+    }
+}
+
+fn default_data_dir() -> PathBuf {
+    "data".into()
+}
+
+fn default_rules_dir() -> PathBuf {
+    "rules".into()
+}
+
+fn grace(merged: &mut Merged) -> Span {
+    let grace = merged.optional("grace").unwrap_or(Span::from_secs(20));
+    if !(Span::from_secs(1)..=Span::from_secs(600)).contains(&grace) {
+        merged.problem(&["grace".into()], &format!("1s to 10m, found {grace}"));
+    }
+    grace
+}
+
+fn access(merged: &mut Merged) -> Vec<AccessEntry> {
+    let entries: Vec<(usize, AccessEntry)> =
+        merged.list("access", |_, value| crate::problem::read(value));
+    for (index, entry) in &entries {
+        let problems = entry.problems().into_iter();
+        merged.said(problems.map(|what| format!("access[{index}].{what}")));
+    }
+    entries.into_iter().map(|(_, entry)| entry).collect()
+}
+
+/// The providers that could be made, and what the tables say of all.
+struct Providers {
+    entries: Vec<Entry>,
+    /// The names and channels of all tables, those in which something is wrong too: it must not
+    /// look as if they were not there.
+    named: Vec<Named>,
+}
+
+struct Named {
+    index: usize,
+    name: String,
+    /// `None` where it cannot be known because the table is wrong.
+    channels: Option<Vec<Channel>>,
+}
+
+fn providers(merged: &mut Merged, shared: &registry::Shared) -> Providers {
+    let mut named: Vec<Named> = Vec::new();
+    let mut tables = 0;
+    let entries = merged.list("provider", |index, value| {
+        tables = tables.max(index + 1);
+        let table = match value {
+            Value::Table(table) => table,
+            other => {
+                let what = format!("expected a table, found {}", other.type_str());
+                return Err(vec![Fault { path: Vec::new(), what }]);
+            }
+        };
+        let read = registry::read(&table, shared);
+        if let Some(name) = table.get("name").and_then(Value::as_str) {
+            let channels = read.as_ref().ok().map(|entry| entry.channels.clone());
+            named.retain(|one| one.index != index);
+            named.push(Named { index, name: name.to_owned(), channels });
+        }
+        read
+    });
+    let mut entries: Vec<Entry> = entries.into_iter().map(|(_, entry)| entry).collect();
+    if tables == 0 {
+        // The first try: no account anywhere, and the message is seen all the same.
+        let table = toml::toml! {
+            name = "phone"
+            kind = "phone"
+        };
+        let phone = registry::read(&table, shared).expect("the phone needs nothing more");
+        named.push(Named {
+            index: 0,
+            name: "phone".to_owned(),
+            channels: Some(phone.channels.clone()),
+        });
+        entries.push(phone);
+    }
+    Providers { entries, named }
+}
+
+fn routes(
+    providers: &Providers,
+    channels: &Channels,
+    merged: &mut Merged,
+) -> BTreeMap<Channel, Vec<Arc<str>>> {
+    let named = &providers.named;
+    for (at, provider) in named.iter().enumerate() {
+        if let Some(first) = named.iter().take(at).find(|first| first.name == provider.name) {
+            let path = ["provider".into(), provider.index.into(), "name".into()];
+            let what = format!("`{}` is the name of provider[{}] already", first.name, first.index);
+            merged.problem(&path, &what);
+        }
+    }
+    let mut routes = BTreeMap::new();
+    for &channel in Channel::ALL {
+        let Some(config) = channels.get(channel) else {
+            let serving = providers.entries.iter().filter(|one| one.channels.contains(&channel));
+            routes.insert(channel, serving.map(|one| Arc::clone(&one.name)).collect());
+            continue;
+        };
+        let list = ["channel", channel.as_str(), "providers"].map(Step::from);
+        let mut route: Vec<Arc<str>> = Vec::new();
+        for (index, name) in config.providers.iter().enumerate() {
+            let what = match named.iter().find(|one| one.name == *name) {
+                None => unknown_provider(name, named),
+                Some(Named { channels: Some(served), .. }) if !served.contains(&channel) => {
+                    format!(
+                        "provider `{name}` does not serve {channel}; add it to the provider's `channels`, or take it out here"
+                    )
+                }
+                Some(_) if route.iter().any(|earlier| **earlier == **name) => {
+                    format!("`{name}` stands here twice")
+                }
+                Some(_) => {
+                    route.push(name.as_str().into());
+                    continue;
+                }
+            };
+            let path: Vec<Step> = list.iter().cloned().chain([Step::from(index)]).collect();
+            merged.problem(&path, &what);
+        }
+        if config.providers.is_empty() {
+            let what = format!(
+                "it names no provider; take the key out to use every provider that serves {channel}"
+            );
+            merged.problem(&list, &what);
+        }
+        routes.insert(channel, route);
+    }
+    routes
+}
+
+fn unknown_provider(name: &str, providers: &[Named]) -> String {
+    let mut names: Vec<&str> = providers.iter().map(|one| one.name.as_str()).collect();
+    names.dedup();
+    match closest(name, &names) {
+        Some(near) => format!("there is no provider `{name}`; did you mean `{near}`?"),
+        None => {
+            format!("there is no provider `{name}`; the configuration has {}", names.join(", "))
+        }
+    }
+}
