@@ -192,6 +192,17 @@ mod tests {
         let mut out = Vec::new();
         place.welcome(&about, &mut out).expect("written");
         let text = String::from_utf8(out).expect("text").replace("cargo run --", "watchbell");
-        insta::assert_snapshot!(text, @"");
+        insta::assert_snapshot!(text, @r#"
+        watchbell 1.2.3 is running; Ctrl-C stops it
+          mqtt      127.0.0.1:1883, clients on this machine need no login
+          mqtts     0.0.0.0:8883, CA certs/ca.pem
+          console   http://127.0.0.1:8080/
+          rules     rules/, data my data/
+          delivers  by phone
+
+        Type next, in another terminal, one of:
+          mosquitto_pub -h 127.0.0.1 -p 1883 -q 1 -t a/b -m 'it'\''s'
+          watchbell pub --data-dir 'my data' a/b 'it'\''s'
+        "#);
     }
 }
