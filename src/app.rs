@@ -6,7 +6,6 @@
 //! The order of stopping: not ready, no new connections -> sessions get their acknowledgements and
 //! DISCONNECT -> intake drains -> dispatch waits for calls in flight -> HTTP -> the last commit.
 
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,8 +13,6 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use tokio::signal::unix::{self, SignalKind};
-use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -31,8 +28,7 @@ use crate::intake::ruleset::{Limits, RuleSet};
 use crate::intake::{self, Intake};
 use crate::model::{IdSource, Reason, RunId};
 use crate::problem::Problem;
-use crate::provider::phone::{Screen, Shown};
-use crate::provider::registry::Entry;
+use crate::provider::phone::Screen;
 use crate::rules::{self, engine::Engine};
 use crate::store::{CommitError, Store};
 use crate::telemetry::Metrics;
@@ -52,7 +48,7 @@ pub struct App {
     screen: Screen,
     ready: watch::Sender<Readiness>,
     reload: mpsc::Sender<()>,
-    in_force: Arc<ArcSwap<RulesInForce>>,
+    about: About,
     instance: Instance,
     broker: Part,
     dispatcher: Part,
@@ -85,135 +81,18 @@ impl Part {
     }
 }
 
-/// What an operator wrote is wrong; all of it, a line each.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-pub struct Problems(pub Vec<Problem>);
-
-/// Runs Watchbell until it is told to stop or cannot go on; `out` is where the virtual phone and
-/// the greeting appear.
-///
-/// # Errors
-/// It could not start, had to end, or did not stop in time.
-pub fn run(config: Config, clock: Clock, out: &mut dyn Write) -> anyhow::Result<()> {
-    raise_file_limit();
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("starting the runtime")?
-        .block_on(serve(config, clock, out))
+/// Watchbell cannot start.
+#[derive(Debug)]
+pub enum StartError {
+    /// Something that an operator wrote is wrong; all of it.
+    Problems(Vec<Problem>),
+    /// Something else.
+    Other(anyhow::Error),
 }
 
-async fn serve(config: Config, clock: Clock, out: &mut dyn Write) -> anyhow::Result<()> {
-    let mut signals = Signals::listen().context("listening for signals")?;
-    let greeting = Greeting::of(&config);
-    let mut app = Box::pin(App::start(config, clock)).await?;
-    greeting.write(&app, out)?;
-    let mut phone = app.screen().subscribe();
-    let reason = loop {
-        tokio::select! {
-            signal = signals.next() => match signal {
-                Signal::Reload => app.reload(),
-                Signal::Stop(name) => {
-                    tracing::info!(signal = name, "stopping");
-                    break None;
-                }
-            },
-            reason = app.failure() => break Some(reason),
-            shown = phone.recv() => match shown {
-                Ok(shown) => ring(&shown, out)?,
-                Err(RecvError::Lagged(missed)) => {
-                    writeln!(out, "(the phone showed {missed} more)")?;
-                }
-                // The screen lives as long as the app.
-                Err(RecvError::Closed) => {}
-            },
-        }
-    };
-    if let Some(reason) = &reason {
-        tracing::error!(reason, "this process cannot go on");
-    }
-    let stopped = tokio::select! {
-        stopped = app.stop() => stopped.map_err(anyhow::Error::from),
-        signal = signals.next_stop() => Err(anyhow::anyhow!("{signal} again: ended at once; nothing acknowledged is lost")),
-    };
-    match reason {
-        Some(reason) => Err(anyhow::anyhow!(reason)),
-        None => stopped,
-    }
-}
-
-/// A message on the virtual phone, in the terminal.
-fn ring(shown: &Shown, out: &mut dyn Write) -> std::io::Result<()> {
-    let who = shown.contact.as_deref().unwrap_or("");
-    let rule = shown.alert.as_ref().map_or("", |alert| &alert.rule);
-    writeln!(
-        out,
-        "\n  ┌ {} to {who} {} · {} {rule} · {}",
-        shown.channel, shown.address, shown.severity, shown.at
-    )?;
-    if let Some(title) = &shown.title {
-        writeln!(out, "  │ {title}")?;
-    }
-    for line in shown.text.lines() {
-        writeln!(out, "  │ {line}")?;
-    }
-    writeln!(out, "  └")?;
-    out.flush()
-}
-
-/// What is said at the start.
-struct Greeting {
-    anonymous: bool,
-    providers: Vec<String>,
-    client_ca: PathBuf,
-}
-
-impl Greeting {
-    fn of(config: &Config) -> Self {
-        let provider = |entry: &Entry| {
-            let channels: Vec<_> = entry.channels.iter().map(|channel| channel.as_str()).collect();
-            format!("{} ({}) for {}", entry.name, entry.kind, channels.join(", "))
-        };
-        Self {
-            anonymous: config.broker.anonymous == broker::Anonymous::Loopback,
-            providers: config.providers.iter().map(provider).collect(),
-            client_ca: config.broker.client_ca.clone(),
-        }
-    }
-
-    fn write(&self, app: &App, out: &mut dyn Write) -> std::io::Result<()> {
-        let Instance { api, mqtt, mqtts, .. } = app.instance();
-        writeln!(out, "watchbell {}", env!("CARGO_PKG_VERSION"))?;
-        if let Some(address) = mqtt {
-            writeln!(out, "  mqtt   {address}")?;
-        }
-        if let Some(address) = mqtts {
-            writeln!(out, "  mqtts  {address}  (CA: {})", self.client_ca.display())?;
-        }
-        writeln!(out, "  http   http://{api}  (page, API, metrics)")?;
-        let rules = app.in_force.load();
-        writeln!(out, "  rules  {} in force", rules.rules.len())?;
-        writeln!(out, "  sends  {}", self.providers.join("; "))?;
-        if self.anonymous {
-            writeln!(
-                out,
-                "  anonymous clients are let in from this machine only, with access to every topic"
-            )?;
-        }
-        if let (Some(hint), Some(address)) = (hint(&rules), mqtt) {
-            let Hint { topic, payload } = hint;
-            writeln!(out, "\nTry it, in another terminal, and look here and at http://{api}:")?;
-            writeln!(out, "  cargo run -- pub {topic} '{payload}'")?;
-            writeln!(
-                out,
-                "  mosquitto_pub -h {} -p {} -t {topic} -q 1 -m '{payload}'",
-                address.ip(),
-                address.port()
-            )?;
-        }
-        writeln!(out)?;
-        out.flush()
+impl<E: Into<anyhow::Error>> From<E> for StartError {
+    fn from(error: E) -> Self {
+        Self::Other(error.into())
     }
 }
 
@@ -227,56 +106,22 @@ fn raise_file_limit() {
     }
 }
 
-enum Signal {
-    Reload,
-    Stop(&'static str),
-}
-
-struct Signals {
-    hangup: unix::Signal,
-    terminate: unix::Signal,
-    interrupt: unix::Signal,
-}
-
-impl Signals {
-    fn listen() -> std::io::Result<Self> {
-        Ok(Self {
-            hangup: unix::signal(SignalKind::hangup())?,
-            terminate: unix::signal(SignalKind::terminate())?,
-            interrupt: unix::signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) -> Signal {
-        tokio::select! {
-            _ = self.hangup.recv() => Signal::Reload,
-            _ = self.terminate.recv() => Signal::Stop("SIGTERM"),
-            _ = self.interrupt.recv() => Signal::Stop("SIGINT"),
-        }
-    }
-
-    async fn next_stop(&mut self) -> &'static str {
-        loop {
-            if let Signal::Stop(name) = self.next().await {
-                return name;
-            }
-        }
-    }
-}
-
 impl App {
     /// Builds and starts everything. All sockets are bound before the first device is served.
     ///
     /// # Errors
-    /// [`Problems`] in the rules, or whatever else keeps it from starting; nothing is left running.
-    pub async fn start(config: Config, clock: Clock) -> anyhow::Result<Self> {
+    /// [`StartError`]; nothing is left running.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        raise_file_limit();
+        let clock = Clock::System;
         let metrics = Metrics::new();
         let now = clock.now();
         if uses_development_certificates(&config.broker) {
             certs::ensure_development(Path::new(certs::DIRECTORY), now)
                 .context("making development certificates")?;
         }
-        let rules = RuleSet::load_dir(&config.rules_dir, &config.limits).map_err(Problems)?;
+        let rules =
+            RuleSet::load_dir(&config.rules_dir, &config.limits).map_err(StartError::Problems)?;
         metrics.rules_loaded.set(count(rules.rules.len()));
         let in_force = Arc::new(ArcSwap::from_pointee(rules_in_force(&rules, now, &[])));
 
@@ -352,8 +197,9 @@ impl App {
                 rules: Arc::clone(&in_force),
                 console: console::router(),
             };
-            Api::bind(&config.api, parts).await?
+            Api::bind(&config.api, parts)?
         };
+        let about = api.about().clone();
         let instance = Instance { pid: std::process::id(), api: api.address(), mqtt, mqtts, run };
         instance.write(&config.data_dir)?;
 
@@ -366,7 +212,7 @@ impl App {
             intake: intake.clone(),
             metrics,
             clock,
-            in_force: Arc::clone(&in_force),
+            in_force,
             disk_low: false,
         };
         Ok(Self {
@@ -383,12 +229,17 @@ impl App {
             dispatch,
             ready,
             reload,
-            in_force,
+            about,
             instance,
         })
     }
 
-    /// What listens where.
+    /// What it is, and what listens where.
+    pub fn about(&self) -> &About {
+        &self.about
+    }
+
+    /// The same for other processes.
     pub fn instance(&self) -> &Instance {
         &self.instance
     }
@@ -411,7 +262,7 @@ impl App {
     /// Loads the rules again; a bad file leaves the old ones in force.
     pub fn reload(&self) {
         // One that waits already will see the same files.
-        drop(self.reload.try_send(()));
+        self.reload.try_send(()).unwrap_or_default();
     }
 
     /// Returns when a core part has ended, or the store takes no more writes: why.

@@ -108,8 +108,9 @@ impl Publish {
                 )),
             }
         })?;
+        let out = context.out;
         writeln!(
-            context.out,
+            out,
             "published {count} bytes to {} at {place}: {acknowledgement}",
             self.topic
         )?;

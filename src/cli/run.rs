@@ -34,10 +34,11 @@ pub(super) struct Run {}
 
 impl Run {
     pub(super) fn run(self, context: Context<'_>) -> anyhow::Result<()> {
-        let config = crate::config::load(&context.layers, &context.clock).map_err(problems)?;
+        let Context { layers, clock, out } = context;
+        let config = crate::config::load(&layers, &clock).map_err(problems)?;
         crate::telemetry::init(&config.telemetry).map_err(anyhow::Error::msg)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(serve(config, context.out))
+        runtime.block_on(serve(config, out))
     }
 }
 

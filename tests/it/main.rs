@@ -8,6 +8,7 @@ mod dispatch;
 mod fake;
 mod providers;
 mod store;
+mod tidy;
 
 /// Waits until a level is reached; never for a fixed time. Generous, so that a slow machine only
 /// makes the test slow.

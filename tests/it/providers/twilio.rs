@@ -6,7 +6,7 @@ use crate::fake::{Request, Twilio};
 pub(super) fn twilio(fake: &Fake, more: &str) -> Entry {
     let toml = format!(
         "name = 'tw'\nkind = 'twilio'\nbase_url = '{}'\naccount_sid = 'AC42'\nauth_token = \
-         '{SECRET}'\nfrom = '+15005550006'\ntimeout = '1s'\n{more}",
+         '{SECRET}'\nfrom = '+15005550006'\n{more}",
         fake.url()
     );
     entry(&toml, &shared())
@@ -155,8 +155,8 @@ async fn without_the_providers_words_the_status_decides() {
 async fn twilio_when_the_wire_breaks() {
     let fake = Fake::start().await;
     let good = Answer::json(201, &json!({ "sid": "SM1" }));
-    let lane = "retry lane connect_failed";
-    check_cuts(&twilio(&fake, ""), &fake, &sms(), good, lane).await;
+    let words = ["accepted SM1", "retry lane connect_failed"];
+    check_cuts((&twilio(&fake, ""), &twilio(&fake, HASTY)), &fake, &sms(), good, words).await;
 }
 
 #[tokio::test]

@@ -3,8 +3,7 @@
 use super::*;
 
 pub(super) fn webhook(more: &str) -> Entry {
-    let toml =
-        format!("name = 'hook'\nkind = 'webhook'\nsecret = '{SIGNING}'\ntimeout = '1s'\n{more}");
+    let toml = format!("name = 'hook'\nkind = 'webhook'\nsecret = '{SIGNING}'\n{more}");
     entry(&toml, &shared())
 }
 
@@ -101,8 +100,10 @@ async fn webhook_statuses() {
 async fn webhook_when_the_wire_breaks() {
     let fake = Fake::start().await;
     let message = hook(&fake);
-    let nowhere = "retry message connect_failed";
-    check_cuts(&webhook(OPEN), &fake, &message, Answer::json(200, &json!({})), nowhere).await;
+    let words = ["accepted delivered", "retry message connect_failed"];
+    let hasty = webhook(&format!("{OPEN}\n{HASTY}"));
+    let good = Answer::json(200, &json!({}));
+    check_cuts((&webhook(OPEN), &hasty), &fake, &message, good, words).await;
 }
 
 #[tokio::test]

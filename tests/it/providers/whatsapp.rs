@@ -7,7 +7,7 @@ use super::*;
 pub(super) fn whatsapp_cloud(fake: &Fake, more: &str) -> Entry {
     let toml = format!(
         "name = 'wa'\nkind = 'whatsapp-cloud'\nbase_url = '{}'\nphone_number_id = '1066'\n\
-         access_token = '{SECRET}'\ntimeout = '1s'\n{more}",
+         access_token = '{SECRET}'\n{more}",
         fake.url()
     );
     entry(&toml, &shared())
@@ -185,6 +185,13 @@ async fn a_broken_template_of_the_configuration_stops_the_lane() {
 #[tokio::test]
 async fn whatsapp_when_the_wire_breaks() {
     let fake = Fake::start().await;
-    let lane = "retry lane connect_failed";
-    check_cuts(&whatsapp_cloud(&fake, ""), &fake, &whatsapp(), wamid(), lane).await;
+    let words = ["accepted wamid.1", "retry lane connect_failed"];
+    check_cuts(
+        (&whatsapp_cloud(&fake, ""), &whatsapp_cloud(&fake, HASTY)),
+        &fake,
+        &whatsapp(),
+        wamid(),
+        words,
+    )
+    .await;
 }
