@@ -130,7 +130,7 @@ fn generate() -> Result<Secret, CredentialError> {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default, deny_unknown_fields)]
 struct AddBody {
     user: String,
     password: Option<String>,

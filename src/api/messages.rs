@@ -23,7 +23,7 @@ use crate::store::MessageFilter;
 
 /// What `POST /v1/messages` takes.
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default, deny_unknown_fields)]
 struct SendBody {
     to: Vec<String>,
     by: Vec<Channel>,

@@ -109,11 +109,7 @@ impl Publish {
             }
         })?;
         let out = context.out;
-        writeln!(
-            out,
-            "published {count} bytes to {} at {place}: {acknowledgement}",
-            self.topic
-        )?;
+        writeln!(out, "published {count} bytes to {} at {place}: {acknowledgement}", self.topic)?;
         Ok(())
     }
 
