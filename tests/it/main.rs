@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+mod api;
 mod config;
 mod dispatch;
 mod fake;
