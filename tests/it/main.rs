@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-mod broker;
+mod api;
 mod config;
 mod dispatch;
 mod fake;
