@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 mod api;
+mod broker;
 mod config;
 mod dispatch;
 mod fake;
