@@ -110,7 +110,6 @@ impl Context<'_> {
 }
 
 /// Problems as one error, a line each.
-#[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
 fn problems(problems: Vec<Problem>) -> anyhow::Error {
     let lines: Vec<String> = problems.into_iter().map(|problem| problem.to_string()).collect();
     anyhow::anyhow!(lines.join("\n"))
