@@ -141,7 +141,7 @@ impl App {
         };
         let mut engine = Engine::new(IdSource::new(random_seed()?), &config.limits.rules);
         for row in store.instances() {
-            let alert = row?.alert;
+            let alert = row?;
             let (rule, key) = (Arc::clone(&alert.rule), Arc::clone(&alert.key));
             engine.restore(rules::engine::Instance { rule, key, alert });
         }

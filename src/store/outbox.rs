@@ -5,13 +5,14 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::keys::{self, Table};
 use super::rows::{Device, Idempotency, InstanceRow, Suppressed};
 use super::{CommitError, Op, ReadError, Store, decode};
 use crate::clock::Timestamp;
-use crate::model::{Alert, Channel, Message, MessageId, Reason, Status};
+use crate::model::{Alert, AlertState, Channel, Message, MessageId, Reason, Status};
 
 /// Which messages to list. Empty: all.
 #[derive(Clone, Debug, Default)]
@@ -66,7 +67,12 @@ impl Op {
 
     /// Notes that an instance fires.
     pub fn put_instance(&mut self, alert: &Alert) {
-        let row = InstanceRow { alert: alert.clone() };
+        let row = InstanceRow {
+            alert: alert.id,
+            severity: alert.severity,
+            at: alert.fired_at,
+            topic: alert.topic.clone(),
+        };
         self.put(keys::instance(&alert.rule, &alert.key), &row);
     }
 
@@ -124,9 +130,25 @@ impl Store {
         self.scan(Table::Outbox)
     }
 
-    /// All alert instances that fire.
-    pub fn instances(&self) -> impl Iterator<Item = Result<InstanceRow, ReadError>> + use<> {
-        self.scan(Table::Instance)
+    /// The alerts of all instances that fire, as the rules engine needs them: without their text.
+    pub fn instances(&self) -> impl Iterator<Item = Result<Alert, ReadError>> + use<> {
+        self.tree.scan_prefix([Table::Instance as u8]).map(|item| {
+            let (key, value) = item?;
+            let (rule, key) = keys::parse_instance(&key)
+                .ok_or_else(|| ReadError("an instance's key is not `rule NUL key`".to_owned()))?;
+            let row: InstanceRow = decode(&value)?;
+            Ok(Alert {
+                id: row.alert,
+                rule: rule.into(),
+                key: key.into(),
+                severity: row.severity,
+                state: AlertState::Firing,
+                topic: row.topic,
+                fired_at: row.at,
+                changed_at: row.at,
+                text: Arc::default(),
+            })
+        })
     }
 
     /// All alerts of which nobody was told, partition by partition.
