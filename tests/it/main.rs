@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 mod config;
 mod dispatch;
 mod fake;
+mod papers;
 mod providers;
 mod store;
 mod tidy;
