@@ -8,7 +8,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
@@ -288,19 +288,20 @@ impl App {
     /// The grace period ran out: what was waited for.
     pub async fn stop(mut self) -> Result<(), StopError> {
         self.ready.send_replace(Readiness::NotReady(Reason::ShuttingDown));
-        let step = std::cell::Cell::new("");
+        let step = Mutex::new("");
+        let now_for = |what| *step.lock().unwrap_or_else(PoisonError::into_inner) = what;
         let grace = self.grace;
         let stopped = tokio::time::timeout(grace, async {
-            step.set("devices' last acknowledgements");
+            now_for("devices' last acknowledgements");
             self.broker.stop().await;
             self.chores.stop().await;
-            step.set("publishes that are being evaluated");
+            now_for("publishes that are being evaluated");
             self.intake.drain().await;
-            step.set("answers of providers");
+            now_for("answers of providers");
             self.dispatcher.stop().await;
-            step.set("HTTP clients");
+            now_for("HTTP clients");
             self.http.stop().await;
-            step.set("the last write to disk");
+            now_for("the last write to disk");
             self.store.close().await
         })
         .await;
@@ -308,7 +309,10 @@ impl App {
         match stopped {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(StopError::Store(error)),
-            Err(_) => Err(StopError::Late { grace, waiting_for: step.get() }),
+            Err(_) => {
+                let waiting_for = *step.lock().unwrap_or_else(PoisonError::into_inner);
+                Err(StopError::Late { grace, waiting_for })
+            }
         }
     }
 }

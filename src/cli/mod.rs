@@ -111,7 +111,7 @@ impl Context<'_> {
 
 /// Problems as one error, a line each.
 fn problems(problems: Vec<Problem>) -> anyhow::Error {
-    let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    let lines: Vec<String> = problems.into_iter().map(|problem| problem.to_string()).collect();
     anyhow::anyhow!(lines.join("\n"))
 }
 

@@ -108,11 +108,8 @@ impl Publish {
                 )),
             }
         })?;
-        writeln!(
-            context.out,
-            "published {count} bytes to {} at {place}: {acknowledgement}",
-            self.topic
-        )?;
+        let out = context.out;
+        writeln!(out, "published {count} bytes to {} at {place}: {acknowledgement}", self.topic)?;
         Ok(())
     }
 
@@ -259,8 +256,11 @@ impl Failed {
             ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
                 anyhow!("{place}: the broker ended the connection: {}", words(reason_code))
             }
-            ConnectionError::MqttState(StateError::ConnectionAborted) => anyhow!(
-                "{place}: the broker closed the connection; a plain port does not speak TLS, nor a TLS port plain MQTT (--tls)"
+            ConnectionError::MqttState(
+                StateError::ConnectionAborted | StateError::Deserialization(_),
+            )
+            | ConnectionError::NotConnAck(_) => anyhow!(
+                "{place}: what listens there does not answer as a broker; a plain port does not speak TLS, nor a TLS port plain MQTT (--tls)"
             ),
             ConnectionError::Tls(error) => {
                 let text = crate::telemetry::chain(error);

@@ -299,6 +299,9 @@ pub struct Dispatcher {
     tasks: JoinSet<Finished>,
     /// Which message and lane a task has, should it panic.
     running: HashMap<Id, (MessageId, Option<usize>)>,
+    /// Commands on messages whose attempt has ended on disk and not here yet. As many at most as
+    /// there are askers.
+    early: Vec<Command>,
 }
 
 struct Finished {
@@ -397,6 +400,7 @@ impl Dispatcher {
             routes: Routes::new(routes),
             tasks: JoinSet::new(),
             running: HashMap::new(),
+            early: Vec::new(),
         };
         dispatcher.show(now);
         Ok((Dispatch { shared, commands: sender }, dispatcher))
@@ -439,6 +443,13 @@ impl Dispatcher {
             self.finished(finished);
         }
         while let Ok(command) = self.commands.try_recv() {
+            self.obey(command);
+        }
+    }
+
+    /// Commands that came before the news of the attempt they are about.
+    fn obey_early(&mut self) {
+        for command in std::mem::take(&mut self.early) {
             self.obey(command);
         }
     }
@@ -529,6 +540,7 @@ impl Dispatcher {
             // The store has failed, and with it this process; or the row is unreadable.
             Report::Lost => self.queue.remove(finished.id),
         }
+        self.obey_early();
     }
 
     /// After a fault of ours the row says where the message stands.
@@ -614,6 +626,10 @@ impl Dispatcher {
                 });
                 drop(answer.send(result));
             }
+            // What the asker has read from disk is ahead of what has been heard here.
+            Command::Retry(id, _) | Command::Cancel(id, _) if self.has_just_ended(id) => {
+                self.early.push(command);
+            }
             Command::Retry(id, answer) => {
                 let rule = "only one that waits, failed, expired or was canceled can be sent again";
                 self.change(id, answer, rule, |message, now| {
@@ -646,6 +662,11 @@ impl Dispatcher {
                 });
             }
         }
+    }
+
+    fn has_just_ended(&self, id: MessageId) -> bool {
+        self.queue.is_taken(id) == Some(true)
+            && matches!(self.context.store.message(id), Ok(Some(message)) if message.status.is_final())
     }
 
     /// Changes a row that no attempt has, and answers when the change is durable.

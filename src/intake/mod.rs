@@ -27,6 +27,7 @@ use crate::model::{
     AlertId, AlertState, Channel, Content, IdSource, Message, MessageId, Publish, Reason, Severity,
     Target, Template,
 };
+use crate::notify::contact;
 use crate::notify::plan::{self, Draft, News};
 use crate::rules::engine::{Change, Engine, InstanceChange};
 use crate::rules::set::Matched;
@@ -534,6 +535,11 @@ impl Worker {
             match rules.directory.targets(name, &request.by) {
                 Ok(targets) => recipients.push((Some(name.as_str().into()), targets)),
                 Err(problem) => problems.push(problem.to_string()),
+            }
+        }
+        for target in &request.targets {
+            if let Err(problem) = contact::address(target.channel, target.address.expose()) {
+                problems.push(format!("{}: {problem}", target.channel));
             }
         }
         recipients.extend(request.targets.iter().map(|target| (None, vec![target.clone()])));

@@ -3,11 +3,14 @@
 
 use std::time::{Duration, Instant};
 
+mod api;
+mod broker;
 mod config;
 mod dispatch;
 mod fake;
 mod papers;
 mod providers;
+mod raw;
 mod store;
 mod tidy;
 
