@@ -120,7 +120,7 @@ fn watchbell(provider: u16, rate: &str) -> Server {
     std::fs::write(
         path.join("watchbell.toml"),
         format!(
-            "[telemetry]\nlevel = \"warn\"\n\
+            "[telemetry]\nlevel = \"error\"\n\
              [broker]\nlisten = \"127.0.0.1:{port}\"\nlisten_tls = \"127.0.0.1:{tls_port}\"\n\
              connections_max = 20000\nconnections_per_address_max = 20000\n\
              [api]\nlisten = \"127.0.0.1:{api}\"\n\

@@ -123,6 +123,15 @@ impl App {
         let rules =
             RuleSet::load_dir(&config.rules_dir, &config.limits).map_err(StartError::Problems)?;
         metrics.rules_loaded.set(count(rules.rules.len()));
+        if rules.missing {
+            tracing::warn!(
+                directory = %config.rules_dir.display(),
+                "there is no such directory, so there are no rules: nothing that is published alerts anyone"
+            );
+        }
+        for problem in rules.unserved(&config.routes) {
+            tracing::warn!(problem, "an alert will reach nobody");
+        }
         let in_force = Arc::new(ArcSwap::from_pointee(rules_in_force(&rules, now, &[])));
 
         let key = instance::ensure_key(&config.data_dir)?;
@@ -214,6 +223,7 @@ impl App {
             clock,
             in_force,
             disk_low: false,
+            ready: ready.clone(),
         };
         Ok(Self {
             broker: Part::start("broker", |stop| broker.run(stop)),
@@ -359,8 +369,7 @@ fn rules_in_force(set: &RuleSet, now: Timestamp, problems: &[Problem]) -> RulesI
 /// Nobody has named other certificates: then there shall be some.
 fn uses_development_certificates(config: &broker::Config) -> bool {
     let defaults = broker::Config::default();
-    let own = [&config.cert, &config.key, &config.client_ca];
-    !config.listen_tls.is_empty() && own == [&defaults.cert, &defaults.key, &defaults.client_ca]
+    !config.listen_tls.is_empty() && config.cert == defaults.cert && config.key == defaults.key
 }
 
 /// What a person who has never seen Watchbell can publish: the example of the repository's rules,
@@ -383,6 +392,7 @@ struct Chores {
     clock: Clock,
     in_force: Arc<ArcSwap<RulesInForce>>,
     disk_low: bool,
+    ready: watch::Sender<Readiness>,
 }
 
 impl Chores {
@@ -409,6 +419,11 @@ impl Chores {
     fn reload(&self) {
         let now = self.clock.now();
         match RuleSet::load_dir(&self.rules_dir, &self.limits) {
+            // Moved away, or a disk that is not mounted: nobody means "no rules" by that.
+            Ok(set) if set.missing => self.refuse(&[Problem::new(
+                self.rules_dir.display().to_string(),
+                "the directory has gone; put it back",
+            )]),
             Ok(set) => {
                 let rules = set.rules.len();
                 self.metrics.rules_loaded.set(count(rules));
@@ -416,16 +431,18 @@ impl Chores {
                 self.intake.replace_rules(set);
                 tracing::info!(rules, "the rules are loaded again");
             }
-            Err(problems) => {
-                self.metrics.rule_reloads_failed.inc();
-                for problem in &problems {
-                    tracing::error!(%problem, "the changed rules are refused; the old ones stay in force");
-                }
-                let mut in_force = RulesInForce::clone(&self.in_force.load());
-                in_force.problems = problems.iter().map(Problem::to_string).collect();
-                self.in_force.store(Arc::new(in_force));
-            }
+            Err(problems) => self.refuse(&problems),
         }
+    }
+
+    fn refuse(&self, problems: &[Problem]) {
+        self.metrics.rule_reloads_failed.inc();
+        for problem in problems {
+            tracing::error!(%problem, "the changed rules are refused; the old ones stay in force");
+        }
+        let mut in_force = RulesInForce::clone(&self.in_force.load());
+        in_force.problems = problems.iter().map(Problem::to_string).collect();
+        self.in_force.store(Arc::new(in_force));
     }
 
     fn watch_disk(&mut self) {
@@ -438,6 +455,17 @@ impl Chores {
         if low != self.disk_low {
             self.disk_low = low;
             self.intake.set_disk_low(low);
+            self.ready.send_if_modified(|ready| match ready {
+                Readiness::NotReady(Reason::ShuttingDown) => false,
+                _ if low => {
+                    *ready = Readiness::NotReady(Reason::DiskLow);
+                    true
+                }
+                _ => {
+                    *ready = Readiness::Ready;
+                    true
+                }
+            });
             if low {
                 tracing::error!(
                     free_bytes = free,

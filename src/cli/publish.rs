@@ -195,7 +195,9 @@ async fn acknowledged(
         let event = events.poll().await.map_err(|error| Failed::Connection(Box::new(error)))?;
         let said = match event {
             Event::Incoming(Packet::PubAck(ack)) => match ack.reason {
-                PubAckReason::Success => "acknowledged, what it caused is on disk",
+                PubAckReason::Success => {
+                    "acknowledged; if a rule matches it, what it caused is on disk"
+                }
                 PubAckReason::NoMatchingSubscribers => "acknowledged, nobody is subscribed to it",
                 reason => return Err(Failed::Refused(words(&reason))),
             },
@@ -203,7 +205,9 @@ async fn acknowledged(
                 PubRecReason::Success | PubRecReason::NoMatchingSubscribers => continue,
                 reason => return Err(Failed::Refused(words(&reason))),
             },
-            Event::Incoming(Packet::PubComp(_)) => "acknowledged, what it caused is on disk",
+            Event::Incoming(Packet::PubComp(_)) => {
+                "acknowledged; if a rule matches it, what it caused is on disk"
+            }
             Event::Outgoing(Outgoing::Publish(_)) if qos == 0 => {
                 "sent; QoS 0 is never acknowledged"
             }

@@ -206,7 +206,8 @@ impl Store {
         let mut ops = Vec::new();
         for partition in 0..64 {
             for item in self.tree.scan_prefix([Table::History as u8, partition]) {
-                let message: Message = decode(&item?.1)?;
+                // One row that cannot be read must not keep the others for ever.
+                let Ok(message) = decode::<Message>(&item?.1) else { continue };
                 if now.since(message.updated_at) < self.retention || ops.len() >= limit {
                     break;
                 }
@@ -220,7 +221,7 @@ impl Store {
                 ops.push(op);
             }
             for item in self.tree.scan_prefix([Table::Suppressed as u8, partition]) {
-                let row: Suppressed = decode(&item?.1)?;
+                let Ok(row) = decode::<Suppressed>(&item?.1) else { continue };
                 if now.since(row.alert.changed_at) < self.retention || ops.len() >= limit {
                     break;
                 }
@@ -234,7 +235,7 @@ impl Store {
                 break;
             }
             let (key, value) = item?;
-            let row: Idempotency = decode(&value)?;
+            let Ok(row) = decode::<Idempotency>(&value) else { continue };
             if now.since(row.at) >= IDEMPOTENCY_KEPT {
                 let mut op = Op::new();
                 op.remove(key.to_vec());
