@@ -8,7 +8,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
@@ -123,6 +123,15 @@ impl App {
         let rules =
             RuleSet::load_dir(&config.rules_dir, &config.limits).map_err(StartError::Problems)?;
         metrics.rules_loaded.set(count(rules.rules.len()));
+        if rules.missing {
+            tracing::warn!(
+                directory = %config.rules_dir.display(),
+                "there is no such directory, so there are no rules: nothing that is published alerts anyone"
+            );
+        }
+        for problem in rules.unserved(&config.routes) {
+            tracing::warn!(problem, "an alert will reach nobody");
+        }
         let in_force = Arc::new(ArcSwap::from_pointee(rules_in_force(&rules, now, &[])));
 
         let key = instance::ensure_key(&config.data_dir)?;
@@ -141,7 +150,7 @@ impl App {
         };
         let mut engine = Engine::new(IdSource::new(random_seed()?), &config.limits.rules);
         for row in store.instances() {
-            let alert = row?.alert;
+            let alert = row?;
             let (rule, key) = (Arc::clone(&alert.rule), Arc::clone(&alert.key));
             engine.restore(rules::engine::Instance { rule, key, alert });
         }
@@ -214,6 +223,7 @@ impl App {
             clock,
             in_force,
             disk_low: false,
+            ready: ready.clone(),
         };
         Ok(Self {
             broker: Part::start("broker", |stop| broker.run(stop)),
@@ -288,20 +298,21 @@ impl App {
     /// The grace period ran out: what was waited for.
     pub async fn stop(mut self) -> Result<(), StopError> {
         self.ready.send_replace(Readiness::NotReady(Reason::ShuttingDown));
-        let step = std::cell::Cell::new("");
+        let step = Mutex::new("");
+        let now_for = |what| *step.lock().unwrap_or_else(PoisonError::into_inner) = what;
         let grace = self.grace;
         let intake = self.intake;
         let stopped = tokio::time::timeout(grace, async {
-            step.set("devices' last acknowledgements");
+            now_for("devices' last acknowledgements");
             self.broker.stop().await;
             self.chores.stop().await;
-            step.set("publishes that are being evaluated");
+            now_for("publishes that are being evaluated");
             intake.drain().await;
-            step.set("answers of providers");
+            now_for("answers of providers");
             self.dispatcher.stop().await;
-            step.set("HTTP clients");
+            now_for("HTTP clients");
             self.http.stop().await;
-            step.set("the last write to disk");
+            now_for("the last write to disk");
             // This was the last handle: its thread ends and lets go of the store, so that whoever
             // stopped us may start again in the same directory. The sender never sends.
             drop(intake);
@@ -313,7 +324,10 @@ impl App {
         match stopped {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(StopError::Store(error)),
-            Err(_) => Err(StopError::Late { grace, waiting_for: step.get() }),
+            Err(_) => {
+                let waiting_for = *step.lock().unwrap_or_else(PoisonError::into_inner);
+                Err(StopError::Late { grace, waiting_for })
+            }
         }
     }
 }
@@ -360,8 +374,7 @@ fn rules_in_force(set: &RuleSet, now: Timestamp, problems: &[Problem]) -> RulesI
 /// Nobody has named other certificates: then there shall be some.
 fn uses_development_certificates(config: &broker::Config) -> bool {
     let defaults = broker::Config::default();
-    let own = [&config.cert, &config.key, &config.client_ca];
-    !config.listen_tls.is_empty() && own == [&defaults.cert, &defaults.key, &defaults.client_ca]
+    !config.listen_tls.is_empty() && config.cert == defaults.cert && config.key == defaults.key
 }
 
 /// What a person who has never seen Watchbell can publish: the example of the repository's rules,
@@ -384,6 +397,7 @@ struct Chores {
     clock: Clock,
     in_force: Arc<ArcSwap<RulesInForce>>,
     disk_low: bool,
+    ready: watch::Sender<Readiness>,
 }
 
 impl Chores {
@@ -410,6 +424,11 @@ impl Chores {
     fn reload(&self) {
         let now = self.clock.now();
         match RuleSet::load_dir(&self.rules_dir, &self.limits) {
+            // Moved away, or a disk that is not mounted: nobody means "no rules" by that.
+            Ok(set) if set.missing => self.refuse(&[Problem::new(
+                self.rules_dir.display().to_string(),
+                "the directory has gone; put it back",
+            )]),
             Ok(set) => {
                 let rules = set.rules.len();
                 self.metrics.rules_loaded.set(count(rules));
@@ -417,16 +436,18 @@ impl Chores {
                 self.intake.replace_rules(set);
                 tracing::info!(rules, "the rules are loaded again");
             }
-            Err(problems) => {
-                self.metrics.rule_reloads_failed.inc();
-                for problem in &problems {
-                    tracing::error!(%problem, "the changed rules are refused; the old ones stay in force");
-                }
-                let mut in_force = RulesInForce::clone(&self.in_force.load());
-                in_force.problems = problems.iter().map(Problem::to_string).collect();
-                self.in_force.store(Arc::new(in_force));
-            }
+            Err(problems) => self.refuse(&problems),
         }
+    }
+
+    fn refuse(&self, problems: &[Problem]) {
+        self.metrics.rule_reloads_failed.inc();
+        for problem in problems {
+            tracing::error!(%problem, "the changed rules are refused; the old ones stay in force");
+        }
+        let mut in_force = RulesInForce::clone(&self.in_force.load());
+        in_force.problems = problems.iter().map(Problem::to_string).collect();
+        self.in_force.store(Arc::new(in_force));
     }
 
     fn watch_disk(&mut self) {
@@ -439,6 +460,17 @@ impl Chores {
         if low != self.disk_low {
             self.disk_low = low;
             self.intake.set_disk_low(low);
+            self.ready.send_if_modified(|ready| match ready {
+                Readiness::NotReady(Reason::ShuttingDown) => false,
+                _ if low => {
+                    *ready = Readiness::NotReady(Reason::DiskLow);
+                    true
+                }
+                _ => {
+                    *ready = Readiness::Ready;
+                    true
+                }
+            });
             if low {
                 tracing::error!(
                     free_bytes = free,

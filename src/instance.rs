@@ -17,7 +17,7 @@ use crate::model::RunId;
 use crate::secret::Secret;
 
 /// The running instance, as it describes itself to the commands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
     /// Its process.
     pub pid: u32,
@@ -167,11 +167,11 @@ mod tests {
             mqtts: None,
             run: RunId::new(uuid::Uuid::from_u128(1)),
         };
-        let other = Instance { run: RunId::new(uuid::Uuid::from_u128(2)), ..mine.clone() };
+        let other = Instance { run: RunId::new(uuid::Uuid::from_u128(2)), ..mine };
         assert_eq!(Instance::read(dir.path()).expect("nothing"), None);
         mine.write(dir.path()).expect("written");
         other.remove(dir.path()).expect("left alone");
-        assert_eq!(Instance::read(dir.path()).expect("read"), Some(mine.clone()));
+        assert_eq!(Instance::read(dir.path()).expect("read"), Some(mine));
         mine.remove(dir.path()).expect("removed");
         assert_eq!(Instance::read(dir.path()).expect("nothing"), None);
     }

@@ -301,8 +301,6 @@ words! {
         Canceled = "canceled",
         /// Every attempt that the configuration allows has failed.
         AttemptsExhausted = "attempts_exhausted",
-        /// The next channel of the recipient goes on with it.
-        PassedOn = "passed_on",
     }
 }
 
@@ -572,6 +570,9 @@ impl fmt::Display for Address {
             Self::Token(token) => f.write_str(&mask(token)),
             // Path and query may hold a token; scheme and host help to recognise it.
             Self::Url(url) => {
+                if !url.contains("://") {
+                    return f.write_str(&mask(url));
+                }
                 let host_end = url.splitn(4, '/').take(3).map(str::len).sum::<usize>() + 2;
                 f.write_str(url.get(..host_end).unwrap_or(url))?;
                 if url.len() > host_end { f.write_str("/…") } else { Ok(()) }
@@ -840,6 +841,8 @@ mod tests {
         assert_eq!(format!("{number} {number:?}"), "+49…321 +49…321");
         let url = Address::Url("https://hooks.example.org/in/s3cret?x=1".into());
         assert_eq!(url.to_string(), "https://hooks.example.org/…");
+        let no_scheme = Address::Url("hooks.example.org/in/s3cret".into());
+        assert_eq!(no_scheme.to_string(), "hoo…ret");
     }
 
     #[test]

@@ -158,14 +158,22 @@ pub struct Fault {
 /// `T` should be `deny_unknown_fields` and `default`; a required key is best an `Option` that the
 /// caller checks, because serde cannot go on past a missing one. A value is returned only if it
 /// was read without a fault.
-pub fn read<T: DeserializeOwned>(mut value: Value) -> Result<T, Vec<Fault>> {
+pub fn read<T: DeserializeOwned>(value: Value) -> Result<T, Vec<Fault>> {
+    match read_what_is_right(value) {
+        (Some(read), faults) if faults.is_empty() => Ok(read),
+        (_, faults) => Err(faults),
+    }
+}
+
+/// Reads `value` as `T` without the keys that are wrong, so that the others can be looked at
+/// further; `None` where nothing can be made of what is left.
+pub fn read_what_is_right<T: DeserializeOwned>(mut value: Value) -> (Option<T>, Vec<Fault>) {
     let mut faults = Vec::new();
     loop {
         let mut track = serde_path_to_error::Track::new();
         let deserializer = serde_path_to_error::Deserializer::new(value.clone(), &mut track);
         let error: toml::de::Error = match T::deserialize(deserializer) {
-            Ok(read) if faults.is_empty() => return Ok(read),
-            Ok(_) => return Err(faults),
+            Ok(read) => return (Some(read), faults),
             Err(error) => error,
         };
         let path = steps(&track.path());
@@ -173,7 +181,7 @@ pub fn read<T: DeserializeOwned>(mut value: Value) -> Result<T, Vec<Fault>> {
         faults.push(Fault { what: explain(error.message()), path });
         // A bound against a type that fails whatever is taken out of the value.
         if !removed || faults.len() >= 100 {
-            return Err(faults);
+            return (None, faults);
         }
     }
 }

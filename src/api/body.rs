@@ -10,19 +10,28 @@ use super::Config;
 use super::refusal::Refusal;
 use crate::problem::{self, Fault};
 
-/// The body as `T`, which should be `deny_unknown_fields` and `default`.
-pub(super) async fn json<T: DeserializeOwned>(
+/// The body as `T`, which should be `deny_unknown_fields` and `default`, and what is wrong with
+/// its fields; those that are wrong have their defaults.
+pub(super) async fn json<T: DeserializeOwned + Default>(
     request: Request,
     config: &Config,
-) -> Result<T, Refusal> {
+) -> Result<(T, Vec<Fault>), Refusal> {
     let bytes = bytes(request, config).await?;
     let json: serde_json::Value = serde_json::from_slice(&bytes)
         .map_err(|error| Refusal::malformed(format!("the body is not JSON: {error}")))?;
-    let value = toml(json).ok_or_else(|| Refusal::malformed("the body must be a JSON object"))?;
-    if !value.is_table() {
-        return Err(Refusal::malformed("the body must be a JSON object"));
-    }
-    problem::read(value).map_err(Refusal::invalid)
+    let value = toml(json)
+        .filter(toml::Value::is_table)
+        .ok_or_else(|| Refusal::malformed("the body must be a JSON object"))?;
+    let (read, faults) = problem::read_what_is_right(value);
+    Ok((read.unwrap_or_default(), faults))
+}
+
+/// Adds what a closer look has found, but for fields that were wrong at the first: they only seem
+/// empty.
+pub(super) fn add(faults: &mut Vec<Fault>, found: impl IntoIterator<Item = Fault>) {
+    let wrong: Vec<_> = faults.iter().filter_map(|fault| fault.path.first().cloned()).collect();
+    let found = found.into_iter();
+    faults.extend(found.filter(|fault| fault.path.first().is_none_or(|at| !wrong.contains(at))));
 }
 
 async fn bytes(request: Request, config: &Config) -> Result<Bytes, Refusal> {

@@ -130,7 +130,7 @@ fn generate() -> Result<Secret, CredentialError> {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default, deny_unknown_fields)]
 struct AddBody {
     user: String,
     password: Option<String>,
@@ -176,13 +176,17 @@ pub(super) async fn add(
     State(state): State<Shared>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let body: AddBody = body::json(request, &state.config).await?;
+    let (body, mut faults): (AddBody, _) = body::json(request, &state.config).await?;
     let made_here = body.password.is_none();
     let wanted = Credential {
         user: body.user,
         password: body.password.map(Secret::new),
         client_ids: body.client_ids,
     };
+    if !faults.is_empty() {
+        body::add(&mut faults, wanted.faults());
+        return Err(Refusal::invalid(faults));
+    }
     let now = state.parts.clock.now();
     // The same permits as for lists: both are work that a holder of the key can make us do.
     let permit = state.scans.acquire().await;

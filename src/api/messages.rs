@@ -23,7 +23,7 @@ use crate::store::MessageFilter;
 
 /// What `POST /v1/messages` takes.
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default, deny_unknown_fields)]
 struct SendBody {
     to: Vec<String>,
     by: Vec<Channel>,
@@ -88,8 +88,12 @@ pub(super) async fn send(
         .map(|value| value.to_str().map(str::to_owned))
         .transpose()
         .map_err(|_| Refusal::malformed("the header Idempotency-Key is not text"))?;
-    let body: SendBody = body::json(request, &state.config).await?;
-    let request = body.check(header).map_err(Refusal::invalid)?;
+    let (body, mut faults): (SendBody, _) = body::json(request, &state.config).await?;
+    let (request, found) = body.check(header);
+    body::add(&mut faults, found);
+    if !faults.is_empty() {
+        return Err(Refusal::invalid(faults));
+    }
     let sent = state.parts.intake.send(request).await.map_err(|error| match error {
         SendError::Invalid(problems) => {
             Refusal::invalid(problems.into_iter().map(as_fault).collect())
@@ -114,8 +118,9 @@ fn as_fault(problem: String) -> Fault {
 }
 
 impl SendBody {
-    /// As a request to the engine, which checks what only it knows: contacts, tokens, URLs.
-    fn check(self, header: Option<String>) -> Result<SendRequest, Vec<Fault>> {
+    /// As a request to the engine, which checks what only it knows (contacts, tokens, URLs), and
+    /// what is wrong with it.
+    fn check(self, header: Option<String>) -> (SendRequest, Vec<Fault>) {
         let mut faults = Vec::new();
         let mut targets = Vec::new();
         for (channel, list) in [(Channel::Sms, self.sms), (Channel::Whatsapp, self.whatsapp)] {
@@ -162,10 +167,7 @@ impl SendBody {
         {
             faults.push(fault("idempotency_key", "1 to 128 bytes"));
         }
-        if !faults.is_empty() {
-            return Err(faults);
-        }
-        Ok(SendRequest {
+        let request = SendRequest {
             to: self.to,
             by: self.by,
             targets,
@@ -175,7 +177,8 @@ impl SendBody {
             template: self.template,
             expires_in: self.expires_in.map(Span::get),
             idempotency_key,
-        })
+        };
+        (request, faults)
     }
 }
 

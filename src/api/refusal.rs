@@ -38,6 +38,8 @@ pub(super) struct Refusal {
 /// One wrong field of a request.
 #[derive(Debug, Serialize)]
 pub(super) struct FieldError {
+    /// Empty where it concerns the whole request.
+    #[serde(skip_serializing_if = "String::is_empty")]
     field: String,
     detail: String,
 }

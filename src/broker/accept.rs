@@ -5,6 +5,7 @@
 //! `connections_max` permits. A connection runs under `catch_unwind`, so that its session is let
 //! go whatever happens.
 
+use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
@@ -18,10 +19,10 @@ use tokio_rustls::TlsAcceptor;
 
 use super::acl::Grants;
 use super::auth::{Credentials, certificate_name};
-use super::connect::{self, Connect, Refusal, check_client_id};
 use super::connection::{Close, Connection, State};
 use super::hub::Attach;
 use super::limits::Place;
+use super::protocol::connect::{self, Connect, Refusal, check_client_id};
 use super::protocol::{self, Connack, Version, code};
 use super::session::{Aliases, Writer};
 use super::stream::Stream;
@@ -111,9 +112,13 @@ async fn run(
     let established = AssertUnwindSafe(established).catch_unwind().await;
     let (mut stream, mut connection, input) = match established {
         Ok(Ok(established)) => established,
-        Ok(Err((reason, what))) => {
+        Ok(Err(failed)) => {
+            let Failed { reason, what, client_id, goodbye } = failed;
             let is_fault = !matches!(reason, Reason::ConnectionLost | Reason::ShuttingDown);
-            shared.note_end(peer, "", reason, what, is_fault);
+            shared.note_end(peer, &client_id, reason, &what, is_fault);
+            if let Some((stream, last_words)) = goodbye {
+                Box::pin(stream.close(&last_words)).await;
+            }
             return;
         }
         Err(_) => {
@@ -147,6 +152,22 @@ async fn end(mut connection: Connection, stream: Stream, close: Close) {
 
 type Established = (Stream, Connection, Vec<u8>);
 
+/// A connection that has come to nothing.
+struct Failed {
+    reason: Reason,
+    what: Cow<'static, str>,
+    /// As it asked for, where it got so far.
+    client_id: String,
+    /// Where there is somebody to tell.
+    goodbye: Option<(Stream, Vec<u8>)>,
+}
+
+impl Failed {
+    fn silent(reason: Reason, what: impl Into<Cow<'static, str>>) -> Self {
+        Self { reason, what: what.into(), client_id: String::new(), goodbye: None }
+    }
+}
+
 /// Handshake, CONNECT, authentication, session; each within its time.
 async fn establish(
     shared: &Arc<Shared>,
@@ -154,14 +175,16 @@ async fn establish(
     peer: SocketAddr,
     tls: Option<TlsAcceptor>,
     mut stop: Stop,
-) -> Result<Established, (Reason, &'static str)> {
+) -> Result<Established, Failed> {
+    let stopping = Failed::silent(Reason::ShuttingDown, "the broker stops");
     let mut stream = tokio::select! {
         stream = handshake(shared, socket, tls) => stream?,
-        () = stop.told() => return Err((Reason::ShuttingDown, "the broker stops")),
+        () = stop.told() => return Err(stopping),
     };
+    let mut client_id = String::new();
     let introduced = tokio::select! {
-        introduced = introduce(shared, &mut stream, peer) => introduced,
-        () = stop.told() => return Err((Reason::ShuttingDown, "the broker stops")),
+        introduced = introduce(shared, &mut stream, peer, &mut client_id) => introduced,
+        () = stop.told() => return Err(stopping),
     };
     match introduced {
         Ok((connection, input)) => Ok((stream, connection, input)),
@@ -170,8 +193,9 @@ async fn establish(
             if let Some((version, code)) = refusal.connack {
                 protocol::write_refusal(&mut last_words, version, code, refusal.what);
             }
-            stream.close(&last_words).await;
-            Err((refusal.reason, refusal.what))
+            let goodbye = Some((stream, last_words));
+            let Refusal { reason, what, .. } = refusal;
+            Err(Failed { reason, what: what.into(), client_id, goodbye })
         }
     }
 }
@@ -180,7 +204,7 @@ async fn handshake(
     shared: &Shared,
     socket: TcpStream,
     tls: Option<TlsAcceptor>,
-) -> Result<Stream, (Reason, &'static str)> {
+) -> Result<Stream, Failed> {
     let Some(tls) = tls else {
         return Ok(Stream::Plain(socket));
     };
@@ -188,10 +212,10 @@ async fn handshake(
     match tokio::time::timeout(limit, tls.accept(socket)).await {
         Ok(Ok(stream)) => Ok(Stream::Tls(Box::new(stream))),
         Ok(Err(error)) => {
-            tracing::debug!(error = %error, "TLS handshake");
-            Err((Reason::TlsFailed, "the TLS handshake failed"))
+            let what = format!("the TLS handshake failed: {error}");
+            Err(Failed::silent(Reason::TlsFailed, what))
         }
-        Err(_) => Err((Reason::ConnectTimeout, "no TLS handshake in time")),
+        Err(_) => Err(Failed::silent(Reason::ConnectTimeout, "no TLS handshake in time")),
     }
 }
 
@@ -208,11 +232,13 @@ fn identity(stream: &Stream) -> Result<Option<String>, &'static str> {
     }
 }
 
-/// Reads the CONNECT and gives the client its session.
+/// Reads the CONNECT and gives the client its session. `asked_for` becomes the client id that it
+/// asked for, for the log.
 async fn introduce(
     shared: &Arc<Shared>,
     stream: &mut Stream,
     peer: SocketAddr,
+    asked_for: &mut String,
 ) -> Result<(Connection, Vec<u8>), Refusal> {
     let mut input = Vec::new();
     let read = connect::read(stream, &mut input, shared.config.connect_bytes_max);
@@ -225,6 +251,7 @@ async fn introduce(
     let packet: Vec<u8> = input.drain(..len).collect();
     let mut connect = connect::parse(&packet, shared.topic_limits())?;
     let version = connect.version;
+    asked_for.extend(connect.client_id.chars().take(shared.config.client_id_chars_max));
     let refusal =
         |reason: Reason, code: u8, what: &'static str| Refusal::new(version, reason, code, what);
     if connect.authentication_method {
@@ -388,7 +415,7 @@ impl Shared {
         peer: SocketAddr,
         client_id: &str,
         reason: Reason,
-        what: &'static str,
+        what: &str,
         is_fault: bool,
     ) {
         let metrics = &self.hub.metrics;
@@ -397,10 +424,10 @@ impl Shared {
         if is_fault {
             metrics.refuse(reason);
         }
-        if is_fault && self.is_first(peer, reason) {
-            tracing::warn!(client_id, %peer, %reason, "{what}");
+        if is_fault && self.is_first(peer, (client_id, reason, what)) {
+            tracing::warn!(client_id, %peer, %reason, what, "closed a connection for a fault");
         } else {
-            tracing::debug!(client_id, %peer, %reason, "{what}");
+            tracing::debug!(client_id, %peer, %reason, what, "a connection ended");
         }
     }
 }

@@ -19,8 +19,8 @@ use tokio::sync::Semaphore;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use super::acl::{Client, glob_matches};
-use super::connect::Password;
 use super::protocol::code;
+use super::protocol::connect::Password;
 use crate::model::Reason;
 use crate::store::{Device, Store};
 

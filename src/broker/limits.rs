@@ -5,7 +5,8 @@
 //!
 //! Invariant: each table is bounded, whatever addresses come.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,6 +17,8 @@ use crate::model::Reason;
 
 /// How long failed logins count, and a logged failure keeps the next ones quiet.
 const WINDOW: Duration = Duration::from_secs(60);
+/// Most different failures of one address that are logged in full within the window.
+const FAILURES_MAX: usize = 20;
 /// Most addresses that a table holds.
 const ADDRESSES_MAX: usize = 4096;
 
@@ -109,24 +112,25 @@ impl FailedLogins {
 
 /// Which failures were logged within the last minute.
 #[derive(Debug, Default)]
-pub(crate) struct Repeats(Mutex<HashMap<(IpAddr, Reason), Instant>>);
+pub(crate) struct Repeats {
+    hasher: RandomState,
+    table: Mutex<HashMap<IpAddr, (Instant, HashSet<u64>)>>,
+}
 
 impl Repeats {
-    /// Whether this failure of this address is the first for a minute and should be seen.
-    pub(crate) fn is_first(&self, address: IpAddr, reason: Reason, now: Instant) -> bool {
-        let mut table = lock(&self.0);
-        make_room(&mut table, now, |since| *since);
-        match table.get_mut(&(address, reason)) {
-            Some(since) if now.duration_since(*since) < WINDOW => false,
-            Some(since) => {
-                *since = now;
-                true
-            }
-            None => {
-                table.insert((address, reason), now);
-                true
-            }
+    /// Whether this failure of this address is the first of its kind for a minute, and the address
+    /// has not filled the log with others: then it should be seen.
+    pub(crate) fn is_first(&self, address: IpAddr, failure: impl Hash, now: Instant) -> bool {
+        let failure = self.hasher.hash_one(failure);
+        let mut table = lock(&self.table);
+        make_room(&mut table, now, |(since, _)| *since);
+        let (since, seen) =
+            table.entry(address.to_canonical()).or_insert_with(|| (now, HashSet::new()));
+        if now.duration_since(*since) >= WINDOW {
+            *since = now;
+            seen.clear();
         }
+        seen.len() < FAILURES_MAX && seen.insert(failure)
     }
 }
 
@@ -189,10 +193,13 @@ mod tests {
     fn a_repeated_failure_is_seen_once_a_minute() {
         let repeats = Repeats::default();
         let start = Instant::now();
-        assert!(repeats.is_first(address(1), Reason::BadTopic, start));
-        assert!(!repeats.is_first(address(1), Reason::BadTopic, start));
-        assert!(repeats.is_first(address(1), Reason::TlsFailed, start));
-        assert!(repeats.is_first(address(1), Reason::BadTopic, start + WINDOW));
+        assert!(repeats.is_first(address(1), "a", start));
+        assert!(!repeats.is_first(address(1), "a", start));
+        assert!(repeats.is_first(address(1), "b", start));
+        assert!(repeats.is_first(address(2), "a", start));
+        assert!(repeats.is_first(address(1), "a", start + WINDOW));
+        let seen = (0..1000).filter(|n| repeats.is_first(address(3), n, start)).count();
+        assert_eq!(seen, FAILURES_MAX);
     }
 
     #[test]
@@ -200,8 +207,8 @@ mod tests {
         let repeats = Repeats::default();
         let start = Instant::now();
         for number in 0..10_000_u32 {
-            repeats.is_first(IpAddr::from(number.to_be_bytes()), Reason::BadTopic, start);
+            repeats.is_first(IpAddr::from(number.to_be_bytes()), "a", start);
         }
-        assert!(lock(&repeats.0).len() <= ADDRESSES_MAX);
+        assert!(lock(&repeats.table).len() <= ADDRESSES_MAX);
     }
 }

@@ -1,6 +1,6 @@
 //! The MQTT edge: devices come in here, and subscribers get their publishes.
 //!
-//! `accept` takes a socket through TLS and CONNECT (`connect`, `auth`) to a session (`hub`,
+//! `accept` takes a socket through TLS and CONNECT (`protocol::connect`, `auth`) to a session (`hub`,
 //! `session`) and serves it (`connection`); `protocol` is the only module that knows MQTT's bytes,
 //! `acl` who may do what, `limits` what an address may do.
 //!
@@ -14,16 +14,15 @@
 mod accept;
 pub mod acl;
 pub mod auth;
-mod connect;
 mod connection;
 mod hub;
 mod limits;
 mod protocol;
-mod retained;
 mod session;
 mod stream;
 pub mod tls;
 
+use std::hash::Hash;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,7 +39,6 @@ use self::hub::Hub;
 use self::limits::{Addresses, FailedLogins, Repeats};
 use crate::clock::Clock;
 use crate::intake::Intake;
-use crate::model::Reason;
 use crate::span::Span;
 use crate::store::Store;
 use crate::telemetry::Metrics;
@@ -330,9 +328,9 @@ impl Shared {
         u32::try_from(secs).unwrap_or(u32::MAX)
     }
 
-    /// Whether a failure of this peer is to be logged in full.
-    fn is_first(&self, peer: SocketAddr, reason: Reason) -> bool {
-        self.repeats.is_first(peer.ip().to_canonical(), reason, Instant::now())
+    /// Whether a failure of this peer is to be logged in full: the first of its kind.
+    fn is_first(&self, peer: SocketAddr, failure: impl Hash) -> bool {
+        self.repeats.is_first(peer.ip(), failure, Instant::now())
     }
 }
 

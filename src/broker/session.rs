@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use super::acl::Grants;
 use super::auth::Principal;
-use super::connect::Will;
+use super::protocol::connect::Will;
 use super::protocol::{self, Ack, PublishOut, TooLarge, Version, code};
 use crate::clock::Timestamp;
 use crate::model::{Publish, Qos, Reason};

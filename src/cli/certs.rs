@@ -89,9 +89,7 @@ impl Certs {
             Command::List { json } => {
                 let listed = certs::list(dir, now)?;
                 if json {
-                    serde_json::to_writer_pretty(&mut *out, &listed)?;
-                    writeln!(out)?;
-                    return Ok(());
+                    return text::json(out, &listed);
                 }
                 let rows: Vec<Vec<String>> = listed
                     .iter()

@@ -27,11 +27,13 @@ impl Check {
         let (mut problems, mut fine) = (Vec::new(), Vec::new());
         // The rules are looked at even where the configuration is wrong, with the limits and in
         // the directory that can be made out.
+        let mut routes = None;
         let (rules_dir, limits) = match config::load(&context.layers, &context.clock) {
             Ok(config) => {
                 let file = config.file.as_deref().unwrap_or("no configuration file, defaults");
                 let names: Vec<&str> = config.providers.iter().map(|one| &*one.name).collect();
                 fine.push(format!("{file}: fine, delivers by {}", names.join(", ")));
+                routes = Some(config.routes);
                 (config.rules_dir, config.limits)
             }
             Err(found) => {
@@ -45,13 +47,18 @@ impl Check {
                 let what = "there is no such directory, so there are no rules; make it, or name another with --rules-dir";
                 problems.push(Problem::new(rules_dir.display().to_string(), what));
             }
-            Ok(set) => fine.push(format!(
-                "{}: fine, {} rules and {} contacts in {} files",
-                rules_dir.display(),
-                set.rules.len(),
-                set.directory.contacts().len(),
-                set.files
-            )),
+            Ok(set) => {
+                let place = rules_dir.display().to_string();
+                let unserved = routes.map(|routes| set.unserved(&routes)).unwrap_or_default();
+                problems.extend(unserved.into_iter().map(|what| Problem::new(&*place, what)));
+                fine.push(format!(
+                    "{}: fine, {} rules and {} contacts in {} files",
+                    rules_dir.display(),
+                    set.rules.len(),
+                    set.directory.contacts().len(),
+                    set.files
+                ));
+            }
             Err(found) => problems.extend(found),
         }
         if problems.is_empty() {

@@ -133,7 +133,8 @@ async fn add(
         writeln!(out, "password {password}")?;
         writeln!(out, "It is shown this once; add the device again for a new one.")?;
     }
-    let id = added.client_ids.iter().find(|id| !id.contains('*')).unwrap_or(user);
+    let id = added.client_ids.iter().find(|id| !id.contains('*'));
+    let id = id.or(added.client_ids.first()).unwrap_or(user).replace('*', "1");
     writeln!(out, "\nPublish as the device:")?;
     writeln!(
         out,
@@ -164,8 +165,7 @@ async fn list(
     };
     let out = context.out;
     if json {
-        serde_json::to_writer_pretty(&mut *out, &rows)?;
-        writeln!(out)?;
+        text::json(out, &rows)?;
     } else if rows.is_empty() {
         writeln!(out, "There are no devices; add one with `watchbell device add NAME`.")?;
     } else {

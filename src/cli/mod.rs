@@ -30,7 +30,8 @@ use crate::problem::Problem;
 const EXAMPLES: &str = "\
 Try it, with no account anywhere:
   watchbell                                      start with what is in this directory
-  watchbell pub site/kiel/oven/1 '{\"temp\": 250}'  publish as a device would
+  watchbell pub site/kiel/freezer/1/telemetry '{\"temp_c\": -10.5}'
+                                                 publish as a device would
   watchbell outbox list                          see what became of it
 
 Then:
@@ -111,7 +112,7 @@ impl Context<'_> {
 
 /// Problems as one error, a line each.
 fn problems(problems: Vec<Problem>) -> anyhow::Error {
-    let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    let lines: Vec<String> = problems.into_iter().map(|problem| problem.to_string()).collect();
     anyhow::anyhow!(lines.join("\n"))
 }
 

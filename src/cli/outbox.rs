@@ -155,9 +155,7 @@ impl Outbox {
                     let path = format!("/v1/messages/{}", resolve(&client, &id).await?);
                     if json {
                         let message: Value = client.get(&path).await?;
-                        serde_json::to_writer_pretty(&mut *out, &message)?;
-                        writeln!(out)?;
-                        return Ok(());
+                        return text::json(out, &message);
                     }
                     show(&client.get(&path).await?, now, out)
                 }
@@ -209,9 +207,7 @@ async fn list(
 ) -> anyhow::Result<()> {
     if json {
         let page: Value = client.get(&query.path(limit, None)).await?;
-        serde_json::to_writer_pretty(&mut *out, &page["messages"])?;
-        writeln!(out)?;
-        return Ok(());
+        return text::json(out, &page["messages"]);
     }
     let page: Page = client.get(&query.path(limit, None)).await?;
     if page.messages.is_empty() {

@@ -108,11 +108,8 @@ impl Publish {
                 )),
             }
         })?;
-        writeln!(
-            context.out,
-            "published {count} bytes to {} at {place}: {acknowledgement}",
-            self.topic
-        )?;
+        let out = context.out;
+        writeln!(out, "published {count} bytes to {} at {place}: {acknowledgement}", self.topic)?;
         Ok(())
     }
 
@@ -198,7 +195,9 @@ async fn acknowledged(
         let event = events.poll().await.map_err(|error| Failed::Connection(Box::new(error)))?;
         let said = match event {
             Event::Incoming(Packet::PubAck(ack)) => match ack.reason {
-                PubAckReason::Success => "acknowledged, what it caused is on disk",
+                PubAckReason::Success => {
+                    "acknowledged; if a rule matches it, what it caused is on disk"
+                }
                 PubAckReason::NoMatchingSubscribers => "acknowledged, nobody is subscribed to it",
                 reason => return Err(Failed::Refused(words(&reason))),
             },
@@ -206,7 +205,9 @@ async fn acknowledged(
                 PubRecReason::Success | PubRecReason::NoMatchingSubscribers => continue,
                 reason => return Err(Failed::Refused(words(&reason))),
             },
-            Event::Incoming(Packet::PubComp(_)) => "acknowledged, what it caused is on disk",
+            Event::Incoming(Packet::PubComp(_)) => {
+                "acknowledged; if a rule matches it, what it caused is on disk"
+            }
             Event::Outgoing(Outgoing::Publish(_)) if qos == 0 => {
                 "sent; QoS 0 is never acknowledged"
             }
@@ -259,8 +260,11 @@ impl Failed {
             ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
                 anyhow!("{place}: the broker ended the connection: {}", words(reason_code))
             }
-            ConnectionError::MqttState(StateError::ConnectionAborted) => anyhow!(
-                "{place}: the broker closed the connection; a plain port does not speak TLS, nor a TLS port plain MQTT (--tls)"
+            ConnectionError::MqttState(
+                StateError::ConnectionAborted | StateError::Deserialization(_),
+            )
+            | ConnectionError::NotConnAck(_) => anyhow!(
+                "{place}: what listens there does not answer as a broker; a plain port does not speak TLS, nor a TLS port plain MQTT (--tls)"
             ),
             ConnectionError::Tls(error) => {
                 let text = crate::telemetry::chain(error);

@@ -34,10 +34,11 @@ pub(super) struct Run {}
 
 impl Run {
     pub(super) fn run(self, context: Context<'_>) -> anyhow::Result<()> {
-        let config = crate::config::load(&context.layers, &context.clock).map_err(problems)?;
+        let Context { layers, clock, out } = context;
+        let config = crate::config::load(&layers, &clock).map_err(problems)?;
         crate::telemetry::init(&config.telemetry).map_err(anyhow::Error::msg)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(serve(config, context.out))
+        runtime.block_on(serve(config, out))
     }
 }
 
@@ -192,6 +193,17 @@ mod tests {
         let mut out = Vec::new();
         place.welcome(&about, &mut out).expect("written");
         let text = String::from_utf8(out).expect("text").replace("cargo run --", "watchbell");
-        insta::assert_snapshot!(text, @"");
+        insta::assert_snapshot!(text, @r#"
+        watchbell 1.2.3 is running; Ctrl-C stops it
+          mqtt      127.0.0.1:1883, clients on this machine need no login
+          mqtts     0.0.0.0:8883, CA certs/ca.pem
+          console   http://127.0.0.1:8080/
+          rules     rules/, data my data/
+          delivers  by phone
+
+        Type next, in another terminal, one of:
+          mosquitto_pub -h 127.0.0.1 -p 1883 -q 1 -t a/b -m 'it'\''s'
+          watchbell pub --data-dir 'my data' a/b 'it'\''s'
+        "#);
     }
 }

@@ -80,9 +80,7 @@ impl Status {
             block_on(async { Client::connect(&data_dir).await?.get("/v1/status").await })?;
         let out = context.out;
         if self.json {
-            serde_json::to_writer_pretty(&mut *out, &answer)?;
-            writeln!(out)?;
-            return Ok(());
+            return text::json(out, &answer);
         }
         Answer::deserialize(answer)?.write(now, out)
     }

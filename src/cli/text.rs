@@ -3,6 +3,8 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::clock::Timestamp;
 use crate::span::Span;
 
@@ -21,6 +23,14 @@ pub(super) fn table(out: &mut dyn Write, head: &[&str], rows: &[Vec<String>]) ->
     };
     line(&head.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())?;
     rows.iter().try_for_each(|row| line(row))
+}
+
+/// Writes a value as JSON for scripts.
+pub(super) fn json(out: &mut dyn Write, value: &impl Serialize) -> anyhow::Result<()> {
+    // By way of a text, so that a reader that has gone is an I/O error like everywhere else.
+    let text = serde_json::to_string_pretty(value)?;
+    writeln!(out, "{text}")?;
+    Ok(())
 }
 
 /// A text on one line, cut to `width` characters.

@@ -15,7 +15,9 @@ use figment::{Figment, Metadata, Profile, Provider};
 use serde::de::DeserializeOwned;
 use toml::Value;
 
-use crate::problem::{Fault, Problem, Step, TomlFile, path_text, read, unknown_key};
+use crate::problem::{
+    Fault, Problem, Step, TomlFile, path_text, read, read_what_is_right, unknown_key,
+};
 
 /// The file that is read where nobody names one.
 pub const FILE: &str = "watchbell.toml";
@@ -141,12 +143,7 @@ impl Merged {
         };
         match self.try_read(&[Step::from(name)], &mut value, &mut read) {
             Ok(section) => section,
-            Err(faults) => {
-                for fault in &faults {
-                    remove(&mut value, &fault.path);
-                }
-                read(value).unwrap_or_default()
-            }
+            Err(_) => read_what_is_right(value).0.unwrap_or_default(),
         }
     }
 
@@ -358,18 +355,6 @@ fn at_mut<'a>(value: &'a mut Value, path: &[Step]) -> Option<&'a mut Value> {
         Step::Key(key) => value.get_mut(key.as_str()),
         Step::Index(index) => value.get_mut(*index),
     })
-}
-
-/// Takes out the key at `path`, or the list around an element that is wrong.
-fn remove(value: &mut Value, path: &[Step]) {
-    let last = path.iter().rposition(|step| matches!(step, Step::Key(_)));
-    let Some((Step::Key(key), around)) = last.and_then(|last| path.get(..=last)?.split_last())
-    else {
-        return;
-    };
-    if let Some(Value::Table(table)) = at_mut(value, around) {
-        table.remove(key);
-    }
 }
 
 /// Text as the TOML value that it spells; `None` where it spells none, or only itself.

@@ -7,7 +7,7 @@
 pub mod layers;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -60,16 +60,6 @@ pub struct Config {
 }
 
 impl Config {
-    /// The directory of the certificates for development, where nobody has named others: those
-    /// may be made at the start.
-    pub fn development_certificates(&self) -> Option<&'static Path> {
-        let (ours, default) = (&self.broker, crate::broker::Config::default());
-        let untouched = ours.cert == default.cert
-            && ours.key == default.key
-            && (ours.client_ca == default.client_ca || ours.client_ca.as_os_str().is_empty());
-        (untouched && !ours.listen_tls.is_empty()).then_some(Path::new(crate::certs::DIRECTORY))
-    }
-
     /// The providers as the dispatcher takes them.
     pub fn lanes(&self) -> Vec<LaneSpec> {
         let lane = |entry: &Entry| LaneSpec {

@@ -134,7 +134,7 @@ function show(message, isNew) {
   const whom = message.contact ? message.contact + ", " + message.address : message.address;
   const foot = element("div", "meta");
   foot.append(element("span", null, "to " + whom));
-  foot.append(element("span", null, message.alert ? message.alert.rule : "sent by hand"));
+  foot.append(element("span", null, message.alert ? message.alert.rule : "no rule"));
   item.append(foot);
 
   for (const earlier of screen.children) {
@@ -276,7 +276,7 @@ function showMessages(messages) {
     const because = [message.reason, message.detail].filter(Boolean).join(": ");
     if (because) status.append(element("div", "because", because));
     const when = element("td", "when", new Date(message.created_at).toLocaleTimeString());
-    const to = element("td", null, message.contact || message.address);
+    const to = element("td", "to", message.contact || message.address);
     to.append(element("div", "because", message.channel));
     const text = element("td", "text");
     text.append(element("span", "sev-" + message.severity, "● "), message.text);

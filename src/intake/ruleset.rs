@@ -4,6 +4,7 @@
 //! changes; a reload makes another and swaps it in. Blocks on the disk: at the start, and off the
 //! runtime's threads on a reload.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -48,6 +49,28 @@ impl RuleSet {
             files: 0,
             missing: false,
         }
+    }
+
+    /// Whom a rule cannot reach because no provider serves any of the channels that it may use: a
+    /// sentence each. `routes` says which providers serve a channel.
+    pub fn unserved<T>(&self, routes: &BTreeMap<Channel, Vec<T>>) -> Vec<String> {
+        let served = |channel: &Channel| routes.get(channel).is_some_and(|names| !names.is_empty());
+        let mut found = Vec::new();
+        for rule in self.rules.rules() {
+            for name in &*rule.to {
+                let Ok(targets) = self.directory.targets(name, &rule.by) else { continue };
+                let channels: Vec<_> = targets.iter().map(|target| target.channel).collect();
+                if !channels.iter().any(served) {
+                    let words: Vec<_> = channels.iter().map(|channel| channel.as_str()).collect();
+                    found.push(format!(
+                        "rule \"{}\": no provider serves {} for {name}; add a [[provider]] for it",
+                        rule.name,
+                        words.join(" or ")
+                    ));
+                }
+            }
+        }
+        found
     }
 
     /// Reads every `*.toml` directly in `dir`, in the order of their names; hidden files are not

@@ -53,6 +53,11 @@ pub fn instance(rule: &str, instance: &str) -> Key {
     key(Table::Instance, partition, &[rule.as_bytes(), &[0], instance.as_bytes()])
 }
 
+/// Rule and instance key of an instance's row.
+pub(super) fn parse_instance(key: &[u8]) -> Option<(&str, &str)> {
+    std::str::from_utf8(key.get(2..)?).ok()?.split_once('\0')
+}
+
 /// The suppressed alert's row.
 pub fn suppressed(id: AlertId) -> Key {
     key(Table::Suppressed, id.partition(), &[id.as_uuid().as_bytes()])

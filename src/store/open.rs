@@ -66,7 +66,7 @@ pub(super) fn open(directory: &Path, config: &Config) -> Result<Opened, OpenErro
         let path = path.to_owned();
         move |error| OpenError::Io { path, error }
     };
-    fs::create_dir_all(directory).map_err(io(directory))?;
+    create_private(directory).map_err(io(directory))?;
     let path = directory.join("store");
     fs::create_dir_all(&path).map_err(io(&path))?;
     delete_half_made_snapshots(&path).map_err(io(&path))?;
@@ -97,6 +97,13 @@ pub(super) fn open(directory: &Path, config: &Config) -> Result<Opened, OpenErro
     let tree = (*db).clone();
     check_format(&path, &tree)?;
     Ok(Opened { db, tree, file })
+}
+
+/// Numbers and texts stand in it in clear: for its owner only, unless somebody made it otherwise.
+fn create_private(directory: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
 /// sled reports a held lock as an `Other` error whose text wraps `WouldBlock`.

@@ -5,13 +5,14 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::keys::{self, Table};
 use super::rows::{Device, Idempotency, InstanceRow, Suppressed};
 use super::{CommitError, Op, ReadError, Store, decode};
 use crate::clock::Timestamp;
-use crate::model::{Alert, Channel, Message, MessageId, Reason, Status};
+use crate::model::{Alert, AlertState, Channel, Message, MessageId, Reason, Status};
 
 /// Which messages to list. Empty: all.
 #[derive(Clone, Debug, Default)]
@@ -66,7 +67,12 @@ impl Op {
 
     /// Notes that an instance fires.
     pub fn put_instance(&mut self, alert: &Alert) {
-        let row = InstanceRow { alert: alert.clone() };
+        let row = InstanceRow {
+            alert: alert.id,
+            severity: alert.severity,
+            at: alert.fired_at,
+            topic: alert.topic.clone(),
+        };
         self.put(keys::instance(&alert.rule, &alert.key), &row);
     }
 
@@ -123,9 +129,25 @@ impl Store {
         self.scan(Table::Outbox)
     }
 
-    /// All alert instances that fire.
-    pub fn instances(&self) -> impl Iterator<Item = Result<InstanceRow, ReadError>> + use<> {
-        self.scan(Table::Instance)
+    /// The alerts of all instances that fire, as the rules engine needs them: without their text.
+    pub fn instances(&self) -> impl Iterator<Item = Result<Alert, ReadError>> + use<> {
+        self.tree.scan_prefix([Table::Instance as u8]).map(|item| {
+            let (key, value) = item?;
+            let (rule, key) = keys::parse_instance(&key)
+                .ok_or_else(|| ReadError("an instance's key is not `rule NUL key`".to_owned()))?;
+            let row: InstanceRow = decode(&value)?;
+            Ok(Alert {
+                id: row.alert,
+                rule: rule.into(),
+                key: key.into(),
+                severity: row.severity,
+                state: AlertState::Firing,
+                topic: row.topic,
+                fired_at: row.at,
+                changed_at: row.at,
+                text: Arc::default(),
+            })
+        })
     }
 
     /// All alerts of which nobody was told, partition by partition.
@@ -183,7 +205,8 @@ impl Store {
         let mut ops = Vec::new();
         for partition in 0..64 {
             for item in self.tree.scan_prefix([Table::History as u8, partition]) {
-                let message: Message = decode(&item?.1)?;
+                // One row that cannot be read must not keep the others for ever.
+                let Ok(message) = decode::<Message>(&item?.1) else { continue };
                 if now.since(message.updated_at) < self.retention || ops.len() >= limit {
                     break;
                 }
@@ -197,7 +220,7 @@ impl Store {
                 ops.push(op);
             }
             for item in self.tree.scan_prefix([Table::Suppressed as u8, partition]) {
-                let row: Suppressed = decode(&item?.1)?;
+                let Ok(row) = decode::<Suppressed>(&item?.1) else { continue };
                 if now.since(row.alert.changed_at) < self.retention || ops.len() >= limit {
                     break;
                 }
@@ -211,7 +234,7 @@ impl Store {
                 break;
             }
             let (key, value) = item?;
-            let row: Idempotency = decode(&value)?;
+            let Ok(row) = decode::<Idempotency>(&value) else { continue };
             if now.since(row.at) >= IDEMPOTENCY_KEPT {
                 let mut op = Op::new();
                 op.remove(key.to_vec());

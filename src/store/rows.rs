@@ -3,13 +3,21 @@
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
-use crate::model::{Alert, MessageId, Reason};
+use crate::model::{Alert, AlertId, MessageId, Reason, Severity};
+use crate::topic::TopicName;
 
-/// An alert instance that fires. The rules engine is restored from these.
+/// An alert instance that fires; rule and key are in the row's key. Small on purpose: these rows
+/// come in no order, and what sled pays for such a row grows with its size.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct InstanceRow {
+pub(super) struct InstanceRow {
     /// The alert that fires.
-    pub alert: Alert,
+    pub(super) alert: AlertId,
+    /// How urgent it is.
+    pub(super) severity: Severity,
+    /// When it fired.
+    pub(super) at: Timestamp,
+    /// The topic of the publish that fired it.
+    pub(super) topic: TopicName,
 }
 
 /// An alert of which nobody is told.

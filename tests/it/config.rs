@@ -165,7 +165,7 @@ fn environment_and_flags_are_named() {
     env WATCHBELL_API__PAGE_MAX: 1 to 5000, found 0
     env WATCHBELL_DISPATCH__EXPIRES_IN: `10` has no unit; write 10s for seconds (units are ms, s, m, h, d)
     env WATCHBELL_PROVIDER: expected [[provider]] tables, found string
-    env WATCHBELL_NOSUCH: unknown key; known here are data_dir, rules_dir, telemetry, broker, access, api, rules, notify, intake, dispatch, store, provider, channel
+    env WATCHBELL_NOSUCH: unknown key; known here are data_dir, rules_dir, grace, telemetry, broker, access, api, rules, notify, intake, dispatch, store, provider, channel
     "#);
 }
 
@@ -240,4 +240,52 @@ providers = ["two", "one"]
 fn the_data_directory_is_found_in_a_file_that_is_wrong() {
     let broken = layers("data_dir = 'there'\n[api]\nlisten = 7\n", &[], &[]);
     assert_eq!(config::data_dir(&broken).expect("found"), PathBuf::from("there"));
+}
+
+fn example() -> String {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/watchbell.toml");
+    std::fs::read_to_string(path).expect("the example is there")
+}
+
+/// Every key that stands in the example without a `#` has its default there.
+#[test]
+fn the_example_is_the_default() {
+    let told = good(&layers(&example(), &[], &[]));
+    let default = good(&layers("", &[], &[]));
+    for (told, default) in [
+        (format!("{:?}", told.telemetry), format!("{:?}", default.telemetry)),
+        (format!("{:?}", told.broker), format!("{:?}", default.broker)),
+        (format!("{:?}", told.access), format!("{:?}", default.access)),
+        (format!("{:?}", told.api), format!("{:?}", default.api)),
+        (format!("{:?}", told.dispatch), format!("{:?}", default.dispatch)),
+        (format!("{:?}", told.intake), format!("{:?}", default.intake)),
+        (format!("{:?}", told.store), format!("{:?}", default.store)),
+        (format!("{:?}", told.limits), format!("{:?}", default.limits)),
+        (format!("{:?}", told.grace), format!("{:?}", default.grace)),
+        (format!("{:?}", told.routes), format!("{:?}", default.routes)),
+    ] {
+        assert_eq!(told, default);
+    }
+    assert_eq!((told.data_dir, told.rules_dir), (default.data_dir, default.rules_dir));
+}
+
+/// With every `#` in front of a key taken away, nothing is wrong but the secrets that nobody has.
+#[test]
+fn what_the_example_shows_is_accepted() {
+    let shows = |line: &str| {
+        line.strip_prefix('#')
+            .filter(|rest| rest.starts_with(|c: char| c == '[' || c.is_ascii_lowercase()))
+            .unwrap_or(line)
+            .to_owned()
+    };
+    let file: Vec<String> = example().lines().map(shows).collect();
+    let said = wrong(&file.join("\n"), &[], &[]);
+    let other: Vec<&str> = said
+        .lines()
+        .filter(|line| {
+            !line.contains("is not set; set it") && !line.contains("cannot read secrets/")
+        })
+        .collect();
+    assert_eq!(other, [""; 0], "{said}");
+    assert_eq!(said.lines().count(), 6, "{said}");
 }

@@ -24,7 +24,6 @@ fn may_use(from: &str, to: &str) -> bool {
         (5, 5) => to != "config" || matches!(from, "app" | "cli" | "main" | "certs"),
         (0, 0) => true,
         (1, 1) => matches!((from, to), ("rules", "payload") | ("notify", "channel")),
-        // The outcome of an attempt may be another message, which notify composes.
         (2, to) => to == 0,
         (3, 3) => matches!((from, to), ("intake", "dispatch")),
         // The read side of the store, the engines' handles, and the phone that the page shows.

@@ -9,6 +9,9 @@
 //!
 //! Invariant: a session is in `sessions` until it has ended, and after that no route leads to it.
 
+mod retained;
+mod routes;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -17,19 +20,20 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
+use self::retained::{Full, Retained};
+pub(crate) use self::routes::Subscribed;
+use self::routes::{Member, Routes, Target};
 use super::Config;
 use super::acl::Grants;
 use super::auth::Principal;
-use super::connect::Will;
 use super::protocol::Wanted;
-use super::retained::{Full, Retained};
-use super::session::{NotOwner, Outgoing, Owner, Pushed, QueueLimits, Session};
+use super::protocol::connect::Will;
+use super::session::{NotOwner, Outgoing, Owner, Pushed, QueueLimits, Session, State};
 use crate::clock::Clock;
 use crate::intake::{Intake, Ticket, Verdict};
-use crate::model::{Publish, Qos, Reason};
+use crate::model::{Publish, Reason};
 use crate::telemetry::{ByReason, Metrics};
-use crate::topic::index::TopicIndex;
-use crate::topic::{BadTopic, TopicFilter, TopicLimits, TopicName};
+use crate::topic::TopicName;
 
 /// Sessions, subscriptions and retained messages.
 pub(crate) struct Hub {
@@ -57,62 +61,6 @@ struct Limits {
     /// For the retained messages that a new subscription starts with, which are all there at once.
     retained_queue: QueueLimits,
     takeover_wait: Duration,
-}
-
-#[derive(Default)]
-struct Routes {
-    index: TopicIndex<Route>,
-    shares: HashMap<ShareKey, Arc<Share>>,
-}
-
-/// Group and filter of a shared subscription.
-type ShareKey = (String, Arc<str>);
-
-enum Route {
-    One(Member),
-    Shared(Arc<Share>),
-}
-
-/// A session's subscription.
-#[derive(Clone)]
-struct Member {
-    session: Arc<Session>,
-    options: Options,
-}
-
-/// What a subscription asks for.
-#[derive(Clone, Copy, Debug)]
-struct Options {
-    qos: Qos,
-    no_local: bool,
-    retain_as_published: bool,
-    identifier: Option<u32>,
-}
-
-/// A shared subscription: each publish goes to one of its members.
-#[derive(Default)]
-struct Share {
-    members: Mutex<Vec<Member>>,
-    next: AtomicUsize,
-}
-
-/// A session that gets a publish, and how.
-pub(crate) struct Target {
-    session: Arc<Session>,
-    qos: Qos,
-    retain_as_published: bool,
-    identifiers: Vec<u32>,
-}
-
-/// A filter of a SUBSCRIBE or UNSUBSCRIBE, checked.
-#[derive(Debug)]
-pub(crate) struct Subscribed {
-    /// As the client wrote it.
-    pub(crate) text: Arc<str>,
-    /// The group of a shared subscription.
-    pub(crate) group: Option<String>,
-    /// The filter itself.
-    pub(crate) filter: TopicFilter,
 }
 
 /// Who wants a session.
@@ -321,7 +269,7 @@ impl Hub {
                 routes.remove(session, &subscribed);
             }
         }
-        self.route_count.store(routes.index.len(), Ordering::Release);
+        self.route_count.store(routes.len(), Ordering::Release);
     }
 
     fn count_sessions(&self, sessions: &HashMap<Arc<str>, Arc<Session>>) {
@@ -341,7 +289,7 @@ impl Hub {
 
     // Deadlines.
 
-    fn set_deadline(&self, session: &Arc<Session>, state: &mut super::session::State) {
+    fn set_deadline(&self, session: &Arc<Session>, state: &mut State) {
         self.clear_deadline(state);
         let will_at = state.will.as_ref().map(|(at, _)| *at);
         let earliest = match (will_at, state.ends_at) {
@@ -356,7 +304,7 @@ impl Hub {
         }
     }
 
-    fn clear_deadline(&self, state: &mut super::session::State) {
+    fn clear_deadline(&self, state: &mut State) {
         if let Some(key) = state.deadline.take() {
             lock(&self.deadlines).remove(&key);
         }
@@ -427,7 +375,6 @@ impl Hub {
             let ticket = Ticket { number: 0, to };
             self.intake.submit(Arc::clone(&publish), matches, ticket).await;
             if let Some((_, Verdict::Refused(reason))) = verdict.recv().await {
-                self.metrics.refuse(reason);
                 tracing::warn!(
                     client_id = %session.client_id, topic = %publish.topic, %reason,
                     "a will was not taken"
@@ -462,22 +409,14 @@ impl Hub {
             state.subscriptions.insert(Arc::clone(&subscribed.text));
             existed
         };
-        let member = Member {
-            session: Arc::clone(session),
-            options: Options {
-                qos: wanted.qos,
-                no_local: wanted.no_local,
-                retain_as_published: wanted.retain_as_published,
-                identifier,
-            },
-        };
+        let member = Member::new(session, wanted, identifier);
         let mut routes = write(&self.routes);
         // Both under one lock: no publish falls between the old and the new one (MQTT-3.8.4-3).
         if existed {
             routes.remove(session, subscribed);
         }
         routes.insert(subscribed, member);
-        self.route_count.store(routes.index.len(), Ordering::Release);
+        self.route_count.store(routes.len(), Ordering::Release);
         Ok(Ok(existed))
     }
 
@@ -520,7 +459,7 @@ impl Hub {
         }
         let mut routes = write(&self.routes);
         routes.remove(session, subscribed);
-        self.route_count.store(routes.index.len(), Ordering::Release);
+        self.route_count.store(routes.len(), Ordering::Release);
         Ok(true)
     }
 
@@ -529,34 +468,10 @@ impl Hub {
     /// Who gets a publish of `from` to `topic`: each session once, with the highest QoS of its
     /// subscriptions that match (MQTT-3.3.5-1).
     pub(crate) fn targets(&self, topic: &TopicName, from: &str) -> Vec<Target> {
-        let mut targets = Vec::new();
         if self.route_count.load(Ordering::Acquire) == 0 {
-            return targets;
+            return Vec::new();
         }
-        {
-            let routes = read(&self.routes);
-            routes.index.visit_matches(topic, &mut |route| match route {
-                Route::One(member) => {
-                    if !(member.options.no_local && member.session.client_id.as_ref() == from) {
-                        targets.push(Target::of(member));
-                    }
-                }
-                Route::Shared(share) => targets.extend(share.pick().as_ref().map(Target::of)),
-            });
-        }
-        if targets.len() > 1 {
-            targets.sort_by_key(|target| Arc::as_ptr(&target.session).addr());
-            targets.dedup_by(|other, first| {
-                let same = Arc::ptr_eq(&other.session, &first.session);
-                if same {
-                    first.qos = first.qos.max(other.qos);
-                    first.retain_as_published |= other.retain_as_published;
-                    first.identifiers.append(&mut other.identifiers);
-                }
-                same
-            });
-        }
-        targets
+        read(&self.routes).targets(topic, from)
     }
 
     /// Hands a publish to its subscribers, and keeps it if it is to be retained.
@@ -602,112 +517,5 @@ impl Hub {
     pub(crate) fn note_dropped(&self, reason: Reason) {
         let drops = &self.metrics.fanout_dropped;
         drops.get_or_create(&ByReason { reason }).inc();
-    }
-}
-
-impl Subscribed {
-    /// Checks a filter as a SUBSCRIBE carries it, `$share/{group}/{filter}` included.
-    pub(crate) fn parse(text: &str, limits: TopicLimits) -> Result<Self, BadFilter> {
-        let (group, filter) = match text.strip_prefix("$share") {
-            Some(rest) if rest.is_empty() || rest.starts_with('/') => {
-                // MQTT5-4.8.2-1 and -2.
-                let (group, filter) = rest
-                    .strip_prefix('/')
-                    .and_then(|rest| rest.split_once('/'))
-                    .filter(|(group, _)| !group.is_empty() && !group.contains(['+', '#']))
-                    .ok_or(BadFilter::Share)?;
-                (Some(group.to_owned()), filter)
-            }
-            _ => (None, text),
-        };
-        Ok(Self { text: text.into(), group, filter: TopicFilter::parse(filter, limits)? })
-    }
-
-    /// Reads a filter again that was checked before.
-    fn read_back(text: &str) -> Result<Self, BadFilter> {
-        let limits = TopicLimits { bytes_max: usize::MAX, levels_max: usize::MAX };
-        Self::parse(text, limits)
-    }
-}
-
-/// Why a filter is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum BadFilter {
-    /// `$share` without a group or a filter.
-    #[error("a shared subscription is written $share/GROUP/FILTER")]
-    Share,
-    /// The filter itself.
-    #[error(transparent)]
-    Filter(#[from] BadTopic),
-}
-
-impl Target {
-    fn of(member: &Member) -> Self {
-        Self {
-            session: Arc::clone(&member.session),
-            qos: member.options.qos,
-            retain_as_published: member.options.retain_as_published,
-            identifiers: member.options.identifier.into_iter().collect(),
-        }
-    }
-}
-
-impl Share {
-    /// The next member that is connected; if none is, the next one whose session waits.
-    fn pick(&self) -> Option<Member> {
-        let members = lock(&self.members);
-        if members.is_empty() {
-            return None;
-        }
-        let start = self.next.fetch_add(1, Ordering::Relaxed);
-        let in_turn = |step: usize| members.get((start.wrapping_add(step)) % members.len());
-        let connected = (0..members.len())
-            .filter_map(in_turn)
-            .find(|member| member.session.state().owner.is_some());
-        connected.or_else(|| in_turn(0)).cloned()
-    }
-}
-
-impl Routes {
-    fn insert(&mut self, subscribed: &Subscribed, member: Member) {
-        let Some(group) = &subscribed.group else {
-            self.index.insert(&subscribed.filter, Route::One(member));
-            return;
-        };
-        let key = (group.clone(), Arc::from(subscribed.filter.as_str()));
-        let share = match self.shares.get(&key) {
-            Some(share) => Arc::clone(share),
-            None => {
-                let share = Arc::new(Share::default());
-                self.index.insert(&subscribed.filter, Route::Shared(Arc::clone(&share)));
-                self.shares.insert(key, Arc::clone(&share));
-                share
-            }
-        };
-        lock(&share.members).push(member);
-    }
-
-    fn remove(&mut self, session: &Arc<Session>, subscribed: &Subscribed) {
-        let is_its = |member: &Member| Arc::ptr_eq(&member.session, session);
-        let Some(group) = &subscribed.group else {
-            self.index.remove(
-                &subscribed.filter,
-                |route| matches!(route, Route::One(member) if is_its(member)),
-            );
-            return;
-        };
-        let key = (group.clone(), Arc::from(subscribed.filter.as_str()));
-        let Some(share) = self.shares.get(&key).map(Arc::clone) else {
-            return;
-        };
-        let mut members = lock(&share.members);
-        members.retain(|member| !is_its(member));
-        if members.is_empty() {
-            self.shares.remove(&key);
-            self.index.remove(
-                &subscribed.filter,
-                |route| matches!(route, Route::Shared(other) if Arc::ptr_eq(other, &share)),
-            );
-        }
     }
 }

@@ -16,7 +16,8 @@ use mqtt_protocol_core::mqtt::packet::{Property, Qos as CoreQos, v3_1_1, v5_0};
 use mqtt_protocol_core::mqtt::result_code::MqttError;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use super::protocol::{self, Bad, Version, check_text, code, once};
+use super::read::{check_text, once, read_publish_property};
+use super::{Bad, Version, code, frame};
 use crate::model::{PublishProperties, Qos, Reason};
 use crate::secret::Secret;
 use crate::topic::{BadTopic, TopicLimits, TopicName};
@@ -98,8 +99,8 @@ pub(crate) async fn read<S: AsyncRead + Unpin>(
         if input.first().is_some_and(|first| *first != 0x10) {
             return Err(Refusal::silent(Bad::malformed("the first packet is no CONNECT")));
         }
-        match protocol::frame(input, bytes_max) {
-            Ok(Some(frame)) => return Ok(frame.len),
+        match frame(input, bytes_max) {
+            Ok(Some(whole)) => return Ok(whole.len),
             Ok(None) => {}
             Err(bad) => return Err(Refusal::silent(bad)),
         }
@@ -120,7 +121,7 @@ pub(crate) async fn read<S: AsyncRead + Unpin>(
 
 /// Reads a whole CONNECT, its fixed header included.
 pub(crate) fn parse(packet: &[u8], limits: TopicLimits) -> Result<Connect, Refusal> {
-    let frame = match protocol::frame(packet, usize::MAX) {
+    let frame = match frame(packet, usize::MAX) {
         Ok(Some(frame)) => frame,
         Ok(None) => return Err(Refusal::silent(Bad::malformed("half a CONNECT"))),
         Err(bad) => return Err(Refusal::silent(bad)),
@@ -286,7 +287,7 @@ fn will_properties(properties: &[Property]) -> Result<WillProperties, Bad> {
     for property in properties {
         match property {
             Property::WillDelayInterval(secs) => once(&mut delay_secs, secs.val())?,
-            other => protocol::read_publish_property(&mut passed_on, other)?,
+            other => read_publish_property(&mut passed_on, other)?,
         }
     }
     let passed_on = (passed_on != PublishProperties::default()).then(|| Box::new(passed_on));

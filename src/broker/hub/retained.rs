@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use super::session::{bytes_of, is_expired};
+use crate::broker::session::{bytes_of, is_expired};
 use crate::clock::Timestamp;
 use crate::model::Publish;
 use crate::topic::{FilterLevel, TopicFilter, TopicName};

@@ -1,0 +1,459 @@
+//! One client's connection after its CONNECT: the loop, and what each packet does.
+//!
+//! A round of the loop: read while there is room, settle the commits that have finished (fan out,
+//! then acknowledge), pump the session's queue, write, wait. No linger and no timer of length
+//! zero; one sleep for keep-alive and stuck writes together.
+//!
+//! A PUBLISH that a rule wants goes to intake and waits in `pending` for its verdict; what comes
+//! behind it waits too, so that fan-out and acknowledgements keep the order of receipt
+//! (MQTT-4.6.0). While `commits_max` wait, or `output_bytes_max` are unsent, nothing is read:
+//! that is how a fast client is slowed down.
+//!
+//! Invariant: nothing is acknowledged or fanned out before intake has said that it is durable, and
+//! nothing that intake refused ever is.
+
+mod packets;
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Sleep};
+
+use super::Shared;
+use super::acl::Grants;
+use super::hub::Detach;
+use super::protocol::connect::Will;
+use super::protocol::{self, Bad, Version, code};
+use super::session::{NotOwner, Owner, Session, Writer};
+use super::stream::Stream;
+use crate::intake::{Matches, Ticket, Verdict};
+use crate::model::{Publish, Qos, Reason};
+use crate::topic::TopicName;
+
+/// A client's connection.
+pub(crate) struct Connection {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) session: Arc<Session>,
+    pub(crate) owner: Owner,
+    pub(crate) peer: SocketAddr,
+    pub(crate) grants: Arc<Grants>,
+    pub(crate) writer: Writer,
+    /// What waits for the socket.
+    pub(crate) out: Vec<u8>,
+    pub(crate) will: Option<Box<Will>>,
+    /// Keep Alive times one and a half; zero for none.
+    pub(crate) patience: Duration,
+    /// Session Expiry Interval in force, seconds; `u32::MAX` for ever.
+    pub(crate) session_expiry: u32,
+    pub(crate) state: State,
+}
+
+/// What a connection starts without.
+pub(crate) struct State {
+    /// Written, and not yet flushed through TLS to the operating system.
+    unflushed: bool,
+    /// Since when the client has not taken what is written to it.
+    stuck_since: Option<Instant>,
+    last_packet: Instant,
+    pending: VecDeque<Pending>,
+    /// The ticket number of the first in `pending`.
+    first_number: u64,
+    /// How many in `pending` have QoS 1 or 2.
+    unacknowledged: usize,
+    /// QoS 2 publishes that were taken and not released: a copy of the session's count.
+    unreleased: usize,
+    /// Where verdicts come; made for the first commit, dropped when none is out.
+    verdicts: Option<(mpsc::Sender<Answer>, mpsc::Receiver<Answer>)>,
+    /// The last topic that it was allowed to publish to: most devices have one.
+    last_topic: Option<TopicName>,
+    /// What the client's topic aliases stand for, from 1.
+    aliases: Vec<Option<TopicName>>,
+    /// There may be word to end.
+    called: bool,
+    /// Publishes received and not counted yet.
+    received: u64,
+}
+
+type Answer = (u64, Verdict);
+
+impl State {
+    pub(crate) fn new(unreleased: usize) -> Self {
+        Self {
+            unflushed: false,
+            stuck_since: None,
+            last_packet: Instant::now(),
+            pending: VecDeque::new(),
+            first_number: 0,
+            unacknowledged: 0,
+            unreleased,
+            verdicts: None,
+            last_topic: None,
+            aliases: Vec::new(),
+            called: true,
+            received: 0,
+        }
+    }
+}
+
+/// A PUBLISH that has not been answered.
+struct Pending {
+    qos: Qos,
+    id: u16,
+    /// To be fanned out when it is durable.
+    publish: Option<Arc<Publish>>,
+    outcome: Option<Outcome>,
+}
+
+/// What is to become of a PUBLISH.
+enum Outcome {
+    /// Fan it out and acknowledge it.
+    Durable,
+    /// Neither.
+    Refused(Reason),
+    /// Only answer it, with this code.
+    Answer(u8),
+}
+
+/// What a packet asks of the loop.
+enum Next {
+    Go,
+    Commit(Arc<Publish>, Matches, Ticket),
+}
+
+/// Why a connection ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Close {
+    pub(crate) reason: Reason,
+    /// The DISCONNECT that MQTT 5 gets; `None` where the client has ended it.
+    pub(crate) code: Option<u8>,
+    pub(crate) what: &'static str,
+    /// The client said DISCONNECT and does not want its will published.
+    pub(crate) drops_will: bool,
+}
+
+impl Close {
+    const fn new(reason: Reason, code: u8, what: &'static str) -> Self {
+        Self { reason, code: Some(code), what, drops_will: false }
+    }
+
+    pub(crate) const fn lost(what: &'static str) -> Self {
+        Self { reason: Reason::ConnectionLost, code: None, what, drops_will: false }
+    }
+
+    const fn told(reason: Reason) -> Self {
+        match reason {
+            Reason::ShuttingDown => Self {
+                // Wills of a planned stop would raise an alarm for each device that is well.
+                drops_will: true,
+                ..Self::new(reason, code::SHUTTING_DOWN, "the broker stops")
+            },
+            _ => Self::new(reason, code::TAKEN_OVER, "another connection took the session over"),
+        }
+    }
+}
+
+impl From<Bad> for Close {
+    fn from(bad: Bad) -> Self {
+        Self::new(bad.reason, bad.code, bad.what)
+    }
+}
+
+impl From<NotOwner> for Close {
+    fn from(_: NotOwner) -> Self {
+        Self::told(Reason::TakenOver)
+    }
+}
+
+/// What ended a wait.
+enum Woken {
+    Go,
+    End(Close),
+    /// Keep-alive or a stuck write may be due.
+    Timer,
+}
+
+impl Connection {
+    /// Serves the client until one side ends it.
+    pub(crate) async fn serve(&mut self, stream: &mut Stream, mut input: Vec<u8>) -> Close {
+        match self.serve_until_error(stream, &mut input).await {
+            Ok(never) => match never {},
+            Err(close) => close,
+        }
+    }
+
+    async fn serve_until_error(
+        &mut self,
+        stream: &mut Stream,
+        input: &mut Vec<u8>,
+    ) -> Result<std::convert::Infallible, Close> {
+        let mut sleep = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
+        loop {
+            self.take_in(input).await?;
+            let had_room = self.has_room();
+            self.settle()?;
+            self.pump()?;
+            if !had_room && self.has_room() {
+                // What was left in `input` would wake nobody.
+                continue;
+            }
+            if std::mem::take(&mut self.state.called)
+                && let Some(reason) = self.session.word_to_end(self.owner)
+            {
+                if reason == Reason::TakenOver {
+                    // A client that said DISCONNECT and came back at once is not to get its will
+                    // published, only because the new connection was faster.
+                    self.look_once(stream, input).await;
+                    self.take_in(input).await?;
+                }
+                return Err(Close::told(reason));
+            }
+            match self.wait(stream, input, sleep.as_mut()).await {
+                Woken::Go => {}
+                Woken::End(close) => return Err(close),
+                Woken::Timer => self.check_times()?,
+            }
+        }
+    }
+
+    // Waiting.
+
+    fn has_room(&self) -> bool {
+        self.state.pending.len() < self.shared.config.commits_max
+            && self.out.len() < self.shared.config.output_bytes_max
+    }
+
+    /// Writes, and waits until there is something to do.
+    async fn wait(
+        &mut self,
+        stream: &mut Stream,
+        input: &mut Vec<u8>,
+        mut sleep: Pin<&mut Sleep>,
+    ) -> Woken {
+        let room = self.has_room();
+        if !room {
+            // While nothing is read, nothing can be missed.
+            self.state.last_packet = Instant::now();
+        }
+        poll_fn(|context| {
+            let mut go = false;
+            match self.poll_write(stream, context, &mut go) {
+                Ok(()) => {}
+                Err(_) => return Poll::Ready(Woken::End(Close::lost("writing failed"))),
+            }
+            if self.poll_verdicts(context) {
+                go = true;
+            }
+            if self.session.poll_ready(context) {
+                self.state.called = true;
+                go = true;
+            }
+            if room {
+                match stream.poll_fill(context, input) {
+                    Poll::Ready(Ok(0)) => {
+                        return Poll::Ready(Woken::End(Close::lost("closed without DISCONNECT")));
+                    }
+                    Poll::Ready(Ok(_)) => go = true,
+                    Poll::Ready(Err(_)) => {
+                        return Poll::Ready(Woken::End(Close::lost("reading failed")));
+                    }
+                    Poll::Pending => {}
+                }
+            }
+            if go {
+                return Poll::Ready(Woken::Go);
+            }
+            // About to be idle: give the buffers of the last burst back.
+            if input.is_empty() {
+                *input = Vec::new();
+            }
+            if self.out.is_empty() {
+                self.out = Vec::new();
+            }
+            let Some(deadline) = self.deadline(room) else {
+                return Poll::Pending;
+            };
+            if sleep.is_elapsed() || sleep.deadline() > deadline {
+                sleep.as_mut().reset(deadline);
+            }
+            sleep.as_mut().poll(context).map(|()| Woken::Timer)
+        })
+        .await
+    }
+
+    fn poll_write(
+        &mut self,
+        stream: &mut Stream,
+        context: &mut Context<'_>,
+        go: &mut bool,
+    ) -> std::io::Result<()> {
+        let before = self.out.len();
+        if before == 0 && !self.state.unflushed {
+            return Ok(());
+        }
+        let drained = stream.poll_drain(context, &mut self.out);
+        match drained {
+            Poll::Ready(Ok(())) => {
+                self.state.unflushed = false;
+                self.state.stuck_since = None;
+            }
+            Poll::Ready(Err(error)) => return Err(error),
+            Poll::Pending => {
+                self.state.unflushed = true;
+                if self.out.len() < before || self.state.stuck_since.is_none() {
+                    self.state.stuck_since = Some(Instant::now());
+                }
+            }
+        }
+        // Room again for what was held back.
+        *go |= before >= self.shared.config.output_bytes_max && self.out.len() < before;
+        Ok(())
+    }
+
+    fn poll_verdicts(&mut self, context: &mut Context<'_>) -> bool {
+        let mut any = false;
+        while let Some((_, answers)) = &mut self.state.verdicts
+            && let Poll::Ready(Some((number, verdict))) = answers.poll_recv(context)
+        {
+            self.note_verdict(number, verdict);
+            any = true;
+        }
+        any
+    }
+
+    fn note_verdict(&mut self, number: u64, verdict: Verdict) {
+        let index = number.checked_sub(self.state.first_number);
+        let index = index.and_then(|index| usize::try_from(index).ok());
+        if let Some(pending) = index.and_then(|index| self.state.pending.get_mut(index)) {
+            pending.outcome = Some(match verdict {
+                Verdict::Durable => Outcome::Durable,
+                Verdict::Refused(reason) => Outcome::Refused(reason),
+            });
+        }
+    }
+
+    /// When keep-alive or a stuck write is due next.
+    fn deadline(&self, room: bool) -> Option<Instant> {
+        let watched = room && !self.patience.is_zero();
+        let silent = watched.then(|| self.state.last_packet + self.patience);
+        let stuck =
+            self.state.stuck_since.map(|since| since + self.shared.config.write_timeout.get());
+        match (silent, stuck) {
+            (Some(silent), Some(stuck)) => Some(silent.min(stuck)),
+            (one, other) => one.or(other),
+        }
+    }
+
+    fn check_times(&self) -> Result<(), Close> {
+        let now = Instant::now();
+        let write_timeout = self.shared.config.write_timeout.get();
+        let stuck_since = self.state.stuck_since;
+        if stuck_since.is_some_and(|since| since + write_timeout <= now) {
+            let what = "the client does not read what is written to it";
+            return Err(Close::new(Reason::WriteTimeout, code::UNSPECIFIED, what));
+        }
+        let watched = self.has_room() && !self.patience.is_zero();
+        if watched && self.state.last_packet + self.patience <= now {
+            let what = "no packet within one and a half keep-alive intervals";
+            return Err(Close::new(Reason::KeepAliveTimeout, code::KEEP_ALIVE, what));
+        }
+        Ok(())
+    }
+
+    /// Takes what has arrived, without waiting.
+    async fn look_once(&mut self, stream: &mut Stream, input: &mut Vec<u8>) {
+        poll_fn(|context| {
+            // What comes of it, even an error, changes nothing: the connection is ending.
+            Poll::Ready(stream.poll_fill(context, input).is_ready())
+        })
+        .await;
+    }
+
+    // Packets.
+
+    /// Handles the packets in `input` while there is room.
+    async fn take_in(&mut self, input: &mut Vec<u8>) -> Result<(), Close> {
+        let mut taken = 0;
+        let result = self.take_in_from(input, &mut taken).await;
+        if taken > 0 {
+            self.state.last_packet = Instant::now();
+            input.drain(..taken);
+        }
+        if self.state.received > 0 {
+            let received = std::mem::take(&mut self.state.received);
+            self.shared.hub.metrics.publishes_received.inc_by(received);
+        }
+        result
+    }
+
+    async fn take_in_from(&mut self, input: &[u8], taken: &mut usize) -> Result<(), Close> {
+        while self.has_room() {
+            let rest = input.get(*taken..).unwrap_or_default();
+            let Some(frame) = protocol::frame(rest, self.shared.config.packet_bytes_max)? else {
+                break;
+            };
+            *taken += frame.len;
+            let packet = protocol::parse(self.writer.version, frame)?;
+            match self.handle(packet)? {
+                Next::Go => {}
+                Next::Commit(publish, matches, ticket) => {
+                    let intake = &self.shared.hub.intake;
+                    intake.submit(publish, matches, ticket).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn pump(&mut self) -> Result<(), NotOwner> {
+        let hub = &self.shared.hub;
+        let now = hub.clock.now();
+        self.session.pump(self.owner, &mut self.writer, &mut self.out, now, &mut |reason| {
+            hub.note_dropped(reason);
+        })
+    }
+
+    // The end.
+
+    /// Waits for the commits that are out, for a while: what was read and committed is fanned out
+    /// though its publisher has gone, and a QoS 2 id that was taken is remembered.
+    pub(crate) async fn finish_commits(&mut self) {
+        let until = Instant::now() + self.shared.config.close_timeout.get();
+        loop {
+            // A refused 3.1.1 publish ends the connection, which is ending already; each error
+            // has taken one from the front.
+            while self.settle().is_err() {}
+            let Some((_, answers)) = &mut self.state.verdicts else {
+                return;
+            };
+            match tokio::time::timeout_at(until, answers.recv()).await {
+                Ok(Some((number, verdict))) => self.note_verdict(number, verdict),
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Lets go of the session and publishes the will if it is due. Gives back the last words.
+    pub(crate) async fn leave(&mut self, close: &Close) -> Vec<u8> {
+        let expires_after = match self.session_expiry {
+            u32::MAX => None,
+            secs => Some(Duration::from_secs(secs.into())),
+        };
+        let will = self.will.take().filter(|_| !close.drops_will);
+        let leaving = Detach { expires_after, will };
+        let hub = &self.shared.hub;
+        if let Some(will) = hub.detach(&self.session, self.owner, leaving) {
+            hub.publish_will(&self.session, *will).await;
+        }
+        let mut last_words = std::mem::take(&mut self.out);
+        if let (Version::V5, Some(code)) = (self.writer.version, close.code) {
+            protocol::write_disconnect(&mut last_words, code, close.what);
+        }
+        last_words
+    }
+}

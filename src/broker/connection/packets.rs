@@ -1,0 +1,414 @@
+//! What each packet of a client does.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::{Close, Connection, Next, Outcome, Pending};
+use crate::broker::Shared;
+use crate::broker::hub::Subscribed;
+use crate::broker::protocol::connect::{RefusedTopic, check_topic};
+use crate::broker::protocol::{
+    self, Ack, Bad, Disconnect, Packet, PublishIn, Retained, Subscribe, Unsubscribe, Version, code,
+};
+use crate::broker::session::NotOwner;
+use crate::intake::Ticket;
+use crate::model::{Publish, Qos, Reason};
+use crate::topic::{BadTopic, TopicName};
+
+impl Connection {
+    pub(super) fn handle(&mut self, packet: Packet<'_>) -> Result<Next, Close> {
+        match packet {
+            Packet::Publish(publish) => return self.publish(publish),
+            Packet::Ack(Ack::Pubrel, id, _) => self.release(id)?,
+            Packet::Ack(ack, id, reason) => {
+                let answer = self.session.acknowledge(self.owner, ack, id, reason)?;
+                if let Some((ack, code)) = answer {
+                    protocol::write_ack(&mut self.out, self.writer.version, ack, id, code);
+                }
+            }
+            Packet::Subscribe(packet) => self.subscribe(&packet)?,
+            Packet::Unsubscribe(packet) => self.unsubscribe(&packet)?,
+            Packet::Ping => protocol::write_pong(&mut self.out),
+            Packet::Disconnect(packet) => return Err(self.disconnect(packet)),
+            Packet::Connect => return Err(Bad::protocol("a second CONNECT").into()),
+            Packet::Auth => {
+                return Err(Bad::protocol("AUTH without an authentication method").into());
+            }
+        }
+        Ok(Next::Go)
+    }
+
+    fn disconnect(&mut self, packet: Disconnect) -> Close {
+        if let Some(secs) = packet.session_expiry {
+            // MQTT5-3.14.2-2.
+            if self.session_expiry == 0 && secs != 0 {
+                return Bad::protocol("a session expiry in DISCONNECT, and none in CONNECT").into();
+            }
+            self.session_expiry = secs.min(self.shared.session_expiry_max());
+        }
+        Close {
+            reason: Reason::ClientDisconnect,
+            code: None,
+            what: "DISCONNECT",
+            drops_will: packet.code == code::SUCCESS,
+        }
+    }
+
+    fn publish(&mut self, packet: PublishIn<'_>) -> Result<Next, Close> {
+        self.state.received += 1;
+        let is_v5 = self.writer.version == Version::V5;
+        if packet.qos == Qos::ExactlyOnce {
+            let same =
+                |pending: &Pending| pending.qos == Qos::ExactlyOnce && pending.id == packet.id;
+            if self.state.pending.iter().any(same) {
+                // Its first copy waits for the store: one PUBREC will do for both.
+                return Ok(Next::Go);
+            }
+            if self.session.has_received(self.owner, packet.id)? {
+                self.answer(packet.qos, packet.id, code::SUCCESS);
+                return Ok(Next::Go);
+            }
+        }
+        let open = self.state.unacknowledged + self.state.unreleased;
+        if is_v5 && packet.qos != Qos::AtMostOnce && open >= self.shared.config.commits_max {
+            let what = "more unacknowledged publishes than Receive Maximum";
+            return Err(Close::new(Reason::TooMany, code::RECEIVE_MAXIMUM, what));
+        }
+        let topic = match self.topic(&packet)? {
+            Ok(topic) => topic,
+            Err((reason, code)) => return self.refuse_publish(&packet, reason, code),
+        };
+        let matches = self.shared.hub.intake.matches(&topic);
+        if matches.is_none() && self.state.pending.is_empty() {
+            let hub = &self.shared.hub;
+            let targets = hub.targets(&topic, &self.session.client_id);
+            if packet.retain || !targets.is_empty() {
+                let (qos, id) = (packet.qos, packet.id);
+                let publish = self.receive(topic, packet);
+                self.shared.hub.deliver(&publish, targets);
+                self.acknowledge(qos, id, code::SUCCESS)?;
+            } else {
+                self.acknowledge(packet.qos, packet.id, code::SUCCESS)?;
+            }
+            return Ok(Next::Go);
+        }
+        let (qos, id) = (packet.qos, packet.id);
+        let publish = self.receive(topic, packet);
+        let outcome = matches.is_none().then_some(Outcome::Durable);
+        self.hold(qos, id, Some(Arc::clone(&publish)), outcome);
+        match matches {
+            None => Ok(Next::Go),
+            Some(matches) => {
+                self.shared.hub.metrics.publishes_matched.inc();
+                Ok(Next::Commit(publish, matches, self.ticket()))
+            }
+        }
+    }
+
+    /// The topic of a PUBLISH, if this client may publish to it; otherwise the reason and the
+    /// code. `Err` outside ends the connection.
+    fn topic(&mut self, packet: &PublishIn<'_>) -> Result<Result<TopicName, (Reason, u8)>, Close> {
+        let state = &mut self.state;
+        let alias = match packet.alias {
+            Some(alias) if alias > self.shared.config.topic_alias_max => {
+                let what = "a topic alias over the maximum";
+                return Err(Close::new(Reason::ProtocolError, code::TOPIC_ALIAS, what));
+            }
+            Some(alias) => Some(usize::from(alias) - 1),
+            None => None,
+        };
+        let known = match (packet.topic.is_empty(), alias) {
+            (true, Some(index)) => match state.aliases.get(index).cloned().flatten() {
+                Some(topic) => Some(topic),
+                None => {
+                    let what = "a topic alias that stands for nothing";
+                    return Err(Close::new(Reason::ProtocolError, code::TOPIC_ALIAS, what));
+                }
+            },
+            (true, None) if self.writer.version == Version::V5 => {
+                return Err(Bad::protocol("neither topic nor topic alias").into());
+            }
+            _ => None,
+        };
+        let is_last = |last: &TopicName| match &known {
+            Some(topic) => last == topic,
+            None => last.as_str().as_bytes() == packet.topic,
+        };
+        let last = state.last_topic.as_ref().filter(|last| is_last(last)).cloned();
+        let is_allowed = last.is_some();
+        let topic = match last.or(known) {
+            Some(topic) => topic,
+            None => match self.shared.check_topic(packet.topic)? {
+                Ok(topic) => topic,
+                Err(refused) => return Ok(Err(refused)),
+            },
+        };
+        // The alias stands for the topic whether or not this client may publish to it.
+        if let Some(index) = alias {
+            if state.aliases.len() <= index {
+                state.aliases.resize(index + 1, None);
+            }
+            if let Some(place) = state.aliases.get_mut(index) {
+                *place = Some(topic.clone());
+            }
+        }
+        if !is_allowed {
+            if !self.grants.may_publish(&topic) {
+                return Ok(Err((Reason::NotAuthorized, code::NOT_AUTHORIZED)));
+            }
+            state.last_topic = Some(topic.clone());
+        }
+        Ok(Ok(topic))
+    }
+
+    /// A PUBLISH that may not be: MQTT 5 says why, 3.1.1 can only be closed (MQTT-3.3.5-2).
+    fn refuse_publish(
+        &mut self,
+        packet: &PublishIn<'_>,
+        reason: Reason,
+        code: u8,
+    ) -> Result<Next, Close> {
+        self.note_refusal(reason, "publish refused", &String::from_utf8_lossy(packet.topic));
+        if self.writer.version == Version::V311 {
+            return Err(Close {
+                // Counted and logged with the topic already.
+                code: None,
+                ..Close::new(reason, code, "a publish was refused")
+            });
+        }
+        self.answer(packet.qos, packet.id, code);
+        Ok(Next::Go)
+    }
+
+    /// The publish as everyone behind this knows it. Copies the payload, so that nobody holds the
+    /// read buffer.
+    fn receive(&self, topic: TopicName, packet: PublishIn<'_>) -> Arc<Publish> {
+        Arc::new(Publish {
+            topic,
+            payload: Bytes::copy_from_slice(packet.payload),
+            qos: packet.qos,
+            retain: packet.retain,
+            client_id: Arc::clone(&self.session.client_id),
+            identity: self.session.principal.name().cloned(),
+            received_at: self.shared.hub.clock.now(),
+            properties: packet.properties,
+        })
+    }
+
+    /// Puts a PUBLISH behind those that wait.
+    fn hold(&mut self, qos: Qos, id: u16, publish: Option<Arc<Publish>>, outcome: Option<Outcome>) {
+        self.state.unacknowledged += usize::from(qos != Qos::AtMostOnce);
+        self.state.pending.push_back(Pending { qos, id, publish, outcome });
+    }
+
+    /// The ticket of the last in `pending`.
+    fn ticket(&mut self) -> Ticket {
+        let commits_max = self.shared.config.commits_max;
+        let verdicts = self.state.verdicts.get_or_insert_with(|| mpsc::channel(commits_max));
+        Ticket {
+            number: self.state.first_number + self.state.pending.len() as u64 - 1,
+            to: verdicts.0.clone(),
+        }
+    }
+
+    /// Answers a PUBLISH in its turn, without fanning it out.
+    fn answer(&mut self, qos: Qos, id: u16, code: u8) {
+        if qos != Qos::AtMostOnce {
+            self.hold(qos, id, None, Some(Outcome::Answer(code)));
+        }
+    }
+
+    /// Fans out and answers what has its verdict, in order.
+    pub(super) fn settle(&mut self) -> Result<(), Close> {
+        let version = self.writer.version;
+        while let Some(Some(_)) = self.state.pending.front().map(|first| &first.outcome) {
+            let Some(first) = self.state.pending.pop_front() else {
+                break;
+            };
+            self.state.first_number += 1;
+            let acknowledged = first.qos != Qos::AtMostOnce;
+            self.state.unacknowledged -= usize::from(acknowledged);
+            match (first.outcome, first.publish) {
+                (Some(Outcome::Durable), Some(publish)) => {
+                    let hub = &self.shared.hub;
+                    let targets = hub.targets(&publish.topic, &publish.client_id);
+                    hub.deliver(&publish, targets);
+                    self.acknowledge(first.qos, first.id, code::SUCCESS)?;
+                }
+                (Some(Outcome::Answer(code)), _) => {
+                    let ack = ack_of(first.qos);
+                    protocol::write_ack(&mut self.out, version, ack, first.id, code);
+                }
+                (Some(Outcome::Refused(reason)), publish) => {
+                    let topic = publish.as_ref().map_or("", |publish| publish.topic.as_str());
+                    // Intake has counted it.
+                    self.log_refusal(reason, "publish not taken", topic);
+                    if !acknowledged {
+                        continue;
+                    }
+                    if version == Version::V311 {
+                        // No answer: the device sends it again (BROKER.md, rule 5).
+                        return Err(Close {
+                            code: None,
+                            ..Close::new(reason, code::UNSPECIFIED, "a publish was not taken")
+                        });
+                    }
+                    let code = match reason {
+                        Reason::OutboxFull | Reason::DiskLow | Reason::TooMany => code::QUOTA,
+                        _ => code::UNSPECIFIED,
+                    };
+                    protocol::write_ack(&mut self.out, version, ack_of(first.qos), first.id, code);
+                }
+                // Only a publish that is held for its verdict has one.
+                (Some(Outcome::Durable) | None, _) => {}
+            }
+        }
+        if self.state.pending.is_empty() {
+            self.state.verdicts = None;
+            if self.state.pending.capacity() > 16 {
+                self.state.pending = VecDeque::new();
+            }
+        }
+        Ok(())
+    }
+
+    /// PUBACK or PUBREC for a PUBLISH that was taken.
+    fn acknowledge(&mut self, qos: Qos, id: u16, code: u8) -> Result<(), NotOwner> {
+        if qos == Qos::AtMostOnce {
+            return Ok(());
+        }
+        if qos == Qos::ExactlyOnce {
+            self.session.note_received(self.owner, id)?;
+            self.state.unreleased += 1;
+        }
+        protocol::write_ack(&mut self.out, self.writer.version, ack_of(qos), id, code);
+        Ok(())
+    }
+
+    fn release(&mut self, id: u16) -> Result<(), Close> {
+        let waits = |pending: &Pending| pending.qos == Qos::ExactlyOnce && pending.id == id;
+        if self.state.pending.iter().any(waits) {
+            return Err(Bad::protocol("PUBREL before PUBREC").into());
+        }
+        let code = if self.session.release(self.owner, id)? {
+            self.state.unreleased = self.state.unreleased.saturating_sub(1);
+            code::SUCCESS
+        } else {
+            code::UNKNOWN_PACKET_ID
+        };
+        protocol::write_ack(&mut self.out, self.writer.version, Ack::Pubcomp, id, code);
+        Ok(())
+    }
+
+    fn subscribe(&mut self, packet: &Subscribe) -> Result<(), Close> {
+        let mut codes = Vec::with_capacity(packet.filters.len());
+        let mut granted = Vec::new();
+        for wanted in &packet.filters {
+            let (reason, code) = match Subscribed::parse(&wanted.filter, self.shared.topic_limits())
+            {
+                Ok(subscribed) if subscribed.group.is_some() && wanted.no_local => {
+                    // MQTT5-3.8.3-4.
+                    return Err(Bad::protocol("No Local on a shared subscription").into());
+                }
+                Ok(subscribed) if self.grants.may_subscribe(&subscribed.filter) => {
+                    let done = self.shared.hub.subscribe(
+                        &self.session,
+                        self.owner,
+                        &subscribed,
+                        wanted,
+                        packet.identifier,
+                    )?;
+                    match done {
+                        Ok(existed) => {
+                            codes.push(wanted.qos as u8);
+                            granted.push((subscribed, wanted, existed));
+                            continue;
+                        }
+                        Err(reason) => (reason, code::QUOTA),
+                    }
+                }
+                Ok(_) => (Reason::NotAuthorized, code::NOT_AUTHORIZED),
+                Err(_) => (Reason::BadFilter, code::BAD_FILTER),
+            };
+            self.note_refusal(reason, "subscription refused", &wanted.filter);
+            codes.push(code);
+        }
+        protocol::write_suback(&mut self.out, self.writer.version, packet.id, &codes);
+        for (subscribed, wanted, existed) in granted {
+            let wants_retained = match wanted.retained {
+                Retained::Always => true,
+                Retained::IfNew => !existed,
+                Retained::Never => false,
+            };
+            // A shared subscription starts with none (MQTT 5, 4.8.2).
+            if wants_retained && subscribed.group.is_none() {
+                let hub = &self.shared.hub;
+                hub.send_retained(&self.session, &subscribed, wanted, packet.identifier);
+            }
+        }
+        Ok(())
+    }
+
+    fn unsubscribe(&mut self, packet: &Unsubscribe) -> Result<(), Close> {
+        let mut codes = Vec::with_capacity(packet.filters.len());
+        for filter in &packet.filters {
+            codes.push(match Subscribed::parse(filter, self.shared.topic_limits()) {
+                Ok(subscribed) => {
+                    let hub = &self.shared.hub;
+                    match hub.unsubscribe(&self.session, self.owner, &subscribed)? {
+                        true => code::SUCCESS,
+                        false => code::NO_SUBSCRIPTION,
+                    }
+                }
+                Err(_) => code::BAD_FILTER,
+            });
+        }
+        protocol::write_unsuback(&mut self.out, self.writer.version, packet.id, &codes);
+        Ok(())
+    }
+
+    fn note_refusal(&self, reason: Reason, what: &'static str, topic: &str) {
+        self.shared.hub.metrics.refuse(reason);
+        self.log_refusal(reason, what, topic);
+    }
+
+    fn log_refusal(&self, reason: Reason, what: &'static str, topic: &str) {
+        let client_id = &*self.session.client_id;
+        // What a client wrote may hold anything: `?` escapes it.
+        if self.shared.is_first(self.peer, (client_id, reason, topic)) {
+            tracing::warn!(client_id, peer = %self.peer, ?topic, %reason, "{what}");
+        } else {
+            tracing::debug!(client_id, peer = %self.peer, ?topic, %reason, "{what}");
+        }
+    }
+}
+
+const fn ack_of(qos: Qos) -> Ack {
+    match qos {
+        Qos::AtMostOnce | Qos::AtLeastOnce => Ack::Puback,
+        Qos::ExactlyOnce => Ack::Pubrec,
+    }
+}
+
+impl Shared {
+    /// Checks the bytes of a topic. `Err` outside ends the connection: MQTT forbids such a topic,
+    /// inside: it is our limits that forbid it.
+    fn check_topic(&self, bytes: &[u8]) -> Result<Result<TopicName, (Reason, u8)>, Close> {
+        let text =
+            std::str::from_utf8(bytes).map_err(|_| Bad::malformed("a topic that is not UTF-8"))?;
+        if text.contains('\0') {
+            return Err(Bad::malformed("U+0000 in a topic").into());
+        }
+        match check_topic(text, self.topic_limits()) {
+            Ok(topic) => Ok(Ok(topic)),
+            Err(RefusedTopic::Bad(BadTopic::Empty | BadTopic::Wildcard)) => {
+                let what = "an empty topic, or one with a wildcard";
+                Err(Close::new(Reason::BadTopic, code::BAD_TOPIC, what))
+            }
+            Err(_) => Ok(Err((Reason::BadTopic, code::BAD_TOPIC))),
+        }
+    }
+}

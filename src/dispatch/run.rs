@@ -1,0 +1,482 @@
+//! The task behind [`super::Dispatch`]: takes all that waits, decides, and sleeps until the next
+//! due time.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::{Id, JoinSet};
+
+use super::attempt::{self, Context, Report};
+use super::lane::{Lane, LaneChange, LaneNews, LaneSettings, Standing};
+use super::queue::{Queue, Routes, Waiting};
+use super::{
+    Command, Config, ControlError, Dispatch, LaneState, LaneStatus, Parts, Shared, outcome,
+};
+use crate::clock::Timestamp;
+use crate::model::{Message, MessageId, Reason, Status};
+use crate::provider::Provider;
+use crate::store::Op;
+use crate::telemetry::ByProvider;
+
+/// The dispatcher, ready to run.
+pub struct Dispatcher {
+    context: Arc<Context>,
+    shared: Arc<Shared>,
+    commands: mpsc::Receiver<Command>,
+    queue: Queue,
+    lanes: Vec<Lane>,
+    providers: Vec<Arc<dyn Provider>>,
+    routes: Routes,
+    tasks: JoinSet<Finished>,
+    /// Which message and lane a task has, should it panic.
+    running: HashMap<Id, (MessageId, Option<usize>)>,
+    /// Commands on messages whose attempt has ended on disk and not here yet. As many at most as
+    /// there are askers.
+    early: Vec<Command>,
+}
+
+struct Finished {
+    id: MessageId,
+    lane: Option<usize>,
+    report: Report,
+    news: LaneNews,
+}
+
+impl Dispatcher {
+    /// Reads the outbox and closes the attempts that a crash cut off; those are `Unknown`, and
+    /// durable as such on return.
+    ///
+    /// # Errors
+    /// The store could not be read or written.
+    pub async fn open(config: &Config, parts: Parts) -> anyhow::Result<(Dispatch, Self)> {
+        let Parts { store, clock, metrics, run, lanes: specs, routes } = parts;
+        let now = clock.now();
+        let mut queue = Queue::default();
+        let mut cut_off = Vec::new();
+        let mut cut_off_count = 0_usize;
+        for message in store.outbox() {
+            let mut message = match message {
+                Ok(message) => message,
+                Err(error) => {
+                    tracing::error!(%error, "a message in the outbox cannot be read; it is left alone");
+                    continue;
+                }
+            };
+            if message.status == Status::Sending {
+                outcome::settle_cut_off(&mut message, now);
+                let mut op = Op::new();
+                op.put_message(&message);
+                cut_off.push(op);
+                cut_off_count += 1;
+                if cut_off.len() >= 1000 {
+                    store.commit(std::mem::take(&mut cut_off)).await?;
+                }
+            }
+            queue.put(Waiting::of(&message));
+        }
+        store.commit(cut_off).await?;
+        if queue.len() > 0 {
+            tracing::info!(
+                messages = queue.len(),
+                cut_off = cut_off_count,
+                "the outbox holds messages from before"
+            );
+        }
+
+        let mut lanes = Vec::new();
+        let mut providers = Vec::new();
+        let mut by_name = HashMap::new();
+        for spec in specs {
+            by_name.insert(Arc::clone(&spec.name), lanes.len());
+            let settings = LaneSettings {
+                name: spec.name,
+                kind: spec.kind,
+                channels: spec.channels,
+                per_second: spec.per_second,
+                concurrency: spec.concurrency,
+                breaker: config.breaker.clone(),
+            };
+            lanes.push(Lane::new(settings, now));
+            providers.push(spec.provider);
+        }
+        let routes = routes
+            .into_iter()
+            .map(|(channel, names)| {
+                (channel, names.iter().filter_map(|name| by_name.get(name).copied()).collect())
+            })
+            .collect();
+
+        let shared = Arc::new(Shared {
+            inbox: Mutex::default(),
+            woken: Notify::new(),
+            waiting: AtomicUsize::new(queue.len()),
+            lanes: RwLock::default(),
+        });
+        let (sender, commands) = mpsc::channel(64);
+        let context = Context {
+            store,
+            clock,
+            metrics,
+            retry: config.retry.clone(),
+            run,
+            claims: Mutex::default(),
+        };
+        let dispatcher = Self {
+            context: Arc::new(context),
+            shared: Arc::clone(&shared),
+            commands,
+            queue,
+            lanes,
+            providers,
+            routes: Routes::new(routes),
+            tasks: JoinSet::new(),
+            running: HashMap::new(),
+            early: Vec::new(),
+        };
+        dispatcher.show(now);
+        Ok((Dispatch { shared, commands: sender }, dispatcher))
+    }
+
+    /// Sends until told to stop; then waits for the calls in flight.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        while !*stop.borrow_and_update() && stop.has_changed().is_ok() {
+            self.take_all();
+            let now = self.context.clock.now();
+            let wake_at = self.start_due(now);
+            self.show(now);
+            let nap = wake_at.map_or(Duration::from_secs(60), |at| at.since(now));
+            let shared = Arc::clone(&self.shared);
+            tokio::select! {
+                _ = stop.changed() => {}
+                () = shared.woken.notified() => {}
+                Some(finished) = self.tasks.join_next_with_id() => self.finished(finished),
+                Some(command) = self.commands.recv() => self.obey(command),
+                // Timers count whole milliseconds: one more, so that it is not woken just too early.
+                () = tokio::time::sleep(nap.min(Duration::from_secs(60)) + Duration::from_millis(1)) => {}
+            }
+        }
+        self.commands.close();
+        while let Some(finished) = self.tasks.join_next_with_id().await {
+            self.finished(finished);
+        }
+    }
+
+    /// Everything that has come in, before anything is decided.
+    fn take_all(&mut self) {
+        let new = {
+            let mut inbox = self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *inbox)
+        };
+        for waiting in new {
+            self.queue.put(waiting);
+        }
+        while let Some(finished) = self.tasks.try_join_next_with_id() {
+            self.finished(finished);
+        }
+        while let Ok(command) = self.commands.try_recv() {
+            self.obey(command);
+        }
+    }
+
+    /// Commands that came before the news of the attempt they are about.
+    fn obey_early(&mut self) {
+        for command in std::mem::take(&mut self.early) {
+            self.obey(command);
+        }
+    }
+
+    fn start_due(&mut self, now: Timestamp) -> Option<Timestamp> {
+        for id in self.queue.take_expired(now) {
+            let detail = "no provider took it before its time ran out";
+            self.give_up(id, Status::Expired, Reason::Expired, detail);
+        }
+        let picked = self.queue.pick(&mut self.lanes, &self.routes, now);
+        for id in picked.homeless {
+            let detail = "no provider is configured for its channel; add one to [channel.NAME]";
+            self.give_up(id, Status::Failed, Reason::NoProvider, detail);
+        }
+        for (id, index) in picked.start {
+            let (Some(lane), Some(provider)) = (self.lanes.get(index), self.providers.get(index))
+            else {
+                continue;
+            };
+            let (context, provider) = (Arc::clone(&self.context), Arc::clone(provider));
+            let name = Arc::clone(&lane.settings.name);
+            self.spawn(id, Some(index), async move {
+                attempt::run(&context, id, &name, &*provider).await
+            });
+        }
+        picked.wake_at
+    }
+
+    fn give_up(&mut self, id: MessageId, status: Status, reason: Reason, detail: &'static str) {
+        let context = Arc::clone(&self.context);
+        self.spawn(id, None, async move {
+            let report = attempt::give_up(&context, id, status, reason, detail).await;
+            (report, LaneNews::Nothing)
+        });
+    }
+
+    fn spawn(
+        &mut self,
+        id: MessageId,
+        lane: Option<usize>,
+        work: impl Future<Output = (Report, LaneNews)> + Send + 'static,
+    ) {
+        let handle = self.tasks.spawn(async move {
+            let (report, news) = work.await;
+            Finished { id, lane, report, news }
+        });
+        self.running.insert(handle.id(), (id, lane));
+    }
+
+    fn finished(&mut self, result: Result<(Id, Finished), tokio::task::JoinError>) {
+        let now = self.context.clock.now();
+        let finished = match result {
+            Ok((task, finished)) => {
+                self.running.remove(&task);
+                finished
+            }
+            Err(error) => {
+                let Some((id, lane)) = self.running.remove(&error.id()) else {
+                    return;
+                };
+                tracing::error!(message_id = %id, %error, "an attempt ended in a fault of ours");
+                let detail = "an attempt ended in a fault of ours; see the log".to_owned();
+                let reason = Reason::NoAnswer;
+                let news = LaneNews::Failed { reason, detail, after: None };
+                self.requeue_from_store(id, now);
+                self.lane_news(lane, news, now);
+                return;
+            }
+        };
+        self.lane_news(finished.lane, finished.news, now);
+        match finished.report {
+            Report::Waits { message, elsewhere } => {
+                let mut waiting = Waiting::of(&message);
+                if elsewhere {
+                    waiting.failed_on = finished.lane;
+                    if self.another_may_try(&message, finished.lane, now) {
+                        waiting.due_at = now;
+                    }
+                }
+                self.queue.put(waiting);
+            }
+            Report::Ended { follow_up } => {
+                self.queue.remove(finished.id);
+                if let Some(message) = follow_up {
+                    self.queue.put(Waiting::of(&message));
+                }
+            }
+            // The store has failed, and with it this process; or the row is unreadable.
+            Report::Lost => self.queue.remove(finished.id),
+        }
+        self.obey_early();
+    }
+
+    /// After a fault of ours the row says where the message stands.
+    fn requeue_from_store(&mut self, id: MessageId, now: Timestamp) {
+        match self.context.store.message(id) {
+            Ok(Some(mut message)) if !message.status.is_final() => {
+                outcome::settle_cut_off(&mut message, now);
+                message.due_at = now.plus(self.context.retry.max.into());
+                self.queue.put(Waiting::of(&message));
+            }
+            _ => self.queue.remove(id),
+        }
+    }
+
+    /// Whether another provider of the channel can take over at once: until each has had its turn;
+    /// then the message waits its back-off.
+    fn another_may_try(
+        &mut self,
+        message: &Message,
+        failed: Option<usize>,
+        now: Timestamp,
+    ) -> bool {
+        let route = self.routes.of(message.target.channel);
+        let turn = usize::try_from(message.attempt_count).unwrap_or(usize::MAX);
+        if route.len() < 2 || turn.is_multiple_of(route.len()) {
+            return false;
+        }
+        route.iter().filter(|index| Some(**index) != failed).any(|index| {
+            self.lanes
+                .get_mut(*index)
+                .is_some_and(|lane| !matches!(lane.standing(now), Standing::Down(_)))
+        })
+    }
+
+    fn lane_news(&mut self, index: Option<usize>, news: LaneNews, now: Timestamp) {
+        let Some((index, lane)) = index.and_then(|index| Some((index, self.lanes.get_mut(index)?)))
+        else {
+            return;
+        };
+        let before = lane.state(now).0;
+        let change = lane.finish(news, now);
+        let (state, reason, detail, until) = lane.state(now);
+        let provider = &lane.settings.name;
+        match change {
+            LaneChange::None => {}
+            LaneChange::Opened => {
+                tracing::info!(%provider, "the provider works again");
+                self.queue.lane_opened(index, now);
+            }
+            LaneChange::Closed => {
+                let reason = reason.unwrap_or(Reason::ProviderUnavailable);
+                let (detail, until) = (detail.unwrap_or_default(), until.unwrap_or(now));
+                match state {
+                    // The same in a row is said once.
+                    LaneState::Stopped if before == LaneState::Stopped => {
+                        tracing::debug!(%provider, %reason, detail, %until, "still refused");
+                    }
+                    LaneState::Stopped => tracing::error!(
+                        %provider, %reason, detail, next_probe = %until,
+                        "the provider refuses our account or configuration: mend it; messages are kept"
+                    ),
+                    LaneState::BreakerOpen if before == LaneState::BreakerOpen => {
+                        tracing::debug!(%provider, %reason, detail, %until, "still failing");
+                    }
+                    LaneState::Up | LaneState::Paused | LaneState::BreakerOpen => tracing::warn!(
+                        %provider, %reason, detail, %until,
+                        "the provider is left alone for a while; messages are kept"
+                    ),
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Resume(name, answer) => {
+                let known = self.lanes.iter().position(|lane| *lane.settings.name == *name);
+                let result = known.ok_or(ControlError::NoProvider(name)).map(|index| {
+                    if let Some(lane) = self.lanes.get_mut(index) {
+                        lane.open();
+                    }
+                    self.queue.lane_opened(index, self.context.clock.now());
+                });
+                drop(answer.send(result));
+            }
+            // What the asker has read from disk is ahead of what has been heard here.
+            Command::Retry(id, _) | Command::Cancel(id, _) if self.has_just_ended(id) => {
+                self.early.push(command);
+            }
+            Command::Retry(id, answer) => {
+                let rule = "only one that waits, failed, expired or was canceled can be sent again";
+                self.change(id, answer, rule, |message, now| {
+                    let again = matches!(message.status, Status::Queued | Status::Undelivered)
+                        || message.status.advance(Status::Queued).is_some();
+                    if !again {
+                        return None;
+                    }
+                    let lifetime = message.expires_at.since(message.created_at);
+                    if message.expires_at <= now {
+                        message.expires_at = now.plus(lifetime);
+                    }
+                    message.status = Status::Queued;
+                    message.due_at = now;
+                    message.updated_at = now;
+                    message.detail = Some("put back by an operator".to_owned());
+                    message.reason = None;
+                    Some(Report::Waits { message: Box::new(message.clone()), elsewhere: false })
+                });
+            }
+            Command::Cancel(id, answer) => {
+                let rule = "only one that waits can be canceled";
+                self.change(id, answer, rule, |message, now| {
+                    if message.status != Status::Queued {
+                        return None;
+                    }
+                    let detail = "withdrawn before a provider took it".to_owned();
+                    outcome::end(message, Status::Canceled, Reason::Canceled, detail, now);
+                    Some(Report::Ended { follow_up: None })
+                });
+            }
+        }
+    }
+
+    fn has_just_ended(&self, id: MessageId) -> bool {
+        self.queue.is_taken(id) == Some(true)
+            && matches!(self.context.store.message(id), Ok(Some(message)) if message.status.is_final())
+    }
+
+    /// Changes a row that no attempt has, and answers when the change is durable.
+    fn change(
+        &mut self,
+        id: MessageId,
+        answer: oneshot::Sender<Result<Message, ControlError>>,
+        rule: &'static str,
+        edit: impl FnOnce(&mut Message, Timestamp) -> Option<Report> + Send + 'static,
+    ) {
+        if self.queue.is_taken(id) == Some(true) {
+            let rule = "an attempt is under way; ask again when it has ended";
+            let status = Status::Sending;
+            drop(answer.send(Err(ControlError::NotAllowed { id, status, rule })));
+            return;
+        }
+        let mut message = match self.context.store.message(id) {
+            Ok(Some(message)) => message,
+            Ok(None) => return drop(answer.send(Err(ControlError::NotFound(id)))),
+            Err(error) => return drop(answer.send(Err(error.into()))),
+        };
+        let status = message.status;
+        let Some(report) = edit(&mut message, self.context.clock.now()) else {
+            drop(answer.send(Err(ControlError::NotAllowed { id, status, rule })));
+            return;
+        };
+        // Held until it is durable: an ended message that comes back is put in as taken.
+        self.queue.put(Waiting::of(&message));
+        self.queue.take(id);
+        let store = self.context.store.clone();
+        self.spawn(id, None, async move {
+            let mut op = Op::new();
+            op.put_message(&message);
+            match store.commit(vec![op]).await {
+                Ok(()) => {
+                    drop(answer.send(Ok(message)));
+                    (report, LaneNews::Nothing)
+                }
+                Err(_) => (Report::Lost, LaneNews::Nothing),
+            }
+        });
+    }
+
+    /// Publishes what others may see: counts, lanes, gauges.
+    fn show(&self, now: Timestamp) {
+        let inbox = self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner).len();
+        self.shared.waiting.store(self.queue.len() + inbox, Ordering::Relaxed);
+        let metrics = &self.context.metrics;
+        metrics.outbox_messages.set(i64::try_from(self.queue.len() + inbox).unwrap_or(i64::MAX));
+        let lanes: Vec<LaneStatus> =
+            self.lanes.iter().map(|lane| self.lane_status(lane, now)).collect();
+        for lane in &lanes {
+            let label = ByProvider { provider: lane.provider.to_string() };
+            let stopped = i64::from(lane.state == LaneState::Stopped);
+            metrics.provider_stopped.get_or_create(&label).set(stopped);
+            let broken = i64::from(lane.state == LaneState::BreakerOpen);
+            metrics.provider_breaker_open.get_or_create(&label).set(broken);
+            let in_flight = i64::try_from(lane.in_flight).unwrap_or(i64::MAX);
+            metrics.attempts_in_flight.get_or_create(&label).set(in_flight);
+        }
+        *self.shared.lanes.write().unwrap_or_else(PoisonError::into_inner) = lanes;
+    }
+
+    fn lane_status(&self, lane: &Lane, now: Timestamp) -> LaneStatus {
+        let (state, reason, detail, until) = lane.state(now);
+        let channels = &lane.settings.channels;
+        LaneStatus {
+            provider: Arc::clone(&lane.settings.name),
+            kind: lane.settings.kind,
+            channels: channels.clone(),
+            state,
+            reason,
+            detail: detail.map(str::to_owned),
+            until,
+            in_flight: lane.in_flight,
+            ready: channels.iter().map(|channel| self.queue.ready_on(*channel)).sum(),
+        }
+    }
+}
