@@ -9,49 +9,29 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use watchbell::app::App;
-use watchbell::clock::Clock;
-use watchbell::config::{self, layers::FileLayer, layers::Layers};
 
 use crate::eventually;
+use crate::harness::{Harness, Place};
 
 const CONTACTS: &str = "[[contact]]\nname = 'ana'\nsms = '+4915550100001'\n";
 
-/// A Watchbell of its own, on free ports and in a directory of its own.
+/// The application and a client of its own, for requests that are not as they should be.
 struct Edge {
-    app: App,
-    directory: tempfile::TempDir,
+    harness: Harness,
     http: reqwest::Client,
     key: String,
 }
 
 impl Edge {
-    async fn start(more: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let path = |name: &str| directory.path().join(name).display().to_string();
-        std::fs::create_dir(path("rules")).unwrap();
-        std::fs::write(path("rules/contacts.toml"), CONTACTS).unwrap();
-        let (data_dir, rules_dir) = (path("data"), path("rules"));
-        let text = format!(
-            "data_dir = '{data_dir}'\nrules_dir = '{rules_dir}'\n{more}\n\
-             [broker]\nlisten = '127.0.0.1:0'\nlisten_tls = ''\n"
-        );
-        let text = if text.contains("[api]") {
-            text.replace("[api]", "[api]\nlisten = '127.0.0.1:0'")
-        } else {
-            format!("{text}[api]\nlisten = '127.0.0.1:0'\n")
-        };
-        let file = FileLayer::Text { name: "test.toml".to_owned(), text };
-        let layers = Layers { file, ..Layers::default() };
-        let config = config::load(&layers, &Clock::System).unwrap_or_else(|p| panic!("{p:#?}"));
-        let app = App::start(config).await.unwrap_or_else(|error| panic!("{error:?}"));
+    async fn start(config: &str) -> Self {
+        let harness = Harness::start(config).await;
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        let key = std::fs::read_to_string(directory.path().join("data/api.key")).unwrap();
-        Self { app, directory, http, key }
+        let key = std::fs::read_to_string(harness.place.path("data/api.key")).unwrap();
+        Self { harness, http, key }
     }
 
     fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
-        self.http.request(method, format!("http://{}{path}", self.app.instance().api))
+        self.http.request(method, format!("http://{}{path}", self.harness.app.instance().api))
     }
 
     /// Asks with the key; answers status and body.
@@ -74,7 +54,7 @@ impl Edge {
 
     /// Sends bytes as they are, reads until the other side closes.
     async fn raw(&self, request: &str) -> String {
-        let mut stream = TcpStream::connect(self.app.instance().api).await.unwrap();
+        let mut stream = TcpStream::connect(self.harness.app.instance().api).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await.unwrap();
@@ -83,11 +63,11 @@ impl Edge {
 
     /// The exit code and what the command line says.
     async fn command(&self, arguments: &[&str]) -> (ExitCode, String) {
-        run(self.directory.path(), arguments).await
+        run(&self.harness.place.path(""), arguments).await
     }
 
-    async fn stop(self) {
-        self.app.stop().await.unwrap();
+    async fn stop(self) -> Place {
+        self.harness.stop().await
     }
 }
 
@@ -124,8 +104,8 @@ async fn a_message_is_taken_shown_and_masked() {
         .map(|message| message["id"].as_str().unwrap())
         .collect();
     assert_eq!(ids.len(), 2);
-    eventually(|| edge.app.screen().recent().len() == 2).await;
-    eventually(|| edge.app.waiting() == 0).await;
+    eventually(|| edge.harness.app.screen().recent().len() == 2).await;
+    eventually(|| edge.harness.app.waiting() == 0).await;
 
     let one = edge.get(&format!("/v1/messages/{}", ids[0])).await;
     assert_eq!(one["status"], "delivered");
@@ -217,7 +197,7 @@ async fn what_is_wrong_with_a_request_is_told_at_once() {
     let long = json!({ "to": ["ana"], "text": "x".repeat(2000) });
     let (status, problem) = edge.ask(Method::POST, "/v1/messages", Some(long)).await;
     assert_eq!((status.as_u16(), &problem["reason"]), (413, &json!("packet_too_large")));
-    assert_eq!(edge.app.waiting(), 0);
+    assert_eq!(edge.harness.app.waiting(), 0);
     edge.stop().await;
 }
 
@@ -267,7 +247,7 @@ async fn a_follower_of_the_phone_misses_nothing_and_is_let_go() {
     let edge = Edge::start("[api]\nsse_clients_max = 1").await;
     let send = |text: &str| json!({ "to": ["ana"], "text": text });
     edge.ask(Method::POST, "/v1/messages", Some(send("before"))).await;
-    eventually(|| edge.app.screen().recent().len() == 1).await;
+    eventually(|| edge.harness.app.screen().recent().len() == 1).await;
     let mut stream = edge.request(Method::GET, "/v1/phone/events").send().await.unwrap();
     assert_eq!(stream.headers()["content-type"], "text/event-stream");
     let refused = edge.request(Method::GET, "/v1/phone/events").send().await.unwrap();
@@ -294,7 +274,7 @@ async fn a_peer_that_says_nothing_is_let_go_and_holds_up_nobody_else() {
     let edge =
         Edge::start("[api]\nread_timeout = '200ms'\nconnections_max = 1\nsse_clients_max = 0")
             .await;
-    let mut silent = TcpStream::connect(edge.app.instance().api).await.unwrap();
+    let mut silent = TcpStream::connect(edge.harness.app.instance().api).await.unwrap();
     silent.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
     // The only permit is the silent one's until its time is over.
     let answer = edge.raw(&get("/healthz", "host: x\r\n")).await;
@@ -391,11 +371,10 @@ async fn devices_are_managed_with_and_without_an_instance() {
     assert!(said.contains("\npassword ") && said.contains(" -i p-1 "), "{said}");
     let (code, said) = edge.command(&["device", "remove", "nobody"]).await;
     assert_eq!(code, ExitCode::FAILURE, "{said}");
-    let Edge { app, directory, .. } = edge;
-    app.stop().await.unwrap();
+    let place = edge.stop().await;
 
     // The same directory without an instance: straight to the store.
-    let offline = directory.path();
+    let offline = &place.path("");
     // In one process the store's lock is held until its last thread has gone.
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
@@ -437,7 +416,7 @@ async fn run(directory: &Path, arguments: &[&str]) -> (ExitCode, String) {
 async fn a_publish_from_the_command_line_is_acknowledged() {
     let edge = Edge::start("").await;
     let (code, said) = edge.command(&["pub", "a/b", "hello"]).await;
-    let place = edge.app.instance().mqtt.unwrap();
+    let place = edge.harness.app.instance().mqtt.unwrap();
     assert_eq!(code, ExitCode::SUCCESS, "{said}");
     assert!(said.starts_with(&format!("published 5 bytes to a/b at {place}: ")), "{said}");
     for qos in ["0", "2"] {

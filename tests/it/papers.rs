@@ -1,4 +1,5 @@
-//! What the papers show must load: the TOML of README.md and of docs/.
+//! What the papers show must load, and what they say to type must run: the TOML of README.md and
+//! of docs/, the commands of README.md.
 
 use std::path::Path;
 
@@ -7,6 +8,9 @@ use watchbell::config::layers::{FileLayer, Layers};
 use watchbell::config::{self, Config};
 use watchbell::intake::ruleset::{Limits, RuleSet};
 use watchbell::problem::TomlFile;
+
+use crate::harness::Place;
+use crate::process::Process;
 
 /// A block of a paper, and what problems call it.
 struct Block {
@@ -20,10 +24,16 @@ fn read(paper: &str) -> String {
 
 /// The ```toml blocks of a paper.
 fn blocks(paper: &str) -> Vec<Block> {
+    blocks_of(paper, "toml")
+}
+
+/// The blocks of a paper in this language.
+fn blocks_of(paper: &str, language: &str) -> Vec<Block> {
+    let fence = format!("```{language}");
     let (mut found, mut open) = (Vec::new(), None::<Block>);
     for (index, line) in read(paper).lines().enumerate() {
         match &mut open {
-            None if line == "```toml" => {
+            None if line == fence => {
                 open = Some(Block { name: format!("{paper}:{}", index + 1), text: String::new() });
             }
             None => {}
@@ -35,7 +45,7 @@ fn blocks(paper: &str) -> Vec<Block> {
         }
     }
     assert!(open.is_none(), "{paper}: a block has no end");
-    assert!(!found.is_empty(), "{paper}: no ```toml block");
+    assert!(!found.is_empty(), "{paper}: no {fence} block");
     found
 }
 
@@ -102,4 +112,48 @@ fn the_configuration_of_the_papers_loads() {
         }
     }
     assert_eq!(checked, 3);
+}
+
+/// The words of a command line as a shell would cut it, up to its comment.
+pub(crate) fn words(line: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    for character in line.chars() {
+        match (quote, character) {
+            (Some(open), _) if character == open => quote = None,
+            (None, '\'' | '"') => {
+                quote = Some(character);
+                word.get_or_insert_default();
+            }
+            (None, '#') if word.is_none() => break,
+            (None, ' ') => words.extend(word.take()),
+            _ => word.get_or_insert_default().push(character),
+        }
+    }
+    assert!(quote.is_none(), "a quote has no end: {line}");
+    words.extend(word);
+    words
+}
+
+#[tokio::test]
+async fn the_commands_of_the_readme_run() {
+    let readme = blocks("README.md");
+    let rules = readme.iter().find(|block| block.text.contains("[[rule]]")).unwrap();
+    let place = Place::new("");
+    // The README has its own contacts.
+    std::fs::remove_file(place.path("rules/contacts.toml")).unwrap();
+    let process = Process::start(place.rules(&rules.text)).await;
+    let mut ran = 0;
+    for block in blocks_of("README.md", "sh") {
+        for line in block.text.lines() {
+            let line = line.strip_prefix("cargo run --").or_else(|| line.strip_prefix("watchbell"));
+            let Some(line) = line else { continue };
+            let words = words(line);
+            process.done(&words.iter().map(String::as_str).collect::<Vec<_>>()).await;
+            ran += 1;
+        }
+    }
+    assert!(ran >= 6, "only {ran} commands in README.md");
+    process.api.message_that_is("delivered", "kiel freezer 1: -10.5 °C").await;
+    process.api.message_that_is("delivered", "Pump 7 is back").await;
+    assert!(process.place.path("certs/pump-7.key").exists());
 }

@@ -5,9 +5,10 @@
 //! and `data/` where they are by default, only that its ports are free ones. Dropped, it is killed.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Seek as _, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use watchbell::instance::Instance;
@@ -36,34 +37,62 @@ pub(crate) struct Said {
     pub(crate) err: String,
 }
 
-/// Runs a command in `directory`, with this on its standard input.
-pub(crate) fn run(directory: &Path, arguments: &[&str], input: &str) -> Said {
-    run_with(directory, arguments, input, &[])
-}
-
-/// The same with more environment variables.
-pub(crate) fn run_with(
-    directory: &Path,
-    arguments: &[&str],
-    input: &str,
-    env: &[(&str, &str)],
-) -> Said {
+/// Runs a command in `directory`, with this on its standard input and these variables in its
+/// environment. Blocks: see [`command`].
+fn run(directory: &Path, arguments: &[String], input: &str, env: &[(String, String)]) -> Said {
+    // Files and not pipes, which a command that says much would fill.
+    let (mut out, mut err) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
     let mut child = program(directory)
         .args(arguments)
-        .envs(env.iter().copied())
+        .envs(env.iter().cloned())
         .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
+        .stdout(out.try_clone().unwrap())
+        .stderr(err.try_clone().unwrap())
         .spawn()
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
     // A command that reads nothing may have gone already.
     drop(stdin.write_all(input.as_bytes()));
     drop(stdin);
-    let output = child.wait_with_output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    let code = output.status.code().expect("no signal");
-    Said { code, out: text(output.stdout), err: text(output.stderr) }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("watchbell {arguments:?} does not end");
+        }
+        std::thread::park_timeout(Duration::from_millis(2));
+    };
+    let text = |file: &mut File| {
+        let mut text = String::new();
+        file.rewind().unwrap();
+        file.read_to_string(&mut text).unwrap();
+        text
+    };
+    Said { code: status.code().expect("no signal"), out: text(&mut out), err: text(&mut err) }
+}
+
+/// A command in `place`, beside the process if one runs there.
+pub(crate) async fn command(place: &Place, arguments: &[&str]) -> Said {
+    command_with(place, arguments, "", &[]).await
+}
+
+/// The same with this on its standard input and these variables in its environment.
+pub(crate) async fn command_with(
+    place: &Place,
+    arguments: &[&str],
+    input: &str,
+    env: &[(&str, &str)],
+) -> Said {
+    let owned = |text: &&str| (*text).to_owned();
+    let (directory, input) = (place.path(""), input.to_owned());
+    let arguments: Vec<String> = arguments.iter().map(owned).collect();
+    let env: Vec<_> = env.iter().map(|(name, value)| (owned(name), owned(value))).collect();
+    let run = move || run(&directory, &arguments, &input, &env);
+    tokio::task::spawn_blocking(run).await.unwrap()
 }
 
 /// The running binary.
@@ -126,9 +155,18 @@ impl Process {
         Place::plain(self.instance.mqtt.unwrap(), id)
     }
 
-    /// Runs a command beside it.
-    pub(crate) fn command(&self, arguments: &[&str]) -> Said {
-        run(&self.place.path(""), arguments, "")
+    /// A command beside it, which has to succeed: what it says.
+    pub(crate) async fn done(&self, arguments: &[&str]) -> String {
+        let said = command(&self.place, arguments).await;
+        assert!((said.code, said.err.as_str()) == (0, ""), "{arguments:?}: {said:?}");
+        said.out
+    }
+
+    /// A command beside it, which has to fail: why.
+    pub(crate) async fn refused(&self, arguments: &[&str]) -> String {
+        let said = command(&self.place, arguments).await;
+        assert!((said.code, said.out.as_str()) == (1, ""), "{arguments:?}: {said:?}");
+        said.err
     }
 
     /// Everything that it has written to the terminal so far, of all its runs.
