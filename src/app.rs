@@ -301,17 +301,22 @@ impl App {
         let step = Mutex::new("");
         let now_for = |what| *step.lock().unwrap_or_else(PoisonError::into_inner) = what;
         let grace = self.grace;
+        let intake = self.intake;
         let stopped = tokio::time::timeout(grace, async {
             now_for("devices' last acknowledgements");
             self.broker.stop().await;
             self.chores.stop().await;
             now_for("publishes that are being evaluated");
-            self.intake.drain().await;
+            intake.drain().await;
             now_for("answers of providers");
             self.dispatcher.stop().await;
             now_for("HTTP clients");
             self.http.stop().await;
             now_for("the last write to disk");
+            // This was the last handle: its thread ends and lets go of the store, so that whoever
+            // stopped us may start again in the same directory. The sender never sends.
+            drop(intake);
+            drop((&mut self.intake_ended).await);
             self.store.close().await
         })
         .await;

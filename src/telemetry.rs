@@ -154,8 +154,10 @@ macro_rules! metrics {
             /// All at zero.
             pub fn new() -> Self {
                 let mut registry = Registry::with_prefix("watchbell");
+                // The registry ends each description with a full stop of its own.
                 $(let $field: $kind = $make;
-                  registry.register($name, concat!($($help),+).trim(), $field.clone());)+
+                  let help = concat!($($help),+).trim().trim_end_matches('.');
+                  registry.register($name, help, $field.clone());)+
                 Self { registry: Arc::new(registry), $($field),+ }
             }
 
@@ -259,6 +261,7 @@ mod tests {
         metrics.refuse(Reason::BadTopic);
         let text = metrics.encode();
         assert!(text.contains("watchbell_refused_total{reason=\"bad_topic\"} 1"), "{text}");
+        assert!(text.contains("# HELP watchbell_connections Open MQTT connections.\n"), "{text}");
         assert!(text.ends_with("# EOF\n"));
     }
 }

@@ -169,18 +169,13 @@ async fn find_earlier(
     }
 }
 
-/// When the earliest attempt without answer at this provider began, if the latest had none.
+/// When the earliest attempt without answer at this provider began, if there was one. What came
+/// after it does not settle it: the provider may have failed since, and the search with it.
 fn unanswered_since(message: &Message, name: &Arc<str>) -> Option<Timestamp> {
-    message
-        .attempts
-        .iter()
-        .rev()
-        .filter(|attempt| attempt.provider == *name)
-        .map_while(|attempt| match attempt.outcome {
-            Some(AttemptOutcome::Unknown { .. }) => Some(attempt.started_at),
-            _ => None,
-        })
-        .last()
+    let unanswered =
+        |attempt: &&Attempt| matches!(attempt.outcome, Some(AttemptOutcome::Unknown { .. }));
+    let here = message.attempts.iter().filter(|attempt| attempt.provider == *name);
+    here.filter(unanswered).map(|attempt| attempt.started_at).next()
 }
 
 /// Whether the provider's id belongs to no other message.

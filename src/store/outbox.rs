@@ -117,9 +117,8 @@ impl Store {
         let mut newest = self.newest_first(before)?;
         let mut found = Vec::new();
         while found.len() < limit
-            && let Some(value) = newest.next()?
+            && let Some(message) = newest.next()?
         {
-            let message: Message = decode(&value)?;
             if filter.takes(&message) {
                 found.push(message);
             }
@@ -287,11 +286,23 @@ impl NewestFirst {
         Ok(())
     }
 
-    fn next(&mut self) -> Result<Option<sled::IVec>, ReadError> {
-        let Some((_, Reverse(index), value)) = self.heap.pop() else {
+    fn next(&mut self) -> Result<Option<Message>, ReadError> {
+        let Some((id, Reverse(index), value)) = self.heap.pop() else {
             return Ok(None);
         };
         self.refill(index)?;
-        Ok(Some(value))
+        let mut message: Message = decode(&value)?;
+        // One that changes tables while we read is met in both: the later one counts.
+        while self.heap.peek().is_some_and(|(other, ..)| *other == id)
+            && let Some((_, Reverse(index), value)) = self.heap.pop()
+        {
+            self.refill(index)?;
+            let other: Message = decode(&value)?;
+            let stand = |message: &Message| (message.updated_at, message.status.is_final());
+            if stand(&other) > stand(&message) {
+                message = other;
+            }
+        }
+        Ok(Some(message))
     }
 }

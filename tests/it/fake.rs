@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
 /// One request as it arrived.
@@ -86,12 +87,20 @@ pub(crate) struct Answer {
     headers: Vec<(String, String)>,
     body: Vec<u8>,
     delay: Duration,
+    held: Option<watch::Receiver<bool>>,
     cut: Cut,
 }
 
 impl Answer {
     pub(crate) fn new(status: u16) -> Self {
-        Self { status, headers: Vec::new(), body: Vec::new(), delay: Duration::ZERO, cut: Cut::No }
+        Self {
+            status,
+            headers: Vec::new(),
+            body: Vec::new(),
+            delay: Duration::ZERO,
+            held: None,
+            cut: Cut::No,
+        }
     }
 
     pub(crate) fn json(status: u16, body: &Value) -> Self {
@@ -119,6 +128,12 @@ impl Answer {
         self
     }
 
+    /// This answer, not before the gate is open.
+    pub(crate) fn held(mut self, gate: &watch::Sender<bool>) -> Self {
+        self.held = Some(gate.subscribe());
+        self
+    }
+
     /// This answer, broken off.
     pub(crate) fn but_cut(mut self, cut: Cut) -> Self {
         self.cut = cut;
@@ -141,14 +156,26 @@ struct Inner {
 pub(crate) struct Fake {
     inner: Arc<Inner>,
     address: SocketAddr,
+    /// Holds the port while the fake is stopped: bound and not listening, it refuses connections.
+    _port: Arc<TcpSocket>,
+}
+
+/// A socket on `address` that lets another of ours be on it too.
+fn bind(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.set_reuseport(true).unwrap();
+    socket.bind(address).unwrap();
+    socket
 }
 
 impl Fake {
     /// Starts one that answers 200 without a body.
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = bind(SocketAddr::from(([127, 0, 0, 1], 0)));
         let fake = Self {
-            address: listener.local_addr().unwrap(),
+            address: port.local_addr().unwrap(),
+            _port: Arc::new(port),
             inner: Arc::new(Inner {
                 script: Mutex::default(),
                 responder: Mutex::new(Arc::new(|_| Answer::new(200))),
@@ -156,7 +183,7 @@ impl Fake {
                 running: Mutex::default(),
             }),
         };
-        fake.run(listener);
+        fake.run();
         fake
     }
 
@@ -194,6 +221,12 @@ impl Fake {
         self.inner.requests.lock().unwrap().len()
     }
 
+    /// The texts of the messages that have arrived, as Twilio is sent them.
+    pub(crate) fn texts(&self) -> Vec<String> {
+        let posts = self.requests().into_iter().filter(|request| request.method == "POST");
+        posts.map(|request| request.form()["Body"].clone()).collect()
+    }
+
     /// The only request that has arrived.
     pub(crate) fn only(&self) -> Request {
         let requests = self.requests();
@@ -218,20 +251,14 @@ impl Fake {
         }
     }
 
-    /// Takes connections again, on the same port. Waits while somebody else has the port.
+    /// Takes connections again, on the same port.
     pub(crate) async fn restart(&self) {
         self.stop().await;
-        let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
-            match TcpListener::bind(self.address).await {
-                Ok(listener) => return self.run(listener),
-                Err(error) => assert!(Instant::now() < deadline, "{}: {error}", self.address),
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        self.run();
     }
 
-    fn run(&self, listener: TcpListener) {
+    fn run(&self) {
+        let listener = bind(self.address).listen(1024).unwrap();
         let inner = Arc::clone(&self.inner);
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
@@ -265,8 +292,12 @@ impl Inner {
             self.requests.lock().unwrap().push(request.clone());
             let scripted = self.script.lock().unwrap().pop_front();
             let responder = Arc::clone(&self.responder.lock().unwrap());
-            let answer = scripted.unwrap_or_else(|| responder(&request));
+            let mut answer = scripted.unwrap_or_else(|| responder(&request));
             tokio::time::sleep(answer.delay).await;
+            if let Some(gate) = &mut answer.held {
+                // A gate that has gone holds nothing up.
+                drop(gate.wait_for(|open| *open).await);
+            }
             let (head, body) = write(&answer);
             match answer.cut {
                 Cut::No => {
@@ -347,6 +378,13 @@ pub(crate) struct Twilio {
 }
 
 impl Twilio {
+    /// One that takes everything, and where it is.
+    pub(crate) async fn start() -> (Fake, Self) {
+        let twilio = Self::default();
+        let answering = twilio.clone();
+        (Fake::answering(move |request| answering.answer(request)).await, twilio)
+    }
+
     /// Takes the message of `request`: the answer.
     pub(crate) fn took(&self, request: &Request) -> Value {
         let form = request.form();
@@ -364,6 +402,12 @@ impl Twilio {
         });
         taken.push(row.clone());
         row
+    }
+
+    /// The texts that it has taken, in order.
+    pub(crate) fn texts(&self) -> Vec<String> {
+        let taken = self.taken.lock().unwrap();
+        taken.iter().map(|row| row["body"].as_str().unwrap().to_owned()).collect()
     }
 
     /// How many messages it has taken.

@@ -6,11 +6,17 @@ use std::time::{Duration, Instant};
 mod api;
 mod broker;
 mod config;
+mod device;
 mod dispatch;
 mod fake;
+mod harness;
+mod outbox;
 mod papers;
+mod path;
+mod process;
 mod providers;
 mod raw;
+mod restart;
 mod store;
 mod tidy;
 

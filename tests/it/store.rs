@@ -184,3 +184,36 @@ fn what_has_outlived_its_retention_goes_and_nothing_else() {
     runtime.block_on(store.commit(store.outlived(later, 10).unwrap())).unwrap();
     assert_eq!(all(&store).into_keys().collect::<Vec<_>>(), [waiting.id]);
 }
+
+#[tokio::test]
+async fn a_message_that_ends_while_it_is_listed_is_not_listed_twice() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let put = async |status: Status| {
+        let ops = (0..64).map(|number| {
+            let mut op = Op::new();
+            op.put_message(&message(number, status));
+            op
+        });
+        store.commit(ops.collect()).await.unwrap();
+    };
+    put(Status::Queued).await;
+    let listing = store.clone();
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let lists = std::thread::spawn(move || {
+        let mut count = 0;
+        while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) || count == 0 {
+            let listed = listing.messages(&MessageFilter::default(), None, usize::MAX).unwrap();
+            let mut ids: Vec<_> = listed.iter().map(|message| message.id).collect();
+            ids.dedup();
+            assert_eq!(ids.len(), listed.len(), "one stands twice in a list");
+            count += 1;
+        }
+    });
+    for _ in 0..50 {
+        put(Status::Failed).await;
+        put(Status::Queued).await;
+    }
+    drop(stop);
+    lists.join().unwrap();
+}

@@ -21,15 +21,8 @@ fn fcm_name() -> Answer {
     Answer::json(200, &json!({ "name": "projects/bell-1/messages/7" }))
 }
 
-pub(super) async fn firebase() -> Firebase {
-    let fake = Fake::answering(|request| match request.path() {
-        "/token" => Answer::json(
-            200,
-            &json!({ "access_token": SECRET, "expires_in": 3599, "token_type": "Bearer" }),
-        ),
-        _ => fcm_name(),
-    })
-    .await;
+/// A service account as the Firebase console gives it, and its key.
+pub(crate) fn service_account() -> (KeyPair, Value) {
     let key = KeyPair::generate(KeySize::Rsa2048).unwrap();
     let der: Pkcs8V1Der<'_> = key.as_der().unwrap();
     let label = ["PRIVATE", "KEY"].join(" ");
@@ -40,6 +33,19 @@ pub(super) async fn firebase() -> Firebase {
         "client_email": "bell@bell-1.iam.gserviceaccount.com",
         "token_uri": "https://oauth2.googleapis.com/token",
     });
+    (key, account)
+}
+
+pub(super) async fn firebase() -> Firebase {
+    let fake = Fake::answering(|request| match request.path() {
+        "/token" => Answer::json(
+            200,
+            &json!({ "access_token": SECRET, "expires_in": 3599, "token_type": "Bearer" }),
+        ),
+        _ => fcm_name(),
+    })
+    .await;
+    let (key, account) = service_account();
     let mut table = toml::Table::new();
     for (name, value) in [
         ("name", "fcm"),

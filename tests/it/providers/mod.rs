@@ -5,7 +5,7 @@
 //! which the stand-ins put into their errors.
 
 mod config;
-mod fcm;
+pub(crate) mod fcm;
 mod phone;
 mod twilio;
 mod webhook;

@@ -1,0 +1,177 @@
+//! The real binary in a temporary directory: started, killed, started again, and asked by its own
+//! commands.
+//!
+//! It runs as an operator would run it: in its directory, with `watchbell.toml`, `rules/`, `certs/`
+//! and `data/` where they are by default, only that its ports are free ones. Dropped, it is killed.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use watchbell::instance::Instance;
+
+use crate::device::Options;
+use crate::harness::{Api, Place, found};
+
+/// The program, in `directory`, with nothing of our own environment that would concern it.
+fn program(directory: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_watchbell"));
+    command.current_dir(directory);
+    for (name, _) in std::env::vars_os() {
+        let ours = name.to_str().is_some_and(|name| name.starts_with("WATCHBELL_"));
+        if ours || name == "CARGO" {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// What a command said.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+/// Runs a command in `directory`, with this on its standard input.
+pub(crate) fn run(directory: &Path, arguments: &[&str], input: &str) -> Said {
+    run_with(directory, arguments, input, &[])
+}
+
+/// The same with more environment variables.
+pub(crate) fn run_with(
+    directory: &Path,
+    arguments: &[&str],
+    input: &str,
+    env: &[(&str, &str)],
+) -> Said {
+    let mut child = program(directory)
+        .args(arguments)
+        .envs(env.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // A command that reads nothing may have gone already.
+    drop(stdin.write_all(input.as_bytes()));
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let code = output.status.code().expect("no signal");
+    Said { code, out: text(output.stdout), err: text(output.stderr) }
+}
+
+/// The running binary.
+pub(crate) struct Process {
+    child: Child,
+    instance: Instance,
+    pub(crate) api: Api,
+    pub(crate) place: Place,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already; what counts is that it has.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+impl Process {
+    /// Starts it in `place` and waits until it listens.
+    pub(crate) async fn start(place: Place) -> Self {
+        let child = spawn(&place);
+        let (child, instance) = listening(child, &place).await;
+        let api = Api::of(&place.path("data"));
+        Self { child, instance, api, place }
+    }
+
+    /// Ends it on the spot, as the kernel or a power cut would.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again, on other ports, after it was killed.
+    pub(crate) async fn restart(&mut self) {
+        let (child, instance) = listening(spawn(&self.place), &self.place).await;
+        self.child = child;
+        self.instance = instance;
+        self.api = Api::of(&self.place.path("data"));
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        let child = &mut self.child;
+        found("the end of the process", async || child.try_wait().unwrap()).await
+    }
+
+    /// A device that has a certificate, by TLS and MQTT 5.
+    pub(crate) fn device(&self, id: &str) -> Options {
+        self.place.device(self.instance.mqtts.unwrap(), id)
+    }
+
+    /// A client that comes by plain TCP and has no name.
+    pub(crate) fn anonymous(&self, id: &str) -> Options {
+        Place::plain(self.instance.mqtt.unwrap(), id)
+    }
+
+    /// Runs a command beside it.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Said {
+        run(&self.place.path(""), arguments, "")
+    }
+
+    /// Everything that it has written to the terminal so far, of all its runs.
+    pub(crate) fn out(&self) -> String {
+        read(&self.place, "out.txt")
+    }
+
+    /// The same for its log.
+    pub(crate) fn log(&self) -> String {
+        read(&self.place, "log.txt")
+    }
+}
+
+fn read(place: &Place, name: &str) -> String {
+    String::from_utf8_lossy(&std::fs::read(place.path(name)).unwrap()).into_owned()
+}
+
+fn spawn(place: &Place) -> Child {
+    let append = |name: &str| {
+        File::options().create(true).append(true).open(place.path(name)).map(Stdio::from).unwrap()
+    };
+    program(&place.path(""))
+        .arg("run")
+        .env("WATCHBELL_BROKER__LISTEN", "127.0.0.1:0")
+        .env("WATCHBELL_BROKER__LISTEN_TLS", "127.0.0.1:0")
+        .env("WATCHBELL_API__LISTEN", "127.0.0.1:0")
+        .stdin(Stdio::null())
+        .stdout(append("out.txt"))
+        .stderr(append("log.txt"))
+        .spawn()
+        .unwrap()
+}
+
+/// Waits until it has said in its data directory where it listens. What an earlier run has left
+/// there names another process.
+async fn listening(mut child: Child, place: &Place) -> (Child, Instance) {
+    let instance = found("a process that listens", async || {
+        if let Some(status) = child.try_wait().unwrap() {
+            panic!("it ended, {status}:\n{}\n{}", read(place, "out.txt"), read(place, "log.txt"));
+        }
+        let instance = Instance::read(&place.path("data")).unwrap()?;
+        (instance.pid == child.id()).then_some(instance)
+    })
+    .await;
+    (child, instance)
+}
