@@ -144,7 +144,7 @@ impl Worker {
         match &change.instance {
             InstanceChange::None => {}
             InstanceChange::Put(instance) => op.put_instance(&instance.alert),
-            InstanceChange::Remove(instance) => op.remove_instance(&instance.rule, &instance.key),
+            InstanceChange::Remove(instance) => op.remove_instance(instance.alert.id),
         }
         if !change.notify {
             return;

@@ -47,15 +47,9 @@ pub fn message(table: Table, id: MessageId) -> Key {
     key(table, id.partition(), &[id.as_uuid().as_bytes()])
 }
 
-/// The instance's row.
-pub fn instance(rule: &str, instance: &str) -> Key {
-    let partition = partition(rule, instance);
-    key(Table::Instance, partition, &[rule.as_bytes(), &[0], instance.as_bytes()])
-}
-
-/// Rule and instance key of an instance's row.
-pub(super) fn parse_instance(key: &[u8]) -> Option<(&str, &str)> {
-    std::str::from_utf8(key.get(2..)?).ok()?.split_once('\0')
+/// The row of the instance that fires with this alert.
+pub fn instance(id: AlertId) -> Key {
+    key(Table::Instance, id.partition(), &[id.as_uuid().as_bytes()])
 }
 
 /// The suppressed alert's row.

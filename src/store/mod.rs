@@ -17,7 +17,7 @@
 //! | `M` meta | `format` | the format version, decimal text |
 //! | `o` outbox | message id, 16 bytes | [`Message`] that has not ended |
 //! | `h` history | message id, 16 bytes | [`Message`] that has ended, for the retention time |
-//! | `i` instance | rule, NUL, key | `rows::InstanceRow`: an alert that fires |
+//! | `i` instance | alert id, 16 bytes | `rows::InstanceRow`: an instance that fires |
 //! | `s` suppressed | alert id, 16 bytes | [`rows::Suppressed`]: an alert of which nobody is told |
 //! | `r` reference | provider, NUL, provider's id | message id, 16 bytes |
 //! | `k` idempotency | SHA-256 of the API's key | [`rows::Idempotency`] |

@@ -12,7 +12,7 @@ use super::keys::{self, Table};
 use super::rows::{Device, Idempotency, InstanceRow, Suppressed};
 use super::{CommitError, Op, ReadError, Store, decode};
 use crate::clock::Timestamp;
-use crate::model::{Alert, AlertState, Channel, Message, MessageId, Reason, Status};
+use crate::model::{Alert, AlertId, AlertState, Channel, Message, MessageId, Reason, Status};
 
 /// Which messages to list. Empty: all.
 #[derive(Clone, Debug, Default)]
@@ -69,16 +69,18 @@ impl Op {
     pub fn put_instance(&mut self, alert: &Alert) {
         let row = InstanceRow {
             alert: alert.id,
+            rule: Arc::clone(&alert.rule),
+            key: Arc::clone(&alert.key),
             severity: alert.severity,
             at: alert.fired_at,
             topic: alert.topic.clone(),
         };
-        self.put(keys::instance(&alert.rule, &alert.key), &row);
+        self.put(keys::instance(alert.id), &row);
     }
 
-    /// Notes that an instance no longer fires.
-    pub fn remove_instance(&mut self, rule: &str, key: &str) {
-        self.remove(keys::instance(rule, key));
+    /// Notes that the instance that fired with this alert no longer does.
+    pub fn remove_instance(&mut self, id: AlertId) {
+        self.remove(keys::instance(id));
     }
 
     /// Notes an alert of which nobody is told.
@@ -131,22 +133,10 @@ impl Store {
 
     /// The alerts of all instances that fire, as the rules engine needs them: without their text.
     pub fn instances(&self) -> impl Iterator<Item = Result<Alert, ReadError>> + use<> {
-        self.tree.scan_prefix([Table::Instance as u8]).map(|item| {
-            let (key, value) = item?;
-            let (rule, key) = keys::parse_instance(&key)
-                .ok_or_else(|| ReadError("an instance's key is not `rule NUL key`".to_owned()))?;
-            let row: InstanceRow = decode(&value)?;
-            Ok(Alert {
-                id: row.alert,
-                rule: rule.into(),
-                key: key.into(),
-                severity: row.severity,
-                state: AlertState::Firing,
-                topic: row.topic,
-                fired_at: row.at,
-                changed_at: row.at,
-                text: Arc::default(),
-            })
+        self.scan(Table::Instance).map(|row: Result<InstanceRow, ReadError>| {
+            let InstanceRow { alert: id, rule, key, severity, at, topic } = row?;
+            let (state, text) = (AlertState::Firing, Arc::default());
+            Ok(Alert { id, rule, key, severity, state, topic, fired_at: at, changed_at: at, text })
         })
     }
 

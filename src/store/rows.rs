@@ -1,17 +1,23 @@
 //! What the rows hold that are no type of [`crate::model`].
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::model::{Alert, AlertId, MessageId, Reason, Severity};
 use crate::topic::TopicName;
 
-/// An alert instance that fires; rule and key are in the row's key. Small on purpose: these rows
-/// come in no order, and what sled pays for such a row grows with its size.
+/// An alert instance that fires. Its row's key is the alert's id and not rule and key, which would
+/// come in no order: sled pays several times as much for those.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct InstanceRow {
     /// The alert that fires.
     pub(super) alert: AlertId,
+    /// The rule's name.
+    pub(super) rule: Arc<str>,
+    /// The instance key.
+    pub(super) key: Arc<str>,
     /// How urgent it is.
     pub(super) severity: Severity,
     /// When it fired.
