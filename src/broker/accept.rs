@@ -114,7 +114,10 @@ async fn run(
         Ok(Ok(established)) => established,
         Ok(Err(failed)) => {
             let Failed { reason, what, client_id, goodbye } = failed;
-            let is_fault = !matches!(reason, Reason::ConnectionLost | Reason::ShuttingDown);
+            let is_fault = !matches!(
+                reason,
+                Reason::ConnectionLost | Reason::ShuttingDown | Reason::TakenOver
+            );
             shared.note_end(peer, &client_id, reason, &what, is_fault);
             if let Some((stream, last_words)) = goodbye {
                 Box::pin(stream.close(&last_words)).await;
@@ -181,9 +184,9 @@ async fn establish(
         stream = handshake(shared, socket, tls) => stream?,
         () = stop.told() => return Err(stopping),
     };
-    let mut client_id = String::new();
+    let mut asked = Asked { client_id: String::new(), packet_bytes_max: usize::MAX };
     let introduced = tokio::select! {
-        introduced = introduce(shared, &mut stream, peer, &mut client_id) => introduced,
+        introduced = introduce(shared, &mut stream, peer, &mut asked) => introduced,
         () = stop.told() => return Err(stopping),
     };
     match introduced {
@@ -191,11 +194,12 @@ async fn establish(
         Err(refusal) => {
             let mut last_words = Vec::new();
             if let Some((version, code)) = refusal.connack {
-                protocol::write_refusal(&mut last_words, version, code, refusal.what);
+                let (what, bytes_max) = (refusal.what, asked.packet_bytes_max);
+                protocol::write_refusal(&mut last_words, version, code, what, bytes_max);
             }
             let goodbye = Some((stream, last_words));
             let Refusal { reason, what, .. } = refusal;
-            Err(Failed { reason, what: what.into(), client_id, goodbye })
+            Err(Failed { reason, what: what.into(), client_id: asked.client_id, goodbye })
         }
     }
 }
@@ -232,13 +236,20 @@ fn identity(stream: &Stream) -> Result<Option<String>, &'static str> {
     }
 }
 
-/// Reads the CONNECT and gives the client its session. `asked_for` becomes the client id that it
-/// asked for, for the log.
+/// What a CONNECT asked for that matters even where it is refused.
+struct Asked {
+    /// For the log.
+    client_id: String,
+    /// For the CONNACK.
+    packet_bytes_max: usize,
+}
+
+/// Reads the CONNECT and gives the client its session.
 async fn introduce(
     shared: &Arc<Shared>,
     stream: &mut Stream,
     peer: SocketAddr,
-    asked_for: &mut String,
+    asked: &mut Asked,
 ) -> Result<(Connection, Vec<u8>), Refusal> {
     let mut input = Vec::new();
     let read = connect::read(stream, &mut input, shared.config.connect_bytes_max);
@@ -251,7 +262,8 @@ async fn introduce(
     let packet: Vec<u8> = input.drain(..len).collect();
     let mut connect = connect::parse(&packet, shared.topic_limits())?;
     let version = connect.version;
-    asked_for.extend(connect.client_id.chars().take(shared.config.client_id_chars_max));
+    asked.client_id.extend(connect.client_id.chars().take(shared.config.client_id_chars_max));
+    asked.packet_bytes_max = connect.packet_bytes_max;
     let refusal =
         |reason: Reason, code: u8, what: &'static str| Refusal::new(version, reason, code, what);
     if connect.authentication_method {
@@ -321,6 +333,14 @@ async fn introduce(
             "the will's topic is not this client's",
         ));
     }
+    let assigned = asked_for_none.then(|| client_id.clone());
+    let (mut connack, session_expiry, keep_alive) = accept_terms(shared, &connect, assigned);
+    let mut out = Vec::new();
+    protocol::write_connack(&mut out, version, &connack);
+    if out.len() > connect.packet_bytes_max {
+        let what = "the CONNACK is over the client's Maximum Packet Size";
+        return Err(Refusal { reason: Reason::PacketTooLarge, what, connack: None });
+    }
     let attached = shared
         .hub
         .attach(Attach {
@@ -332,17 +352,18 @@ async fn introduce(
         .await
         .map_err(|reason| match reason {
             Reason::ShuttingDown => refusal(reason, code::UNAVAILABLE, "the broker stops"),
+            Reason::TakenOver => {
+                let what = "a later connection has asked for the same client id";
+                refusal(reason, code::UNAVAILABLE, what)
+            }
             _ => refusal(reason, code::QUOTA, "there are too many sessions"),
         })?;
     if let Some(will) = attached.old_will {
         shared.hub.publish_will(&attached.session, *will).await;
     }
-    let assigned = asked_for_none.then_some(client_id);
-    let (connack, session_expiry, keep_alive) =
-        accept_terms(shared, &connect, attached.present, assigned);
-    let mut out = Vec::new();
+    connack.session_present = attached.present;
+    out.clear();
     protocol::write_connack(&mut out, version, &connack);
-    let unreleased = attached.session.unreleased(attached.owner).unwrap_or(0);
     tracing::debug!(
         client_id = %attached.session.client_id, %peer, present = attached.present, "connected"
     );
@@ -350,6 +371,7 @@ async fn introduce(
         shared: Arc::clone(shared),
         session: attached.session,
         owner: attached.owner,
+        signal: attached.signal,
         peer,
         grants,
         writer: writer(shared, &connect),
@@ -357,16 +379,16 @@ async fn introduce(
         will: connect.will,
         patience: Duration::from_secs(keep_alive.into()) * 3 / 2,
         session_expiry,
-        state: State::new(unreleased),
+        state: State::new(),
     };
     Ok((connection, input))
 }
 
-/// What the broker agrees to: the CONNACK, the session's expiry and the keep-alive in force.
+/// What the broker agrees to: the CONNACK for a new session, the session's expiry and the
+/// keep-alive in force.
 fn accept_terms(
     shared: &Shared,
     connect: &Connect,
-    session_present: bool,
     assigned_client_id: Option<String>,
 ) -> (Connack, u32, u16) {
     let config = &shared.config;
@@ -378,7 +400,7 @@ fn accept_terms(
         keep_alive = longest;
     }
     let connack = Connack {
-        session_present,
+        session_present: false,
         receive_max: u16::try_from(config.commits_max).unwrap_or(u16::MAX),
         packet_bytes_max: u32::try_from(config.packet_bytes_max).unwrap_or(u32::MAX),
         alias_max: config.topic_alias_max,

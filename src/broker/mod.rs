@@ -114,7 +114,8 @@ pub struct Config {
     /// Most publishes that wait for one client; default 1000, at least 1. More are dropped.
     pub queue_messages_max: usize,
     /// Bytes of topics and payloads that wait for one client; default 4194304 (4 MiB), at least
-    /// `packet_bytes_max`. More are dropped.
+    /// `packet_bytes_max`. More are dropped. When as many that it sent wait for the store, it is
+    /// not read from.
     pub queue_bytes_max: usize,
     /// Most subscriptions of one client; default 100, at least 1.
     pub subscriptions_max: usize,

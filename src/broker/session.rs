@@ -11,7 +11,8 @@
 //! client's Receive Maximum holds for them too.
 //!
 //! Invariant: only the connection whose number is `owner` changes the window; one that was
-//! replaced gets [`NotOwner`] and ends, however late it notices.
+//! replaced gets [`NotOwner`] and ends, however late it notices. Each has a [`Signal`] of its own,
+//! so that a late one cannot take the call that is for its successor.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,9 +43,30 @@ pub(crate) struct Session {
     /// Whose it is: another client under the same id does not get to see it.
     pub(crate) principal: Principal,
     state: Mutex<State>,
+}
+
+/// Calls one connection: there is work in the queue, or word to end.
+#[derive(Default)]
+pub(crate) struct Signal {
     waker: AtomicWaker,
-    /// There is something new for the connection: work in the queue, or word to end.
-    ready: AtomicBool,
+    called: AtomicBool,
+}
+
+impl Signal {
+    fn call(&self) {
+        self.called.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Whether there was a call since the last look; if not, the task is woken by the next.
+    pub(crate) fn poll(&self, context: &Context<'_>) -> bool {
+        if self.called.swap(false, Ordering::Acquire) {
+            return true;
+        }
+        self.waker.register(context.waker());
+        // What came between the look and the registration woke nobody.
+        self.called.swap(false, Ordering::Acquire)
+    }
 }
 
 /// What is behind the session's lock.
@@ -52,6 +74,10 @@ pub(crate) struct Session {
 pub(crate) struct State {
     /// The connection that has it.
     pub(crate) owner: Option<Owner>,
+    /// The newest connection that has asked for it: an older one that still waits has lost.
+    pub(crate) newest: Owner,
+    /// Calls the owner.
+    signal: Arc<Signal>,
     /// Why the owner has to end, where it has.
     pub(crate) word_to_end: Option<Reason>,
     /// It is out of the hub: nothing goes in any more.
@@ -198,9 +224,7 @@ impl Session {
         Self {
             client_id,
             principal,
-            state: Mutex::new(State { owner: Some(owner), ..State::default() }),
-            waker: AtomicWaker::new(),
-            ready: AtomicBool::new(false),
+            state: Mutex::new(State { owner: Some(owner), newest: owner, ..State::default() }),
         }
     }
 
@@ -214,21 +238,9 @@ impl Session {
         if state.owner == Some(owner) { Ok(state) } else { Err(NotOwner) }
     }
 
-    /// Calls the connection.
-    pub(crate) fn wake(&self) {
-        self.ready.store(true, Ordering::Release);
-        self.waker.wake();
-    }
-
-    /// Whether there is something new since the last call; if not, the task is woken when there
-    /// is.
-    pub(crate) fn poll_ready(&self, context: &Context<'_>) -> bool {
-        if self.ready.swap(false, Ordering::Acquire) {
-            return true;
-        }
-        self.waker.register(context.waker());
-        // What came between the look and the registration woke nobody.
-        self.ready.swap(false, Ordering::Acquire)
+    /// What calls the present owner.
+    pub(crate) fn signal(&self) -> Arc<Signal> {
+        Arc::clone(&self.state().signal)
     }
 
     /// Why `owner` has to end, if it has to.
@@ -241,8 +253,7 @@ impl Session {
 
     /// Tells the owner to end.
     pub(crate) fn tell_to_end(&self, reason: Reason) {
-        self.state().word_to_end.get_or_insert(reason);
-        self.wake();
+        self.state().tell_to_end(reason);
     }
 
     /// Puts a publish into the queue.
@@ -261,12 +272,13 @@ impl Session {
             return Pushed::Dropped(Reason::QueueFull);
         }
         // A connection that has work already looks again before it sleeps.
-        let wake = state.queue.is_empty() && state.owner.is_some();
+        let was_empty = state.queue.is_empty();
+        let call = (was_empty && state.owner.is_some()).then(|| Arc::clone(&state.signal));
         state.bytes += bytes;
         state.queue.push_back(outgoing);
         drop(state);
-        if wake {
-            self.wake();
+        if let Some(signal) = call {
+            signal.call();
         }
         Pushed::Queued
     }
@@ -381,11 +393,6 @@ impl Session {
         Ok(self.owned(owner)?.received.contains(&id))
     }
 
-    /// How many QoS 2 publishes of the client were taken and not released.
-    pub(crate) fn unreleased(&self, owner: Owner) -> Result<usize, NotOwner> {
-        Ok(self.owned(owner)?.received.len())
-    }
-
     /// Notes a QoS 2 publish of the client as taken: PUBREC may go.
     pub(crate) fn note_received(&self, owner: Owner, id: u16) -> Result<(), NotOwner> {
         self.owned(owner)?.received.insert(id);
@@ -404,9 +411,19 @@ impl Session {
 }
 
 impl State {
-    /// Makes it ready for the next connection: everything under way is sent again.
-    pub(crate) fn begin_again(&mut self) {
+    /// Gives it to the next connection: everything under way is sent again. One that still thinks
+    /// that it has it is called, and finds that it has not.
+    pub(crate) fn hand_to(&mut self, owner: Owner) {
+        self.owner = Some(owner);
+        self.word_to_end = None;
         self.sent = 0;
+        std::mem::take(&mut self.signal).call();
+    }
+
+    /// Tells the owner to end.
+    pub(crate) fn tell_to_end(&mut self, reason: Reason) {
+        self.word_to_end.get_or_insert(reason);
+        self.signal.call();
     }
 
     /// Drops everything that waits; it has ended.
@@ -414,6 +431,8 @@ impl State {
         *self = Self {
             ended: true,
             owner: self.owner,
+            newest: self.newest,
+            signal: Arc::clone(&self.signal),
             word_to_end: self.word_to_end,
             ..Self::default()
         };
@@ -537,11 +556,7 @@ mod tests {
             session.acknowledge(1, Ack::Pubrec, 2, 0),
             Ok(Some((Ack::Pubrel, code::SUCCESS)))
         );
-        {
-            let mut state = session.state();
-            state.owner = Some(2);
-            state.begin_again();
-        }
+        session.state().hand_to(2);
         let mut narrow = writer(1);
         assert_eq!(pumped(&session, 2, &mut narrow), ["D1:a", "rel2"]);
         // Not sent on this connection yet, so nothing of it can be acknowledged.
@@ -554,6 +569,22 @@ mod tests {
         assert_eq!(pumped(&session, 2, &mut narrow), ["4:d"]);
         session.acknowledge(2, Ack::Puback, 4, 0).expect("the owner");
         assert_eq!(session.state().bytes, 0);
+    }
+
+    #[test]
+    fn a_connection_that_was_replaced_is_called_and_cannot_take_its_successor_s_call() {
+        let session = session();
+        let context = Context::from_waker(std::task::Waker::noop());
+        let old = session.signal();
+        assert!(!old.poll(&context));
+        session.state().hand_to(2);
+        let new = session.signal();
+        assert!(old.poll(&context));
+        assert_eq!(session.word_to_end(1), Some(Reason::TakenOver));
+        assert_eq!(session.word_to_end(2), None);
+        session.push(outgoing("a", Qos::AtLeastOnce), LIMITS);
+        assert!(!old.poll(&context));
+        assert!(new.poll(&context));
     }
 
     #[test]

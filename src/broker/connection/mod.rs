@@ -6,8 +6,8 @@
 //!
 //! A PUBLISH that a rule wants goes to intake and waits in `pending` for its verdict; what comes
 //! behind it waits too, so that fan-out and acknowledgements keep the order of receipt
-//! (MQTT-4.6.0). While `commits_max` wait, or `output_bytes_max` are unsent, nothing is read:
-//! that is how a fast client is slowed down.
+//! (MQTT-4.6.0). While `commits_max` or `queue_bytes_max` wait, or `output_bytes_max` are unsent,
+//! nothing is read: that is how a fast client is slowed down.
 //!
 //! Invariant: nothing is acknowledged or fanned out before intake has said that it is durable, and
 //! nothing that intake refused ever is.
@@ -30,7 +30,7 @@ use super::acl::Grants;
 use super::hub::Detach;
 use super::protocol::connect::Will;
 use super::protocol::{self, Bad, Version, code};
-use super::session::{NotOwner, Owner, Session, Writer};
+use super::session::{NotOwner, Owner, Session, Signal, Writer, bytes_of};
 use super::stream::Stream;
 use crate::intake::{Matches, Ticket, Verdict};
 use crate::model::{Publish, Qos, Reason};
@@ -41,6 +41,7 @@ pub(crate) struct Connection {
     pub(crate) shared: Arc<Shared>,
     pub(crate) session: Arc<Session>,
     pub(crate) owner: Owner,
+    pub(crate) signal: Arc<Signal>,
     pub(crate) peer: SocketAddr,
     pub(crate) grants: Arc<Grants>,
     pub(crate) writer: Writer,
@@ -62,11 +63,14 @@ pub(crate) struct State {
     stuck_since: Option<Instant>,
     last_packet: Instant,
     pending: VecDeque<Pending>,
+    /// Bytes of topics and payloads in `pending`.
+    pending_bytes: usize,
     /// The ticket number of the first in `pending`.
     first_number: u64,
     /// How many in `pending` have QoS 1 or 2.
     unacknowledged: usize,
-    /// QoS 2 publishes that were taken and not released: a copy of the session's count.
+    /// QoS 2 publishes that were taken on this connection and not released. Those of an earlier
+    /// one do not count towards Receive Maximum (MQTT 5, 4.9).
     unreleased: usize,
     /// Where verdicts come; made for the first commit, dropped when none is out.
     verdicts: Option<(mpsc::Sender<Answer>, mpsc::Receiver<Answer>)>,
@@ -83,15 +87,16 @@ pub(crate) struct State {
 type Answer = (u64, Verdict);
 
 impl State {
-    pub(crate) fn new(unreleased: usize) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             unflushed: false,
             stuck_since: None,
             last_packet: Instant::now(),
             pending: VecDeque::new(),
+            pending_bytes: 0,
             first_number: 0,
             unacknowledged: 0,
-            unreleased,
+            unreleased: 0,
             verdicts: None,
             last_topic: None,
             aliases: Vec::new(),
@@ -108,6 +113,12 @@ struct Pending {
     /// To be fanned out when it is durable.
     publish: Option<Arc<Publish>>,
     outcome: Option<Outcome>,
+}
+
+impl Pending {
+    fn bytes(&self) -> usize {
+        self.publish.as_ref().map_or(0, |publish| bytes_of(publish))
+    }
 }
 
 /// What is to become of a PUBLISH.
@@ -225,6 +236,7 @@ impl Connection {
 
     fn has_room(&self) -> bool {
         self.state.pending.len() < self.shared.config.commits_max
+            && self.state.pending_bytes < self.shared.config.queue_bytes_max
             && self.out.len() < self.shared.config.output_bytes_max
     }
 
@@ -249,7 +261,7 @@ impl Connection {
             if self.poll_verdicts(context) {
                 go = true;
             }
-            if self.session.poll_ready(context) {
+            if self.signal.poll(context) {
                 self.state.called = true;
                 go = true;
             }
@@ -452,7 +464,8 @@ impl Connection {
         }
         let mut last_words = std::mem::take(&mut self.out);
         if let (Version::V5, Some(code)) = (self.writer.version, close.code) {
-            protocol::write_disconnect(&mut last_words, code, close.what);
+            let bytes_max = self.writer.bytes_max;
+            protocol::write_disconnect(&mut last_words, code, close.what, bytes_max);
         }
         last_words
     }

@@ -28,7 +28,7 @@ use super::acl::Grants;
 use super::auth::Principal;
 use super::protocol::Wanted;
 use super::protocol::connect::Will;
-use super::session::{NotOwner, Outgoing, Owner, Pushed, QueueLimits, Session, State};
+use super::session::{NotOwner, Outgoing, Owner, Pushed, QueueLimits, Session, Signal, State};
 use crate::clock::Clock;
 use crate::intake::{Intake, Ticket, Verdict};
 use crate::model::{Publish, Reason};
@@ -75,6 +75,8 @@ pub(crate) struct Attach {
 pub(crate) struct Attached {
     pub(crate) session: Arc<Session>,
     pub(crate) owner: Owner,
+    /// Calls the owner.
+    pub(crate) signal: Arc<Signal>,
     /// It was there before.
     pub(crate) present: bool,
     /// The will of a session that this one replaced, to be published now.
@@ -144,7 +146,8 @@ impl Hub {
     // Sessions.
 
     /// Gives the client its session. A connection that has it is told to end and waited for, so
-    /// that what it took is fanned out and remembered before the next one begins.
+    /// that what it took is fanned out and remembered before the next one begins. Of several that
+    /// wait, only the newest gets it: a device that reconnects over and over costs one turn.
     pub(crate) async fn attach(&self, wish: Attach) -> Result<Attached, Reason> {
         let owner = self.number();
         let patience = Instant::now() + self.limits.takeover_wait;
@@ -173,23 +176,33 @@ impl Hub {
         let mut old_will = None;
         if let Some(session) = sessions.get(&wish.client_id).map(Arc::clone) {
             let mut state = session.state();
-            if state.owner.is_some() && !force {
-                drop(state);
-                session.tell_to_end(Reason::TakenOver);
-                return Ok(None);
+            if state.newest > owner {
+                return Err(Reason::TakenOver);
+            }
+            state.newest = owner;
+            if state.owner.is_some() {
+                state.tell_to_end(Reason::TakenOver);
+                if !force {
+                    return Ok(None);
+                }
             }
             let is_over = state.ends_at.is_some_and(|at| at <= Instant::now());
             if !wish.clean_start && !is_over && session.principal == wish.principal {
-                state.owner = Some(owner);
-                state.word_to_end = None;
+                state.hand_to(owner);
                 state.ends_at = None;
                 // MQTT5-3.1.3-9: the client is back before the will was due.
                 state.will = None;
                 state.denied.clone_from(&wish.grants);
-                state.begin_again();
                 self.clear_deadline(&mut state);
                 drop(state);
-                return Ok(Some(Attached { session, owner, present: true, old_will: None }));
+                let signal = session.signal();
+                return Ok(Some(Attached {
+                    session,
+                    owner,
+                    signal,
+                    present: true,
+                    old_will: None,
+                }));
             }
             old_will = state.will.take().map(|(_, will)| will);
             drop(state);
@@ -204,7 +217,8 @@ impl Hub {
         session.state().denied.clone_from(&wish.grants);
         sessions.insert(Arc::clone(&wish.client_id), Arc::clone(&session));
         self.count_sessions(&sessions);
-        Ok(Some(Attached { session, owner, present: false, old_will }))
+        let signal = session.signal();
+        Ok(Some(Attached { session, owner, signal, present: false, old_will }))
     }
 
     /// Takes the session from its connection. Gives back the will if it is to be published now.
@@ -411,6 +425,10 @@ impl Hub {
         };
         let member = Member::new(session, wanted, identifier);
         let mut routes = write(&self.routes);
+        // Whoever has ended it meanwhile has been through its routes, and would not find this one.
+        if session.state().ended {
+            return Err(NotOwner);
+        }
         // Both under one lock: no publish falls between the old and the new one (MQTT-3.8.4-3).
         if existed {
             routes.remove(session, subscribed);

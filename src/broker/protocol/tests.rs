@@ -157,13 +157,26 @@ fn answers_have_the_form_of_their_version() {
     use Version::{V5, V311};
     for (found, expected) in [
         (
-            written(&|out| write_refusal(out, V311, code::BAD_CREDENTIALS, "x")),
+            written(&|out| write_refusal(out, V311, code::BAD_CREDENTIALS, "x", 100)),
             &b"\x20\x02\x00\x04"[..],
         ),
-        (written(&|out| write_refusal(out, V311, code::CONNECTION_RATE, "x")), b"\x20\x02\x00\x03"),
-        (written(&|out| write_refusal(out, V5, code::BAD_CLIENT_ID, "")), b"\x20\x03\x00\x85\x00"),
-        (written(&|out| write_disconnect(out, code::TAKEN_OVER, "")), b"\xe0\x02\x8e\x00"),
-        (written(&|out| write_disconnect(out, code::QUOTA, "x")), b"\xe0\x06\x97\x04\x1f\x00\x01x"),
+        (
+            written(&|out| write_refusal(out, V311, code::CONNECTION_RATE, "x", 100)),
+            b"\x20\x02\x00\x03",
+        ),
+        (
+            written(&|out| write_refusal(out, V5, code::BAD_CLIENT_ID, "", 100)),
+            b"\x20\x03\x00\x85\x00",
+        ),
+        (written(&|out| write_disconnect(out, code::TAKEN_OVER, "", 100)), b"\xe0\x02\x8e\x00"),
+        (
+            written(&|out| write_disconnect(out, code::QUOTA, "x", 100)),
+            b"\xe0\x06\x97\x04\x1f\x00\x01x",
+        ),
+        // The reason string is left out where it is too much, and the packet where that is.
+        (written(&|out| write_disconnect(out, code::QUOTA, "x", 7)), b"\xe0\x02\x97\x00"),
+        (written(&|out| write_disconnect(out, code::QUOTA, "x", 3)), b""),
+        (written(&|out| write_refusal(out, V5, code::QUOTA, "x", 5)), b"\x20\x03\x00\x97\x00"),
         (written(&|out| write_suback(out, V311, 7, &[2, 0x87])), b"\x90\x04\x00\x07\x02\x80"),
         (written(&|out| write_suback(out, V5, 7, &[2, 0x87])), b"\x90\x05\x00\x07\x00\x02\x87"),
         (written(&|out| write_unsuback(out, V311, 7, &[0x11])), b"\xb0\x02\x00\x07"),

@@ -61,8 +61,15 @@ pub(crate) fn write_connack(out: &mut Vec<u8>, version: Version, connack: &Conna
     }
 }
 
-/// Writes a CONNACK that refuses: `code` is the one of MQTT 5; 3.1.1 gets its nearest.
-pub(crate) fn write_refusal(out: &mut Vec<u8>, version: Version, code: u8, why: &str) {
+/// Writes a CONNACK that refuses: `code` is the one of MQTT 5; 3.1.1 gets its nearest. `bytes_max`
+/// is the client's Maximum Packet Size.
+pub(crate) fn write_refusal(
+    out: &mut Vec<u8>,
+    version: Version,
+    code: u8,
+    why: &str,
+    bytes_max: usize,
+) {
     match version {
         Version::V311 => {
             let return_code = match code {
@@ -79,23 +86,42 @@ pub(crate) fn write_refusal(out: &mut Vec<u8>, version: Version, code: u8, why: 
         Version::V5 => {
             let reason_code =
                 ConnectReasonCode::try_from(code).unwrap_or(ConnectReasonCode::UnspecifiedError);
-            let built = v5_0::Connack::builder()
-                .session_present(false)
-                .reason_code(reason_code)
-                .props(reason_string(why))
-                .build();
-            push(out, built);
+            push_with_reason(out, why, bytes_max, |properties| {
+                v5_0::Connack::builder()
+                    .session_present(false)
+                    .reason_code(reason_code)
+                    .props(properties)
+                    .build()
+            });
         }
     }
 }
 
-/// Writes a DISCONNECT (MQTT 5 only).
-pub(crate) fn write_disconnect(out: &mut Vec<u8>, code: u8, why: &str) {
+/// Writes a DISCONNECT (MQTT 5 only). `bytes_max` is the client's Maximum Packet Size.
+pub(crate) fn write_disconnect(out: &mut Vec<u8>, code: u8, why: &str, bytes_max: usize) {
     let reason_code =
         DisconnectReasonCode::try_from(code).unwrap_or(DisconnectReasonCode::UnspecifiedError);
-    let built =
-        v5_0::Disconnect::builder().reason_code(reason_code).props(reason_string(why)).build();
-    push(out, built);
+    push_with_reason(out, why, bytes_max, |properties| {
+        v5_0::Disconnect::builder().reason_code(reason_code).props(properties).build()
+    });
+}
+
+/// Writes the packet with a reason string; without it where it would be too large with it
+/// (MQTT5-3.2.2-19, MQTT5-3.14.2-3), and not at all where it is too large even so.
+fn push_with_reason<P: GenericPacketTrait>(
+    out: &mut Vec<u8>,
+    why: &str,
+    bytes_max: usize,
+    build: impl Fn(Properties) -> Result<P, MqttError>,
+) {
+    let before = out.len();
+    for why in [why, ""] {
+        push(out, build(reason_string(why)));
+        if out.len() - before <= bytes_max {
+            return;
+        }
+        out.truncate(before);
+    }
 }
 
 fn reason_string(why: &str) -> Properties {
