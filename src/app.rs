@@ -23,7 +23,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::console;
 use crate::dispatch::{Dispatch, Dispatcher};
-use crate::instance::{self, Instance};
+use crate::instance::{self, Instance, Living};
 use crate::intake::ruleset::{Limits, RuleSet};
 use crate::intake::{self, Intake};
 use crate::model::{IdSource, Reason, RunId};
@@ -50,6 +50,7 @@ pub struct App {
     reload: mpsc::Sender<()>,
     about: About,
     instance: Instance,
+    living: Living,
     broker: Part,
     dispatcher: Part,
     http: Part,
@@ -201,7 +202,7 @@ impl App {
         };
         let about = api.about().clone();
         let instance = Instance { pid: std::process::id(), api: api.address(), mqtt, mqtts, run };
-        instance.write(&config.data_dir)?;
+        let living = instance.write(&config.data_dir)?;
 
         let (reload, reloads) = mpsc::channel(1);
         let chores = Chores {
@@ -231,6 +232,7 @@ impl App {
             reload,
             about,
             instance,
+            living,
         })
     }
 
@@ -306,6 +308,7 @@ impl App {
         })
         .await;
         drop(self.instance.remove(&self.data_dir));
+        drop(self.living);
         match stopped {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(StopError::Store(error)),
