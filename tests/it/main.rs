@@ -8,6 +8,7 @@ mod broker;
 mod config;
 mod dispatch;
 mod fake;
+mod intake;
 mod providers;
 mod raw;
 mod store;
