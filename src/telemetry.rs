@@ -155,7 +155,7 @@ macro_rules! metrics {
             pub fn new() -> Self {
                 let mut registry = Registry::with_prefix("watchbell");
                 $(let $field: $kind = $make;
-                  registry.register($name, concat!($($help),+).trim(), $field.clone());)+
+                  registry.register($name, concat!($($help),+).trim().trim_end_matches('.'), $field.clone());)+
                 Self { registry: Arc::new(registry), $($field),+ }
             }
 
@@ -260,5 +260,6 @@ mod tests {
         let text = metrics.encode();
         assert!(text.contains("watchbell_refused_total{reason=\"bad_topic\"} 1"), "{text}");
         assert!(text.ends_with("# EOF\n"));
+        assert!(!text.contains(".."), "prometheus-client adds a full stop of its own");
     }
 }
