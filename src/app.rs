@@ -26,7 +26,7 @@ use crate::dispatch::{Dispatch, Dispatcher};
 use crate::instance::{self, Instance, Living};
 use crate::intake::ruleset::{Limits, RuleSet};
 use crate::intake::{self, Intake};
-use crate::model::{IdSource, Reason, RunId};
+use crate::model::{Channel, IdSource, Reason, RunId};
 use crate::problem::Problem;
 use crate::provider::phone::Screen;
 use crate::rules::{self, engine::Engine};
@@ -119,11 +119,18 @@ impl App {
         let now = clock.now();
         if uses_development_certificates(&config.broker) {
             certs::ensure_development(Path::new(certs::DIRECTORY), now)
-                .context("making development certificates")?;
+                .context("making certificates for development in certs/, because broker.cert, broker.key and broker.client_ca name no others; make the directory writable, or name others")?;
         }
         let rules =
             RuleSet::load_dir(&config.rules_dir, &config.limits).map_err(StartError::Problems)?;
         metrics.rules_loaded.set(count(rules.rules.len()));
+        let served: Vec<Channel> = config
+            .routes
+            .iter()
+            .filter(|(_, route)| !route.is_empty())
+            .map(|(channel, _)| *channel)
+            .collect();
+        warn_unserved(&rules, &served);
         let in_force = Arc::new(ArcSwap::from_pointee(rules_in_force(&rules, now, &[])));
 
         let key = instance::ensure_key(&config.data_dir)?;
@@ -208,7 +215,11 @@ impl App {
         let chores = Chores {
             rules_dir: config.rules_dir.clone(),
             limits: config.limits,
+            served,
             disk_free_min: config.store.disk_free_min_bytes,
+            outbox_messages_max: config.intake.outbox_messages_max,
+            ready: ready.clone(),
+            dispatch: dispatch.clone(),
             store: store.clone(),
             intake: intake.clone(),
             metrics,
@@ -273,7 +284,10 @@ impl App {
         let ended = |name: &str| format!("the {name} ended unexpectedly; see the log");
         tokio::select! {
             result = failed.wait_for(Option::is_some) => match result.as_deref() {
-                Ok(Some(error)) => format!("{error}; free the disk or mend it, then start again: nothing acknowledged is lost"),
+                Ok(Some(error)) => format!(
+                    "{}: {error}; free the disk or mend it, then start again: nothing acknowledged is lost",
+                    self.data_dir.display()
+                ),
                 _ => ended("store"),
             },
             _ = &mut self.intake_ended => ended("intake"),
@@ -359,6 +373,13 @@ fn rules_in_force(set: &RuleSet, now: Timestamp, problems: &[Problem]) -> RulesI
     }
 }
 
+/// An alert that no provider takes anywhere ends dead; better that somebody knows before it does.
+fn warn_unserved(set: &RuleSet, served: &[Channel]) {
+    for problem in set.unserved(|channel| served.contains(&channel)) {
+        tracing::warn!(problem, "alerts of this rule will not reach everybody");
+    }
+}
+
 /// Nobody has named other certificates: then there shall be some.
 fn uses_development_certificates(config: &broker::Config) -> bool {
     let defaults = broker::Config::default();
@@ -379,7 +400,12 @@ fn hint(rules: &RulesInForce) -> Option<Hint> {
 struct Chores {
     rules_dir: PathBuf,
     limits: Limits,
+    /// Channels that have a provider.
+    served: Vec<Channel>,
     disk_free_min: u64,
+    outbox_messages_max: usize,
+    ready: watch::Sender<Readiness>,
+    dispatch: Dispatch,
     store: Store,
     intake: Intake,
     metrics: Metrics,
@@ -405,6 +431,7 @@ impl Chores {
                 self.reload();
             }
             self.watch_disk();
+            self.say_whether_ready();
             self.tidy_up().await;
         }
     }
@@ -414,6 +441,7 @@ impl Chores {
         match RuleSet::load_dir(&self.rules_dir, &self.limits) {
             Ok(set) => {
                 let rules = set.rules.len();
+                warn_unserved(&set, &self.served);
                 self.metrics.rules_loaded.set(count(rules));
                 self.in_force.store(Arc::new(rules_in_force(&set, now, &[])));
                 self.intake.replace_rules(set);
@@ -451,6 +479,25 @@ impl Chores {
                 tracing::info!(free_bytes = free, "the disk has room again");
             }
         }
+    }
+
+    /// Not ready is who takes nothing new. Stopping has the last word.
+    fn say_whether_ready(&self) {
+        let readiness = if self.disk_low {
+            Readiness::NotReady(Reason::DiskLow)
+        } else if self.dispatch.waiting() >= self.outbox_messages_max {
+            Readiness::NotReady(Reason::OutboxFull)
+        } else {
+            Readiness::Ready
+        };
+        self.ready.send_if_modified(|known| {
+            let changes =
+                *known != readiness && *known != Readiness::NotReady(Reason::ShuttingDown);
+            if changes {
+                *known = readiness;
+            }
+            changes
+        });
     }
 
     async fn tidy_up(&self) {

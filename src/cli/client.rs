@@ -100,7 +100,15 @@ impl Client {
 
     /// Deletes `path`.
     pub(super) async fn delete(&self, path: &str) -> anyhow::Result<()> {
-        let request = self.request(Method::DELETE, path);
+        self.done(self.request(Method::DELETE, path)).await
+    }
+
+    /// Posts to `path`, where there is nothing to say and nothing to be told.
+    pub(super) async fn command(&self, path: &str) -> anyhow::Result<()> {
+        self.done(self.request(Method::POST, path)).await
+    }
+
+    async fn done(&self, request: RequestBuilder) -> anyhow::Result<()> {
         let response = request.send().await.map_err(|error| self.failed(&error))?;
         if response.status().is_success() {
             return Ok(());
