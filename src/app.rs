@@ -23,10 +23,10 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::console;
 use crate::dispatch::{Dispatch, Dispatcher};
-use crate::instance::{self, Instance};
+use crate::instance::{self, Instance, Living};
 use crate::intake::ruleset::{Limits, RuleSet};
 use crate::intake::{self, Intake};
-use crate::model::{IdSource, Reason, RunId};
+use crate::model::{Channel, IdSource, Reason, RunId};
 use crate::problem::Problem;
 use crate::provider::phone::Screen;
 use crate::rules::{self, engine::Engine};
@@ -50,6 +50,7 @@ pub struct App {
     reload: mpsc::Sender<()>,
     about: About,
     instance: Instance,
+    living: Living,
     broker: Part,
     dispatcher: Part,
     http: Part,
@@ -118,20 +119,18 @@ impl App {
         let now = clock.now();
         if uses_development_certificates(&config.broker) {
             certs::ensure_development(Path::new(certs::DIRECTORY), now)
-                .context("making development certificates")?;
+                .context("making certificates for development in certs/, because broker.cert, broker.key and broker.client_ca name no others; make the directory writable, or name others")?;
         }
         let rules =
             RuleSet::load_dir(&config.rules_dir, &config.limits).map_err(StartError::Problems)?;
         metrics.rules_loaded.set(count(rules.rules.len()));
-        if rules.missing {
-            tracing::warn!(
-                directory = %config.rules_dir.display(),
-                "there is no such directory, so there are no rules: nothing that is published alerts anyone"
-            );
-        }
-        for problem in rules.unserved(&config.routes) {
-            tracing::warn!(problem, "an alert will reach nobody");
-        }
+        let served: Vec<Channel> = config
+            .routes
+            .iter()
+            .filter(|(_, route)| !route.is_empty())
+            .map(|(channel, _)| *channel)
+            .collect();
+        warn_unserved(&rules, &served);
         let in_force = Arc::new(ArcSwap::from_pointee(rules_in_force(&rules, now, &[])));
 
         let key = instance::ensure_key(&config.data_dir)?;
@@ -210,20 +209,23 @@ impl App {
         };
         let about = api.about().clone();
         let instance = Instance { pid: std::process::id(), api: api.address(), mqtt, mqtts, run };
-        instance.write(&config.data_dir)?;
+        let living = instance.write(&config.data_dir)?;
 
         let (reload, reloads) = mpsc::channel(1);
         let chores = Chores {
             rules_dir: config.rules_dir.clone(),
             limits: config.limits,
+            served,
             disk_free_min: config.store.disk_free_min_bytes,
+            outbox_messages_max: config.intake.outbox_messages_max,
+            ready: ready.clone(),
+            dispatch: dispatch.clone(),
             store: store.clone(),
             intake: intake.clone(),
             metrics,
             clock,
             in_force,
             disk_low: false,
-            ready: ready.clone(),
         };
         Ok(Self {
             broker: Part::start("broker", |stop| broker.run(stop)),
@@ -241,6 +243,7 @@ impl App {
             reload,
             about,
             instance,
+            living,
         })
     }
 
@@ -281,7 +284,10 @@ impl App {
         let ended = |name: &str| format!("the {name} ended unexpectedly; see the log");
         tokio::select! {
             result = failed.wait_for(Option::is_some) => match result.as_deref() {
-                Ok(Some(error)) => format!("{error}; free the disk or mend it, then start again: nothing acknowledged is lost"),
+                Ok(Some(error)) => format!(
+                    "{}: {error}; free the disk or mend it, then start again: nothing acknowledged is lost",
+                    self.data_dir.display()
+                ),
                 _ => ended("store"),
             },
             _ = &mut self.intake_ended => ended("intake"),
@@ -321,6 +327,7 @@ impl App {
         })
         .await;
         drop(self.instance.remove(&self.data_dir));
+        drop(self.living);
         match stopped {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(StopError::Store(error)),
@@ -371,6 +378,13 @@ fn rules_in_force(set: &RuleSet, now: Timestamp, problems: &[Problem]) -> RulesI
     }
 }
 
+/// An alert that no provider takes anywhere ends dead; better that somebody knows before it does.
+fn warn_unserved(set: &RuleSet, served: &[Channel]) {
+    for problem in set.unserved(|channel| served.contains(&channel)) {
+        tracing::warn!(problem, "alerts of this rule will not reach everybody");
+    }
+}
+
 /// Nobody has named other certificates: then there shall be some.
 fn uses_development_certificates(config: &broker::Config) -> bool {
     let defaults = broker::Config::default();
@@ -390,14 +404,18 @@ fn hint(rules: &RulesInForce) -> Option<Hint> {
 struct Chores {
     rules_dir: PathBuf,
     limits: Limits,
+    /// Channels that have a provider.
+    served: Vec<Channel>,
     disk_free_min: u64,
+    outbox_messages_max: usize,
+    ready: watch::Sender<Readiness>,
+    dispatch: Dispatch,
     store: Store,
     intake: Intake,
     metrics: Metrics,
     clock: Clock,
     in_force: Arc<ArcSwap<RulesInForce>>,
     disk_low: bool,
-    ready: watch::Sender<Readiness>,
 }
 
 impl Chores {
@@ -417,6 +435,7 @@ impl Chores {
                 self.reload();
             }
             self.watch_disk();
+            self.say_whether_ready();
             self.tidy_up().await;
         }
     }
@@ -424,13 +443,9 @@ impl Chores {
     fn reload(&self) {
         let now = self.clock.now();
         match RuleSet::load_dir(&self.rules_dir, &self.limits) {
-            // Moved away, or a disk that is not mounted: nobody means "no rules" by that.
-            Ok(set) if set.missing => self.refuse(&[Problem::new(
-                self.rules_dir.display().to_string(),
-                "the directory has gone; put it back",
-            )]),
             Ok(set) => {
                 let rules = set.rules.len();
+                warn_unserved(&set, &self.served);
                 self.metrics.rules_loaded.set(count(rules));
                 self.in_force.store(Arc::new(rules_in_force(&set, now, &[])));
                 self.intake.replace_rules(set);
@@ -460,17 +475,6 @@ impl Chores {
         if low != self.disk_low {
             self.disk_low = low;
             self.intake.set_disk_low(low);
-            self.ready.send_if_modified(|ready| match ready {
-                Readiness::NotReady(Reason::ShuttingDown) => false,
-                _ if low => {
-                    *ready = Readiness::NotReady(Reason::DiskLow);
-                    true
-                }
-                _ => {
-                    *ready = Readiness::Ready;
-                    true
-                }
-            });
             if low {
                 tracing::error!(
                     free_bytes = free,
@@ -481,6 +485,25 @@ impl Chores {
                 tracing::info!(free_bytes = free, "the disk has room again");
             }
         }
+    }
+
+    /// Not ready is who takes nothing new. Stopping has the last word.
+    fn say_whether_ready(&self) {
+        let readiness = if self.disk_low {
+            Readiness::NotReady(Reason::DiskLow)
+        } else if self.dispatch.waiting() >= self.outbox_messages_max {
+            Readiness::NotReady(Reason::OutboxFull)
+        } else {
+            Readiness::Ready
+        };
+        self.ready.send_if_modified(|known| {
+            let changes =
+                *known != readiness && *known != Readiness::NotReady(Reason::ShuttingDown);
+            if changes {
+                *known = readiness;
+            }
+            changes
+        });
     }
 
     async fn tidy_up(&self) {

@@ -45,6 +45,17 @@ pub enum CertError {
     /// It is there, and nobody said that it may go.
     #[error("{path} exists; --force replaces it", path = .0.display())]
     Exists(PathBuf),
+    /// Some of what the server needs is there and some is not: nothing is guessed.
+    #[error(
+        "{missing} is missing beside {there}; put it back, or make the server's certificate anew with `watchbell certs init --force`",
+        missing = .missing.display(), there = .there.display()
+    )]
+    Incomplete {
+        /// What is not there.
+        missing: PathBuf,
+        /// What is.
+        there: PathBuf,
+    },
     /// There is no CA to sign with.
     #[error("{path} is missing; run `watchbell certs init` first", path = .0.display())]
     NoCa(PathBuf),
@@ -110,7 +121,18 @@ impl Pair {
 /// See [`CertError`].
 pub fn ensure_development(directory: &Path, now: Timestamp) -> Result<Option<Made>, CertError> {
     let (ca, server) = (Pair::of(directory, "ca"), Pair::of(directory, "server"));
-    if [&ca.cert, &server.cert, &server.key].iter().all(|path| path.exists()) {
+    let needed = [&ca.cert, &server.cert, &server.key];
+    let (there, missing): (Vec<&PathBuf>, Vec<&PathBuf>) =
+        needed.into_iter().partition(|path| path.exists());
+    if let Some(missing) = missing.first()
+        && let Some(there) = there.iter().find(|path| **path != &ca.cert)
+    {
+        return Err(CertError::Incomplete {
+            missing: missing.to_path_buf(),
+            there: there.to_path_buf(),
+        });
+    }
+    if missing.is_empty() {
         return Ok(None);
     }
     init(directory, &[], false, now).map(Some)
@@ -475,6 +497,24 @@ mod tests {
         fs::remove_file(dir.path().join("ca.key")).expect("removed");
         let refused = client(dir.path(), "pump-8", false, NOW).expect_err("no CA key");
         assert!(refused.to_string().contains("nothing can be signed"), "{refused}");
+    }
+
+    #[test]
+    fn a_lost_key_is_named_and_what_to_do() {
+        let dir = tempfile::tempdir().expect("a directory");
+        init(dir.path(), &[], false, NOW).expect("made");
+        fs::remove_file(dir.path().join("server.key")).expect("removed");
+        let refused = ensure_development(dir.path(), NOW).expect_err("no key").to_string();
+        assert!(refused.contains("server.key is missing"), "{refused}");
+        assert!(refused.contains("certs init --force"), "{refused}");
+        init(dir.path(), &[], true, NOW).expect("what it says works");
+        assert_eq!(ensure_development(dir.path(), NOW).expect("complete"), None);
+        // A CA alone is what `certs init` starts from too.
+        fs::remove_file(dir.path().join("server.key")).expect("removed");
+        fs::remove_file(dir.path().join("server.pem")).expect("removed");
+        assert!(
+            ensure_development(dir.path(), NOW).expect("made").is_some_and(|made| made.ca_kept)
+        );
     }
 
     #[test]

@@ -263,5 +263,6 @@ mod tests {
         assert!(text.contains("watchbell_refused_total{reason=\"bad_topic\"} 1"), "{text}");
         assert!(text.contains("# HELP watchbell_connections Open MQTT connections.\n"), "{text}");
         assert!(text.ends_with("# EOF\n"));
+        assert!(!text.contains(".."), "prometheus-client adds a full stop of its own");
     }
 }

@@ -27,33 +27,31 @@ impl Check {
         let (mut problems, mut fine) = (Vec::new(), Vec::new());
         // The rules are looked at even where the configuration is wrong, with the limits and in
         // the directory that can be made out.
-        let mut routes = None;
-        let (rules_dir, limits) = match config::load(&context.layers, &context.clock) {
+        let (rules_dir, limits, routes) = match config::load(&context.layers, &context.clock) {
             Ok(config) => {
                 let file = config.file.as_deref().unwrap_or("no configuration file, defaults");
                 let names: Vec<&str> = config.providers.iter().map(|one| &*one.name).collect();
                 fine.push(format!("{file}: fine, delivers by {}", names.join(", ")));
-                routes = Some(config.routes);
-                (config.rules_dir, config.limits)
+                (config.rules_dir, config.limits, Some(config.routes))
             }
             Err(found) => {
                 problems.extend(found);
                 let rules_dir = config::rules_dir(&context.layers);
-                (rules_dir.unwrap_or_else(|_| "rules".into()), Limits::default())
+                (rules_dir.unwrap_or_else(|_| "rules".into()), Limits::default(), None)
             }
         };
         match RuleSet::load_dir(&rules_dir, &limits) {
-            Ok(set) if set.missing => {
-                let what = "there is no such directory, so there are no rules; make it, or name another with --rules-dir";
-                problems.push(Problem::new(rules_dir.display().to_string(), what));
-            }
             Ok(set) => {
                 let place = rules_dir.display().to_string();
-                let unserved = routes.map(|routes| set.unserved(&routes)).unwrap_or_default();
-                problems.extend(unserved.into_iter().map(|what| Problem::new(&*place, what)));
+                // What channels are served is only known from a configuration that is right.
+                let unserved = routes.map_or_else(Vec::new, |routes| {
+                    set.unserved(|channel| {
+                        routes.get(&channel).is_some_and(|route| !route.is_empty())
+                    })
+                });
+                problems.extend(unserved.into_iter().map(|what| Problem::new(place.clone(), what)));
                 fine.push(format!(
-                    "{}: fine, {} rules and {} contacts in {} files",
-                    rules_dir.display(),
+                    "{place}: fine, {} rules and {} contacts in {} files",
                     set.rules.len(),
                     set.directory.contacts().len(),
                     set.files

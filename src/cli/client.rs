@@ -1,7 +1,7 @@
 //! Speaks to the running instance through its HTTP API.
 //!
 //! The data directory says where it listens and holds the key. A file that a crash left behind is
-//! no instance: what answers must be the run that the file names.
+//! no instance, and gets no key; and what answers must be the run that the file names.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -47,7 +47,7 @@ impl Client {
 
     /// The instance that runs with `data_dir`, if one does.
     pub(super) async fn find(data_dir: &Path) -> anyhow::Result<Option<Self>> {
-        let Some(instance) = Instance::read(data_dir)? else {
+        let Some(instance) = Instance::running(data_dir)? else {
             return Ok(None);
         };
         let http = reqwest::Client::builder()
@@ -100,7 +100,15 @@ impl Client {
 
     /// Deletes `path`.
     pub(super) async fn delete(&self, path: &str) -> anyhow::Result<()> {
-        let request = self.request(Method::DELETE, path);
+        self.done(self.request(Method::DELETE, path)).await
+    }
+
+    /// Posts to `path`, where there is nothing to say and nothing to be told.
+    pub(super) async fn command(&self, path: &str) -> anyhow::Result<()> {
+        self.done(self.request(Method::POST, path)).await
+    }
+
+    async fn done(&self, request: RequestBuilder) -> anyhow::Result<()> {
         let response = request.send().await.map_err(|error| self.failed(&error))?;
         if response.status().is_success() {
             return Ok(());

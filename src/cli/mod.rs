@@ -30,8 +30,7 @@ use crate::problem::Problem;
 const EXAMPLES: &str = "\
 Try it, with no account anywhere:
   watchbell                                      start with what is in this directory
-  watchbell pub site/kiel/freezer/1/telemetry '{\"temp_c\": -10.5}'
-                                                 publish as a device would
+  watchbell pub panic/workshop pressed           publish as a device would
   watchbell outbox list                          see what became of it
 
 Then:
@@ -52,20 +51,23 @@ struct Cli {
     command: Option<Command>,
 }
 
+/// Apart from what a command takes itself, so that the latter is found.
+const HEADING: &str = "Options of every command";
+
 /// What every command takes.
 #[derive(Args)]
 struct Global {
     /// Configuration file [default: watchbell.toml, if it is there]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = HEADING, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where the store and the API key are [default: data]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, help_heading = HEADING, value_name = "DIR")]
     data_dir: Option<String>,
     /// Where the rule files are [default: rules]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, help_heading = HEADING, value_name = "DIR")]
     rules_dir: Option<String>,
     /// Any key of the configuration, as broker.listen=127.0.0.1:1884; may be repeated
-    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value)]
+    #[arg(long, global = true, help_heading = HEADING, value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
 }
 

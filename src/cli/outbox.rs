@@ -4,6 +4,7 @@ use std::io::Write;
 
 use anyhow::{anyhow, bail};
 use clap::{Args, Subcommand};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -19,6 +20,7 @@ Examples:
   watchbell outbox show 5d1e                the end or the beginning of an id will do
   watchbell outbox retry 5d1e
   watchbell outbox retry --all-failed
+  watchbell outbox resume twilio-main       its account is in order again: do not wait, try now
 
 A message is queued, sending, sent, delivered or read; or undelivered, failed, expired or canceled.";
 
@@ -50,7 +52,7 @@ enum Command {
         #[arg(long)]
         contact: Option<String>,
         /// At most so many
-        #[arg(long, default_value_t = 20)]
+        #[arg(long, default_value_t = 20, value_parser = at_least_one)]
         limit: usize,
         /// As JSON, for scripts
         #[arg(long)]
@@ -78,12 +80,21 @@ enum Command {
         /// Its id, or enough of the beginning or end of it
         id: String,
     },
+    /// Let a provider that is stopped, paused or left alone try again at once
+    Resume {
+        /// Its name in the configuration, as `watchbell status` shows it
+        provider: String,
+    },
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|limit| *limit > 0).ok_or_else(|| "a whole number from 1".to_owned())
 }
 
 /// A page of messages, as the API answers it.
 #[derive(Serialize, Deserialize)]
-struct Page {
-    messages: Vec<Message>,
+struct Page<M = Message> {
+    messages: Vec<M>,
     next: Option<String>,
 }
 
@@ -168,6 +179,12 @@ impl Outbox {
                     let id = resolve(&client, &id).await?;
                     act(&client, &id, "cancel", out).await
                 }
+                Command::Resume { provider } => {
+                    let path = format!("/v1/providers/{}/resume", super::client::level(&provider));
+                    client.command(&path).await?;
+                    writeln!(out, "{provider} is tried again now; see `watchbell status`")?;
+                    Ok(())
+                }
             }
         })
     }
@@ -206,10 +223,9 @@ async fn list(
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
     if json {
-        let page: Value = client.get(&query.path(limit, None)).await?;
-        return text::json(out, &page["messages"]);
+        return text::json(out, &Value::from(pages::<Value>(client, query, limit).await?.messages));
     }
-    let page: Page = client.get(&query.path(limit, None)).await?;
+    let page: Page<Message> = pages(client, query, limit).await?;
     if page.messages.is_empty() {
         writeln!(out, "There are no such messages.")?;
         return Ok(());
@@ -236,6 +252,24 @@ async fn list(
         writeln!(out, "There are more: --limit {}, or narrow the list.", limit.saturating_mul(5))?;
     }
     Ok(())
+}
+
+/// The newest `limit` messages: in as many answers as the API's page size makes it.
+async fn pages<M: DeserializeOwned>(
+    client: &Client,
+    query: &Query,
+    limit: usize,
+) -> anyhow::Result<Page<M>> {
+    let mut all = Page { messages: Vec::new(), next: None };
+    loop {
+        let left = limit - all.messages.len();
+        let page: Page<M> = client.get(&query.path(left, all.next.as_deref())).await?;
+        all.messages.extend(page.messages);
+        all.next = page.next;
+        if all.next.is_none() || all.messages.len() >= limit {
+            return Ok(all);
+        }
+    }
 }
 
 fn show(message: &Message, now: Timestamp, out: &mut dyn Write) -> anyhow::Result<()> {

@@ -89,7 +89,7 @@ impl Publish {
             "-" => read_payload()?,
             text => text.as_bytes().to_vec(),
         };
-        let instance = Instance::read(&context.data_dir()?).ok().flatten();
+        let instance = Instance::running(&context.data_dir()?).ok().flatten();
         let (options, place) = self.options(instance.as_ref())?;
         let count = payload.len();
         let acknowledgement = block_on(async {

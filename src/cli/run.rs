@@ -70,11 +70,15 @@ async fn serve(config: Config, out: &mut dyn Write) -> anyhow::Result<()> {
         }
     };
     tracing::info!("stopping");
+    let waiting = app.waiting();
     let stopped = tokio::select! {
         stopped = app.stop() => stopped.map_err(anyhow::Error::from),
         _ = terminate.recv() => Err(anyhow!("stopped at once; nothing acknowledged is lost")),
         _ = interrupt.recv() => Err(anyhow!("stopped at once; nothing acknowledged is lost")),
     };
+    if failure.is_none() && stopped.is_ok() {
+        tracing::info!(waiting, "stopped; messages that wait are sent after the next start");
+    }
     match failure {
         Some(why) => Err(anyhow!(why)),
         None => stopped,

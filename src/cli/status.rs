@@ -118,8 +118,8 @@ impl Answer {
         if let Some(stopped) = self.lanes.iter().find(|lane| lane.state == "stopped") {
             writeln!(
                 out,
-                "\n{} refuses our account or configuration; nothing is lost. Set it right and restart, or wait: it is tried again by itself.",
-                stopped.provider
+                "\n{} refuses our account or configuration; nothing is lost. Set it right there, then `watchbell outbox resume {}`, or wait: it is tried again by itself. Restart after a change here.",
+                stopped.provider, stopped.provider
             )?;
         }
         Ok(())
@@ -131,8 +131,13 @@ impl Lane {
         let mut why: Vec<String> = Vec::new();
         why.extend(self.reason.clone());
         why.extend(self.detail.as_deref().map(|detail| text::cut(detail, 80)));
-        if let Some(until) = &self.until {
-            why.push(format!("tried again {}", text::distance(until, now)));
+        match &self.until {
+            // Its time has come, and one message is the probe.
+            Some(_) if self.in_flight > 0 && self.state != "paused" => {
+                why.push("being tried now".to_owned());
+            }
+            Some(until) => why.push(format!("tried again {}", text::distance(until, now))),
+            None => {}
         }
         vec![
             self.provider.clone(),

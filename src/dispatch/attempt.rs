@@ -108,6 +108,8 @@ pub(super) async fn store_next(context: &Context, message: Message, next: Next) 
                 context.metrics.messages_dead.get_or_create(&ByReason { reason }).inc();
                 tracing::warn!(
                     message_id = %message.id, channel = %message.target.channel,
+                    to = %message.target.address, contact = message.contact.as_deref(),
+                    rule = message.alert.as_ref().map(|alert| &*alert.rule),
                     status = %message.status, %reason,
                     detail = message.detail.as_deref().unwrap_or_default(),
                     "a message has ended without being sent"
@@ -228,7 +230,7 @@ fn log(message: &Message, name: &str, attempt: u32, outcome: &SendOutcome, elaps
     match outcome {
         SendOutcome::Accepted { provider_ref, .. } => tracing::info!(
             message_id = %id, %channel, to = %message.target.address, provider = name, attempt,
-            provider_ref = provider_ref.as_deref().unwrap_or_default(), elapsed_ms, "sent"
+            provider_ref = provider_ref.as_deref(), elapsed_ms, "sent"
         ),
         // The lane says what is wrong with a provider, once; here only the trace is kept.
         SendOutcome::Retry { reason, detail, .. } => tracing::debug!(
@@ -239,7 +241,8 @@ fn log(message: &Message, name: &str, attempt: u32, outcome: &SendOutcome, elaps
             message_id = %id, %channel, provider = name, attempt, detail, elapsed_ms,
             "no answer was read: the message may have been sent, and will be tried again"
         ),
-        SendOutcome::Rejected { reason, detail, .. } => tracing::warn!(
+        // What follows is said once it is on disk: the message has ended, or the lane has stopped.
+        SendOutcome::Rejected { reason, detail, .. } => tracing::debug!(
             message_id = %id, %channel, provider = name, attempt, %reason, detail, elapsed_ms,
             "the provider refuses the message"
         ),

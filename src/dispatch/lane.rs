@@ -34,6 +34,8 @@ pub(super) struct Lane {
     /// How long the breaker stays open next time.
     cooldown: Duration,
     gate: Gate,
+    /// When a pause was last worth a line in the log.
+    pause_said_at: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug)]
@@ -79,6 +81,7 @@ pub(super) enum LaneChange {
 
 /// A provider's wish to wait is honoured up to this.
 const PAUSE_MAX: Duration = Duration::from_secs(3600);
+const PAUSE_SAID_EVERY: Duration = Duration::from_secs(60);
 
 impl Lane {
     pub(super) fn new(settings: LaneSettings, now: Timestamp) -> Self {
@@ -91,6 +94,7 @@ impl Lane {
             failures: 0,
             cooldown,
             gate: Gate::Open,
+            pause_said_at: None,
         };
         lane.tokens = lane.burst();
         lane
@@ -206,6 +210,16 @@ impl Lane {
         }
     }
 
+    /// Whether a pause is worth a line in the log: the first is, and one a minute. A provider that
+    /// slows us down may ask for thousands.
+    pub(super) fn says_pause(&mut self, now: Timestamp) -> bool {
+        let due = self.pause_said_at.is_none_or(|said_at| now.since(said_at) >= PAUSE_SAID_EVERY);
+        if due {
+            self.pause_said_at = Some(now);
+        }
+        due
+    }
+
     /// For people.
     pub(super) fn state(
         &self,
@@ -316,6 +330,14 @@ mod tests {
         lane.finish(LaneNews::Failed { reason, detail, after }, at(0));
         assert_eq!(lane.standing(at(6999)), Standing::Down(Some(at(7000))));
         assert_eq!(lane.standing(at(7000)), Standing::Free);
+    }
+
+    #[test]
+    fn each_throttled_call_was_a_line_in_the_log() {
+        let mut lane = lane(None);
+        let said: Vec<bool> =
+            [0, 1, 59_999, 60_000, 60_001].map(|now| lane.says_pause(at(now))).to_vec();
+        assert_eq!(said, [true, false, false, true, false]);
     }
 
     #[test]

@@ -316,6 +316,7 @@ impl Dispatcher {
         };
         let before = lane.state(now).0;
         let change = lane.finish(news, now);
+        let quiet = lane.state(now).0 == LaneState::Paused && !lane.says_pause(now);
         let (state, reason, detail, until) = lane.state(now);
         let provider = &lane.settings.name;
         match change {
@@ -338,6 +339,9 @@ impl Dispatcher {
                     ),
                     LaneState::BreakerOpen if before == LaneState::BreakerOpen => {
                         tracing::debug!(%provider, %reason, detail, %until, "still failing");
+                    }
+                    LaneState::Paused if quiet => {
+                        tracing::debug!(%provider, %reason, detail, %until, "still paused");
                     }
                     LaneState::Up | LaneState::Paused | LaneState::BreakerOpen => tracing::warn!(
                         %provider, %reason, detail, %until,

@@ -4,7 +4,6 @@
 //! changes; a reload makes another and swaps it in. Blocks on the disk: at the start, and off the
 //! runtime's threads on a reload.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -27,8 +26,6 @@ pub struct RuleSet {
     pub directory: Directory,
     /// How many files it came from.
     pub files: usize,
-    /// The directory does not exist, and the set is empty for that reason.
-    pub missing: bool,
 }
 
 /// The bounds on a rule set.
@@ -43,38 +40,34 @@ pub struct Limits {
 impl RuleSet {
     /// No rules and no contacts.
     pub fn empty(limits: &Limits) -> Self {
-        Self {
-            rules: Rules::empty(&limits.rules),
-            directory: Directory::default(),
-            files: 0,
-            missing: false,
-        }
+        Self { rules: Rules::empty(&limits.rules), directory: Directory::default(), files: 0 }
     }
 
-    /// Whom a rule cannot reach because no provider serves any of the channels that it may use: a
-    /// sentence each. `routes` says which providers serve a channel.
-    pub fn unserved<T>(&self, routes: &BTreeMap<Channel, Vec<T>>) -> Vec<String> {
-        let served = |channel: &Channel| routes.get(channel).is_some_and(|names| !names.is_empty());
+    /// Alerts that would reach nobody: for each rule the contacts all of whose channels, as the
+    /// rule names them, nobody serves. What does the serving is not known here: `served` tells.
+    pub fn unserved(&self, served: impl Fn(Channel) -> bool) -> Vec<String> {
         let mut found = Vec::new();
         for rule in self.rules.rules() {
             for name in &*rule.to {
                 let Ok(targets) = self.directory.targets(name, &rule.by) else { continue };
-                let channels: Vec<_> = targets.iter().map(|target| target.channel).collect();
-                if !channels.iter().any(served) {
-                    let words: Vec<_> = channels.iter().map(|channel| channel.as_str()).collect();
-                    found.push(format!(
-                        "rule \"{}\": no provider serves {} for {name}; add a [[provider]] for it",
-                        rule.name,
-                        words.join(" or ")
-                    ));
+                if targets.iter().any(|target| served(target.channel)) {
+                    continue;
                 }
+                let channels: Vec<&str> =
+                    targets.iter().map(|target| target.channel.as_str()).collect();
+                found.push(format!(
+                    "rule \"{}\": `{name}` is told by {}, and no provider serves that; add one, or another channel to `by` and to the contact",
+                    rule.name,
+                    channels.join(" or ")
+                ));
             }
         }
         found
     }
 
     /// Reads every `*.toml` directly in `dir`, in the order of their names; hidden files are not
-    /// looked at. A directory that does not exist gives an empty set that says so.
+    /// looked at. A directory that does not exist is a problem like any other: an alert that is
+    /// never raised because a path is mistyped, or a mount is late, would be missed too late.
     ///
     /// # Errors
     /// Every problem of every file.
@@ -82,7 +75,8 @@ impl RuleSet {
         let paths = match toml_files(dir) {
             Ok(paths) => paths,
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Ok(Self { missing: true, ..Self::empty(limits) });
+                let what = "there is no such directory, so there are no rules; make it, or name another with --rules-dir";
+                return Err(vec![Problem::new(dir.display().to_string(), what)]);
             }
             Err(error) => {
                 let what = format!("cannot read the directory: {error}");
@@ -143,16 +137,23 @@ impl RuleSet {
             .collect();
         problems.extend(contact_problems);
         match Rules::load(files, complete.then_some(&known), &limits.rules) {
-            Ok(rules) if problems.is_empty() => {
-                Ok(Self { rules, directory, files: files.len(), missing: false })
-            }
-            Ok(_) => Err(problems),
+            Ok(rules) if problems.is_empty() => Ok(Self { rules, directory, files: files.len() }),
+            Ok(_) => Err(in_order(problems)),
             Err(rule_problems) => {
                 problems.extend(rule_problems);
-                Err(problems)
+                Err(in_order(problems))
             }
         }
     }
+}
+
+/// By file and line, as they are mended.
+fn in_order(mut problems: Vec<Problem>) -> Vec<Problem> {
+    problems.sort_by_cached_key(|problem| {
+        let (file, line) = problem.place.rsplit_once(':').unwrap_or((&problem.place, ""));
+        (file.to_owned(), line.parse::<usize>().unwrap_or(0))
+    });
+    problems
 }
 
 fn unknown_tables(file: &TomlFile) -> Vec<Problem> {
@@ -247,16 +248,31 @@ mod tests {
         )
         .expect("right");
         assert_eq!((set.rules.len(), set.directory.contacts().len()), (1, 1));
-        assert_eq!((set.files, set.missing), (2, false));
+        assert_eq!(set.files, 2);
     }
 
     #[test]
-    fn a_directory_that_is_not_there_is_an_empty_set_that_says_so() {
+    fn a_mistyped_directory_was_a_set_without_rules() {
         let dir = write(&[]);
-        let set = RuleSet::load_dir(&dir.path().join("rules"), &Limits::default()).expect("empty");
-        assert!(set.missing && set.rules.is_empty());
+        let found = RuleSet::load_dir(&dir.path().join("rulse"), &Limits::default());
+        let problems = found.expect_err("not there");
+        assert!(problems[0].what.contains("no such directory"), "{problems:?}");
         let set = RuleSet::load_dir(dir.path(), &Limits::default()).expect("empty");
-        assert!(!set.missing && set.rules.is_empty());
+        assert!(set.rules.is_empty());
+    }
+
+    #[test]
+    fn a_contact_that_no_provider_reaches_is_told_of() {
+        let files = [("a.toml", RULE), ("contacts.toml", ANA)];
+        let dir = write(&files);
+        let set = RuleSet::load_dir(dir.path(), &Limits::default()).expect("right");
+        assert_eq!(set.unserved(|_| true), Vec::<String>::new());
+        let found = set.unserved(|channel| channel == Channel::Webhook);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(
+            found[0].contains("`ana` is told by sms, and no provider serves that"),
+            "{found:?}"
+        );
     }
 
     #[test]
@@ -276,13 +292,13 @@ mod tests {
             &Limits::default(),
         );
         insta::assert_snapshot!(found.expect_err("wrong"), @r#"
+        rules/a.toml:5: rule "r": `when`: unknown name `payloda`; did you mean `payload`?
         rules/b.toml:1: unclosed array table, expected `]`
-        rules/f.toml: line 2 is not UTF-8; save the file as UTF-8
         rules/c.toml:1: contcat: unknown key; did you mean `contact`?
         rules/c.toml:4: route: unknown key; did you mean `rule`?
         rules/d.toml:3: contact "ben": `sms`: not a phone number in E.164 form; write + and country code, 7 to 15 digits, no spaces: +4915112345678
-        rules/a.toml:5: rule "r": `when`: unknown name `payloda`; did you mean `payload`?
         rules/e.toml:2: rule "r": `name`: the name is taken by the rule at rules/a.toml:2; choose another
+        rules/f.toml: line 2 is not UTF-8; save the file as UTF-8
         "#);
     }
 

@@ -118,13 +118,12 @@ impl Worker {
         for change in &effects.changes {
             self.change(change, rules, now, &mut op, batch);
         }
-        // A publish that changed nothing has nothing to wait for.
-        if op.is_empty() {
-            ticket.answer(Verdict::Durable);
-        } else {
+        // One that changed nothing waits all the same: what it would have changed is as it is
+        // because of publishes before it, and those may not be on disk yet.
+        if !op.is_empty() {
             batch.ops.push(op);
-            batch.tickets.push(ticket);
         }
+        batch.tickets.push(ticket);
     }
 
     /// Adds what an alert's change means: its instance, its messages, or why there are none.
@@ -173,7 +172,7 @@ impl Worker {
 
     fn commit(&self, batch: Batch) {
         let Batch { ops, messages, tickets, sends, drains } = batch;
-        if ops.is_empty() && sends.is_empty() && drains.is_empty() {
+        if ops.is_empty() && tickets.is_empty() && sends.is_empty() && drains.is_empty() {
             return;
         }
         let count = messages.len();

@@ -218,6 +218,9 @@ impl Lost {
 /// What reqwest's error tells of the request. Its own text is never used whole: it names the URL,
 /// and a URL may hold a token.
 fn lost(error: reqwest::Error, scrub: &Scrub) -> Lost {
+    // The host alone holds no token.
+    let host = error.url().and_then(Url::host_str).map_or_else(String::new, str::to_owned);
+    let port = error.url().and_then(Url::port).map_or_else(String::new, |port| format!(":{port}"));
     let error = error.without_url();
     let mut root: &(dyn std::error::Error + 'static) = &error;
     while let Some(source) = root.source() {
@@ -233,8 +236,8 @@ fn lost(error: reqwest::Error, scrub: &Scrub) -> Lost {
     if error.is_builder() {
         Lost::NotSent(format!("the request cannot be made: {cause}"))
     } else if error.is_connect() {
-        let doing = if error.is_dns() { "the name cannot be resolved" } else { "no connection" };
-        Lost::NotSent(format!("{doing}: {cause}"))
+        let doing = if error.is_dns() { "cannot resolve" } else { "no connection to" };
+        Lost::NotSent(format!("{doing} {host}{port}: {cause}"))
     } else if error.is_timeout() {
         Lost::NoAnswer("no answer within the time limit".to_owned())
     } else {

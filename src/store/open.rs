@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -66,9 +67,9 @@ pub(super) fn open(directory: &Path, config: &Config) -> Result<Opened, OpenErro
         let path = path.to_owned();
         move |error| OpenError::Io { path, error }
     };
-    create_private(directory).map_err(io(directory))?;
     let path = directory.join("store");
-    fs::create_dir_all(&path).map_err(io(&path))?;
+    // Phone numbers and texts are in it: what we make, nobody else on this machine looks into.
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(io(&path))?;
     delete_half_made_snapshots(&path).map_err(io(&path))?;
 
     let db = match catch_unwind(AssertUnwindSafe(|| {
@@ -97,13 +98,6 @@ pub(super) fn open(directory: &Path, config: &Config) -> Result<Opened, OpenErro
     let tree = (*db).clone();
     check_format(&path, &tree)?;
     Ok(Opened { db, tree, file })
-}
-
-/// Numbers and texts stand in it in clear: for its owner only, unless somebody made it otherwise.
-fn create_private(directory: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
 /// sled reports a held lock as an `Other` error whose text wraps `WouldBlock`.

@@ -230,7 +230,7 @@ pub(crate) struct Api {
 impl Api {
     /// Of the instance that runs with this data directory.
     pub(crate) fn of(data_dir: &Path) -> Self {
-        let instance = instance::Instance::read(data_dir).unwrap().unwrap();
+        let instance = instance::Instance::running(data_dir).unwrap().unwrap();
         let key = instance::read_key(data_dir).unwrap().unwrap();
         let timeout = Duration::from_secs(30);
         let http = reqwest::Client::builder().no_proxy().timeout(timeout).build().unwrap();

@@ -11,6 +11,7 @@ mod device;
 mod dispatch;
 mod fake;
 mod harness;
+mod intake;
 mod outbox;
 mod papers;
 mod path;

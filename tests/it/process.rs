@@ -207,7 +207,7 @@ async fn listening(mut child: Child, place: &Place) -> (Child, Instance) {
         if let Some(status) = child.try_wait().unwrap() {
             panic!("it ended, {status}:\n{}\n{}", read(place, "out.txt"), read(place, "log.txt"));
         }
-        let instance = Instance::read(&place.path("data")).unwrap()?;
+        let instance = Instance::running(&place.path("data")).unwrap()?;
         (instance.pid == child.id()).then_some(instance)
     })
     .await;
