@@ -749,6 +749,31 @@ async fn what_was_sent_before_a_half_close_is_taken_and_answered() {
     assert_eq!(served.store.outbox().count(), 1);
 }
 
+/// On one worker thread, which is kept busy until both have arrived.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_subscribe_that_came_before_a_publish_is_served_before_it() {
+    let served = Served::start().await;
+    let mut reader = served.connected(v3("reader")).await;
+    let mut source = served.connected(v3("source")).await;
+    for id in 1..=20_u8 {
+        reader.expect_alive().await;
+        source.expect_alive().await;
+        let (busy, until_dropped) = std::sync::mpsc::channel::<()>();
+        let (begin, begun) = tokio::sync::oneshot::channel();
+        tokio::spawn(async move {
+            begin.send(()).unwrap();
+            until_dropped.recv().unwrap_err();
+        });
+        begun.await.unwrap();
+        let topic = format!("t/{id}");
+        reader.send(&subscribe(id.into(), &topic, 0, None)).await;
+        source.send(&publish(0, 0, &topic, None, b"x")).await;
+        drop(busy);
+        reader.expect(&[0x90, 3, 0, id, 0]).await;
+        reader.expect(&publish(0, 0, &topic, None, b"x")).await;
+    }
+}
+
 #[tokio::test]
 async fn tls_records_of_one_byte_will_do() {
     let served = Served::start().await;

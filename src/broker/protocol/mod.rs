@@ -90,6 +90,9 @@ impl Bad {
     }
 }
 
+/// The type of a PUBLISH: the upper half of its first byte.
+pub(crate) const PUBLISH: u8 = 3;
+
 /// One whole packet within a buffer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Frame<'a> {

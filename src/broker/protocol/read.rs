@@ -6,8 +6,8 @@ use mqtt_protocol_core::mqtt::packet::{
 };
 
 use super::{
-    Ack, Bad, Disconnect, Frame, Packet, PublishIn, Retained, Subscribe, Unsubscribe, Version,
-    Wanted, code,
+    Ack, Bad, Disconnect, Frame, PUBLISH, Packet, PublishIn, Retained, Subscribe, Unsubscribe,
+    Version, Wanted, code,
 };
 use crate::model::{PublishProperties, Qos};
 
@@ -16,7 +16,7 @@ pub(crate) fn parse(version: Version, frame: Frame<'_>) -> Result<Packet<'_>, Ba
     let (kind, flags, body) = (frame.header >> 4, frame.header & 0x0f, frame.body);
     // MQTT-2.2.2-2: reserved flags; PUBLISH has its own.
     let flags_expected = match kind {
-        3 => flags,
+        PUBLISH => flags,
         6 | 8 | 10 => 0b0010,
         _ => 0,
     };
@@ -25,7 +25,7 @@ pub(crate) fn parse(version: Version, frame: Frame<'_>) -> Result<Packet<'_>, Ba
     }
     match kind {
         1 => Ok(Packet::Connect),
-        3 => parse_publish(version, flags, body).map(Packet::Publish),
+        PUBLISH => parse_publish(version, flags, body).map(Packet::Publish),
         4 => parse_ack(version, Ack::Puback, body),
         5 => parse_ack(version, Ack::Pubrec, body),
         6 => parse_ack(version, Ack::Pubrel, body),
