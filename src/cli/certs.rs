@@ -41,7 +41,7 @@ enum Command {
     },
     /// Make a client certificate, by which a device logs in
     Client {
-        /// The device's client id, which is also its identity in [[access]]
+        /// The device's client id, which is also its identity in the access rules
         #[arg(value_name = "ID")]
         id: String,
         /// Replace the one that is there

@@ -15,8 +15,8 @@
 //! | table | rest | value |
 //! |---|---|---|
 //! | `M` meta | `format` | the format version, decimal text |
-//! | `o` outbox | message id, 16 bytes | [`Message`] that has not ended |
-//! | `h` history | message id, 16 bytes | [`Message`] that has ended, for the retention time |
+//! | `o` outbox | message id, 16 bytes | [`crate::model::Message`] that has not ended |
+//! | `h` history | message id, 16 bytes | [`crate::model::Message`] that has ended, for the retention time |
 //! | `i` instance | alert id, 16 bytes | `rows::InstanceRow`: an instance that fires |
 //! | `s` suppressed | alert id, 16 bytes | [`rows::Suppressed`]: an alert of which nobody is told |
 //! | `r` reference | provider, NUL, provider's id | message id, 16 bytes |
