@@ -164,6 +164,7 @@ struct Shared {
     inbox: Mutex<Vec<Waiting>>,
     woken: Notify,
     waiting: AtomicUsize,
+    oldest_at: Mutex<Option<Timestamp>>,
     lanes: RwLock<Vec<LaneStatus>>,
 }
 
@@ -285,6 +286,11 @@ impl Dispatch {
     pub fn waiting(&self) -> usize {
         self.shared.waiting.load(Ordering::Relaxed)
     }
+
+    /// When the oldest of them entered the outbox.
+    pub fn oldest_at(&self) -> Option<Timestamp> {
+        *self.shared.oldest_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The dispatcher, ready to run.
@@ -379,6 +385,7 @@ impl Dispatcher {
             inbox: Mutex::default(),
             woken: Notify::new(),
             waiting: AtomicUsize::new(queue.len()),
+            oldest_at: Mutex::default(),
             lanes: RwLock::default(),
         });
         let (sender, commands) = mpsc::channel(64);
@@ -720,6 +727,9 @@ impl Dispatcher {
         self.shared.waiting.store(self.queue.len() + inbox, Ordering::Relaxed);
         let metrics = &self.context.metrics;
         metrics.outbox_messages.set(i64::try_from(self.queue.len() + inbox).unwrap_or(i64::MAX));
+        let oldest_at = self.queue.oldest_at();
+        *self.shared.oldest_at.lock().unwrap_or_else(PoisonError::into_inner) = oldest_at;
+        metrics.outbox_oldest.set(oldest_at.map_or(0, Timestamp::as_secs));
         let lanes: Vec<LaneStatus> =
             self.lanes.iter().map(|lane| self.lane_status(lane, now)).collect();
         for lane in &lanes {
