@@ -119,7 +119,7 @@ impl App {
         let now = clock.now();
         if uses_development_certificates(&config.broker) {
             certs::ensure_development(Path::new(certs::DIRECTORY), now)
-                .context("making certificates for development in certs/, because broker.cert, broker.key and broker.client_ca name no others; make the directory writable, or name others")?;
+                .context("certificates for development, because broker.cert, broker.key and broker.client_ca name no others")?;
         }
         let rules =
             RuleSet::load_dir(&config.rules_dir, &config.limits).map_err(StartError::Problems)?;
@@ -381,7 +381,7 @@ fn rules_in_force(set: &RuleSet, now: Timestamp, problems: &[Problem]) -> RulesI
 /// An alert that no provider takes anywhere ends dead; better that somebody knows before it does.
 fn warn_unserved(set: &RuleSet, served: &[Channel]) {
     for problem in set.unserved(|channel| served.contains(&channel)) {
-        tracing::warn!(problem, "alerts of this rule will not reach everybody");
+        tracing::warn!(%problem, "alerts of this rule will not reach everybody");
     }
 }
 

@@ -54,7 +54,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging to standard error. Call once, from `main`.
+/// Starts logging to standard error, faults of ours included. Call once, from `main`.
 ///
 /// # Errors
 /// The level is no filter, or logging has been set up before.
@@ -71,7 +71,16 @@ pub fn init(config: &Config) -> Result<(), String> {
         LogFormat::Text => registry.with(layer.with_target(false)).try_init(),
         LogFormat::Json => registry.with(layer.json().flatten_event(true)).try_init(),
     };
-    result.map_err(|error| error.to_string())
+    result.map_err(|error| error.to_string())?;
+    // A panic is a line of the log like any other: nothing else writes between JSON objects.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        let payload = panic.payload();
+        let what = payload.downcast_ref::<String>().map(String::as_str);
+        let what = what.or_else(|| payload.downcast_ref::<&str>().copied());
+        tracing::error!(place, what, "a fault of ours, or of a library");
+    }));
+    Ok(())
 }
 
 /// An error and all that caused it, on one line: `sending: connecting: refused`.
@@ -204,6 +213,8 @@ metrics! {
     messages_dead: Family<ByReason, Counter> = "messages_dead", Family::default();
     /// Messages in the outbox that have not ended.
     outbox_messages: Gauge<i64, AtomicI64> = "outbox_messages", Gauge::default();
+    /// When the oldest message in the outbox entered it, seconds since 1970; 0 while it is empty.
+    outbox_oldest: Gauge<i64, AtomicI64> = "outbox_oldest_timestamp_seconds", Gauge::default();
     /// Provider calls, by provider and outcome.
     attempts: Family<ByOutcome, Counter> = "attempts", Family::default();
     /// Provider calls that wait for an answer, by provider.

@@ -62,6 +62,8 @@ struct StatusView<'a> {
 struct Outbox {
     /// Messages that have not ended.
     waiting: usize,
+    /// When the oldest of them entered the outbox.
+    oldest_at: Option<String>,
     /// Messages that ended since the start, by reason.
     dead: BTreeMap<&'static str, u64>,
 }
@@ -86,7 +88,11 @@ pub(super) async fn show(State(state): State<Shared>) -> Response {
         uptime_secs: now.since(parts.about.started_at).as_secs(),
         ready: reason.is_none(),
         reason,
-        outbox: Outbox { waiting: parts.dispatch.waiting(), dead: dead.collect() },
+        outbox: Outbox {
+            waiting: parts.dispatch.waiting(),
+            oldest_at: parts.dispatch.oldest_at().map(|at| at.to_string()),
+            dead: dead.collect(),
+        },
         lanes: parts.dispatch.lanes().into_iter().map(LaneView::from).collect(),
         rules: &rules,
         disk_free_bytes: parts.store.disk_free_bytes().ok(),

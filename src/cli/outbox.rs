@@ -231,10 +231,7 @@ async fn list(
         return Ok(());
     }
     let row = |message: &Message| {
-        let status = match &message.reason {
-            Some(reason) => format!("{}: {reason}", message.status),
-            None => message.status.clone(),
-        };
+        let status = format!("{}{}", message.status, because(message));
         let rule = message.alert.as_ref().map_or("-", |alert| &alert.rule);
         vec![
             message.id.clone(),
@@ -272,8 +269,16 @@ async fn pages<M: DeserializeOwned>(
     }
 }
 
+/// Why it stands as it does, where its status does not say so itself.
+fn because(message: &Message) -> String {
+    match &message.reason {
+        Some(reason) if *reason != message.status => format!(": {reason}"),
+        _ => String::new(),
+    }
+}
+
 fn show(message: &Message, now: Timestamp, out: &mut dyn Write) -> anyhow::Result<()> {
-    let because = message.reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
+    let because = because(message);
     writeln!(out, "message {}", message.id)?;
     writeln!(out, "  status    {}{because}", message.status)?;
     if let Some(detail) = &message.detail {

@@ -49,6 +49,7 @@ struct Listener {
 #[derive(Deserialize)]
 struct Outbox {
     waiting: usize,
+    oldest_at: Option<String>,
     dead: BTreeMap<String, u64>,
 }
 
@@ -111,7 +112,10 @@ impl Answer {
             [] => String::new(),
             dead => format!("; dead since the start: {}", dead.join(", ")),
         };
-        writeln!(out, "outbox   {} waiting{dead}\n", self.outbox.waiting)?;
+        let oldest = self.outbox.oldest_at.as_deref();
+        let oldest = oldest
+            .map_or(String::new(), |at| format!(", the oldest came {}", text::distance(at, now)));
+        writeln!(out, "outbox   {} waiting{oldest}{dead}\n", self.outbox.waiting)?;
         let rows: Vec<Vec<String>> = self.lanes.iter().map(|lane| lane.row(now)).collect();
         let head = ["LANE", "KIND", "CHANNELS", "STATE", "IN FLIGHT", "READY", "WHY"];
         text::table(out, &head, &rows)?;

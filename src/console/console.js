@@ -187,7 +187,8 @@ function showStatus(status) {
   if (status.ready) setPill(byId("ready"), "good", "ready");
   else setPill(byId("ready"), "bad", status.reason);
   byId("about").textContent = "version " + status.version + ", up " + length(status.uptime_secs);
-  byId("waiting").textContent = status.outbox.waiting > 0 ? status.outbox.waiting + " waiting" : "";
+  byId("waiting").textContent = status.outbox.waiting > 0 ? status.outbox.waiting + " waiting" +
+    (status.outbox.oldest_at ? ", the oldest since " + new Date(status.outbox.oldest_at).toLocaleTimeString() : "") : "";
 
   byId("listeners").replaceChildren(...status.listeners.flatMap((listener) => [
     element("dt", null, listener.protocol), element("dd", null, listener.address),

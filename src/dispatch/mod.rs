@@ -162,6 +162,7 @@ struct Shared {
     inbox: Mutex<Vec<Waiting>>,
     woken: Notify,
     waiting: AtomicUsize,
+    oldest_at: Mutex<Option<Timestamp>>,
     lanes: RwLock<Vec<LaneStatus>>,
 }
 
@@ -282,5 +283,10 @@ impl Dispatch {
     /// How many messages have not ended.
     pub fn waiting(&self) -> usize {
         self.shared.waiting.load(Ordering::Relaxed)
+    }
+
+    /// When the oldest of them entered the outbox.
+    pub fn oldest_at(&self) -> Option<Timestamp> {
+        *self.shared.oldest_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -5,7 +5,7 @@
 //! ready message leaves first, among equals the one that has been due longest.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::lane::{Lane, Standing};
 use crate::clock::Timestamp;
@@ -17,6 +17,7 @@ pub(super) struct Waiting {
     pub(super) id: MessageId,
     pub(super) channel: Channel,
     pub(super) severity: Severity,
+    pub(super) created_at: Timestamp,
     pub(super) due_at: Timestamp,
     pub(super) expires_at: Timestamp,
     /// The lane whose fault it is that it waits: another is better, and when that lane opens again
@@ -30,6 +31,7 @@ impl Waiting {
             id: message.id,
             channel: message.target.channel,
             severity: message.severity,
+            created_at: message.created_at,
             due_at: message.due_at,
             expires_at: message.expires_at,
             failed_on: None,
@@ -53,7 +55,8 @@ enum Place {
 /// The messages that have not ended.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    entries: HashMap<MessageId, (Waiting, Place)>,
+    /// Ids begin with their alert's time, so the first one is the oldest.
+    entries: BTreeMap<MessageId, (Waiting, Place)>,
     timed: BTreeSet<(Timestamp, MessageId)>,
     expiries: BTreeSet<(Timestamp, MessageId)>,
     ready: BTreeMap<Channel, BTreeSet<Order>>,
@@ -76,6 +79,11 @@ const LOOK_AHEAD: usize = 32;
 impl Queue {
     pub(super) fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    /// When the message of the oldest alert entered the outbox.
+    pub(super) fn oldest_at(&self) -> Option<Timestamp> {
+        self.entries.first_key_value().map(|(_, (waiting, _))| waiting.created_at)
     }
 
     pub(super) fn ready_on(&self, channel: Channel) -> usize {

@@ -113,6 +113,7 @@ impl Dispatcher {
             inbox: Mutex::default(),
             woken: Notify::new(),
             waiting: AtomicUsize::new(queue.len()),
+            oldest_at: Mutex::default(),
             lanes: RwLock::default(),
         });
         let (sender, commands) = mpsc::channel(64);
@@ -454,6 +455,9 @@ impl Dispatcher {
         self.shared.waiting.store(self.queue.len() + inbox, Ordering::Relaxed);
         let metrics = &self.context.metrics;
         metrics.outbox_messages.set(i64::try_from(self.queue.len() + inbox).unwrap_or(i64::MAX));
+        let oldest_at = self.queue.oldest_at();
+        *self.shared.oldest_at.lock().unwrap_or_else(PoisonError::into_inner) = oldest_at;
+        metrics.outbox_oldest.set(oldest_at.map_or(0, Timestamp::as_secs));
         let lanes: Vec<LaneStatus> =
             self.lanes.iter().map(|lane| self.lane_status(lane, now)).collect();
         for lane in &lanes {

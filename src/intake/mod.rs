@@ -253,6 +253,7 @@ pub fn start(config: &Config, parts: Parts) -> std::io::Result<(Intake, oneshot:
         outbox_messages_max: config.outbox_messages_max,
         uncommitted: Arc::default(),
         pending_keys: Arc::default(),
+        failures_said: std::collections::HashMap::new(),
         disk_low: Arc::clone(&disk_low),
     };
     let (ended, has_ended) = oneshot::channel();

@@ -26,6 +26,15 @@ use crate::telemetry::{ByChannel, ByReason, ByRule, Metrics};
 /// Most jobs evaluated before their operations go to the store.
 const BATCH: usize = 256;
 
+/// A rule that fails on every publish is in the log so often; the metric counts each.
+const FAILURES_SAID_EVERY: Duration = Duration::from_secs(60);
+
+/// So many rules and kinds of failure are remembered, across all reloads.
+const FAILURES_SAID_MAX: usize = 10_000;
+
+/// When each rule's failure of each kind was last in the log, and how many there were since.
+pub(super) type FailuresSaid = HashMap<(Arc<str>, Reason), (Timestamp, u64)>;
+
 /// Idempotency keys whose operation is under way, and what they became.
 pub(super) type PendingKeys = Arc<Mutex<HashMap<[u8; 32], (Idempotency, Vec<Message>)>>>;
 
@@ -42,6 +51,7 @@ pub(super) struct Worker {
     /// Messages that are with the store and not yet with the dispatcher.
     pub(super) uncommitted: Arc<AtomicUsize>,
     pub(super) pending_keys: PendingKeys,
+    pub(super) failures_said: FailuresSaid,
     pub(super) disk_low: Arc<AtomicBool>,
 }
 
@@ -105,14 +115,22 @@ impl Worker {
         let effects = self.engine.handle(&rules.rules, &matches.matched, publish, now);
         for failure in effects.failures {
             let label = ByRule { rule: failure.rule.to_string(), reason: failure.reason };
-            // The same failure of the same rule is logged once, then counted.
-            if self.metrics.rule_failures.get_or_create(&label).inc() == 0 {
-                tracing::warn!(
-                    rule = %failure.rule, topic = %publish.topic, client_id = %publish.client_id,
-                    reason = %failure.reason, detail = failure.detail,
-                    "a rule came to no result on a publish; further ones are only counted"
-                );
+            self.metrics.rule_failures.get_or_create(&label).inc();
+            if self.failures_said.len() >= FAILURES_SAID_MAX {
+                self.failures_said.clear();
             }
+            let said = self.failures_said.entry((Arc::clone(&failure.rule), failure.reason));
+            let said = said.or_insert((Timestamp::default(), 0));
+            if now.since(said.0) < FAILURES_SAID_EVERY {
+                said.1 += 1;
+                continue;
+            }
+            let unsaid = std::mem::replace(said, (now, 0)).1;
+            tracing::warn!(
+                rule = %failure.rule, topic = %publish.topic, client_id = %publish.client_id,
+                reason = %failure.reason, detail = failure.detail, since_last_said = unsaid,
+                "a rule came to no result on a publish"
+            );
         }
         let mut op = Op::new();
         for change in &effects.changes {

@@ -86,6 +86,9 @@ pub(super) fn open(directory: &Path, config: &Config) -> Result<Opened, OpenErro
             return Err(OpenError::InUse(directory.to_owned()));
         }
         Ok(Err(sled::Error::Io(error))) => return Err(OpenError::Io { path, error }),
+        Ok(Err(sled::Error::Corruption { .. })) => {
+            return Err(OpenError::Damaged { path, detail: "a checksum does not fit".to_owned() });
+        }
         Ok(Err(error)) => {
             return Err(OpenError::Damaged { path, detail: error.to_string() });
         }
