@@ -20,7 +20,7 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 
 use self::ruleset::RuleSet;
-use self::worker::Worker;
+use self::worker::{FailuresSaid, Worker};
 use crate::clock::Clock;
 use crate::dispatch::Dispatch;
 use crate::model::{Channel, IdSource, Message, Publish, Reason, Severity, Target, Template};
@@ -253,7 +253,7 @@ pub fn start(config: &Config, parts: Parts) -> std::io::Result<(Intake, oneshot:
         outbox_messages_max: config.outbox_messages_max,
         uncommitted: Arc::default(),
         pending_keys: Arc::default(),
-        failures_said: std::collections::HashMap::new(),
+        failures_said: FailuresSaid::new(),
         disk_low: Arc::clone(&disk_low),
     };
     let (ended, has_ended) = oneshot::channel();
