@@ -276,7 +276,6 @@ async fn bad_packets_get_their_answer_and_nobody_else_notices() {
         (publish(0, 0, "a", none, &too_long), 0x95, "packet is", Reason::PacketTooLarge),
         (publish(0, 0, "a", Some(b"\x23\x00\x11"), b""), 0x94, "a topic", Reason::ProtocolError),
         (publish(0, 0, "", Some(b"\x23\x00\x01"), b""), 0x94, "a topic", Reason::ProtocolError),
-        (v5("again").bytes(), 0x82, "a second", Reason::ProtocolError),
         (b"\xf0\x00".to_vec(), 0x82, "AUTH", Reason::ProtocolError),
         (subscribe(1, "$share/g/a", 4, none), 0x82, "No Local", Reason::ProtocolError),
         (
@@ -296,6 +295,10 @@ async fn bad_packets_get_their_answer_and_nobody_else_notices() {
         let text = String::from_utf8_lossy(&said[7..]).into_owned();
         assert!(text.starts_with(what), "{bytes:02x?}: {text}");
     }
+    // A second CONNECT is not answered: Eclipse's suite, which waits for a CONNACK in one thread and
+    // for anything in another, reads half of an answer in each and then hangs.
+    let again = v5("again").bytes();
+    check_bad(&served, v5("bad"), &again, b"", Reason::ProtocolError).await;
     for (bytes, why) in [
         (publish(0, 0, "a/+", None, b""), Reason::BadTopic),
         (publish(0, 0, "", None, b""), Reason::BadTopic),

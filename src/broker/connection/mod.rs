@@ -146,15 +146,18 @@ pub(crate) struct Close {
     pub(crate) what: &'static str,
     /// The client said DISCONNECT and does not want its will published.
     pub(crate) drops_will: bool,
+    /// Nothing is said, whatever the code.
+    silent: bool,
 }
 
 impl Close {
     const fn new(reason: Reason, code: u8, what: &'static str) -> Self {
-        Self { reason, code: Some(code), what, drops_will: false }
+        Self { reason, code: Some(code), what, drops_will: false, silent: false }
     }
 
     pub(crate) const fn lost(what: &'static str) -> Self {
-        Self { reason: Reason::ConnectionLost, code: None, what, drops_will: false }
+        let reason = Reason::ConnectionLost;
+        Self { reason, code: None, what, drops_will: false, silent: true }
     }
 
     const fn told(reason: Reason) -> Self {
@@ -485,7 +488,7 @@ impl Connection {
             hub.publish_will(&self.session, *will).await;
         }
         let mut last_words = std::mem::take(&mut self.out);
-        if let (Version::V5, Some(code)) = (self.writer.version, close.code) {
+        if let (Version::V5, Some(code), false) = (self.writer.version, close.code, close.silent) {
             let bytes_max = self.writer.bytes_max;
             protocol::write_disconnect(&mut last_words, code, close.what, bytes_max);
         }

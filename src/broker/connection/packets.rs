@@ -33,7 +33,12 @@ impl Connection {
             Packet::Unsubscribe(packet) => self.unsubscribe(&packet)?,
             Packet::Ping => protocol::write_pong(&mut self.out),
             Packet::Disconnect(packet) => return Err(self.disconnect(packet)),
-            Packet::Connect => return Err(Bad::protocol("a second CONNECT").into()),
+            // Not answered: only an error in another packet than CONNECT should be (MQTT 5, 4.13.2),
+            // and a client that has just sent one waits for a CONNACK, not for this.
+            Packet::Connect => {
+                let close = Close::from(Bad::protocol("a second CONNECT"));
+                return Err(Close { silent: true, ..close });
+            }
             Packet::Auth => {
                 return Err(Bad::protocol("AUTH without an authentication method").into());
             }
@@ -54,6 +59,7 @@ impl Connection {
             code: None,
             what: "DISCONNECT",
             drops_will: packet.code == code::SUCCESS,
+            silent: true,
         }
     }
 
