@@ -1,6 +1,5 @@
 //! The broker with a real store and a real intake, over real sockets.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,16 +14,13 @@ use watchbell::broker::acl::AccessEntry;
 use watchbell::broker::auth::hash_password;
 use watchbell::broker::{BindError, Broker, Config, Parts};
 use watchbell::clock::{Clock, Timestamp};
-use watchbell::dispatch::{self, Dispatcher};
-use watchbell::intake::ruleset::{Limits, RuleSet};
-use watchbell::intake::{self, Intake};
-use watchbell::model::{IdSource, Reason, RunId};
-use watchbell::problem::TomlFile;
-use watchbell::rules::engine::Engine;
+use watchbell::intake::Intake;
+use watchbell::model::Reason;
 use watchbell::store::{Device, Store};
 use watchbell::telemetry::{ByReason, Metrics};
 
 use crate::eventually;
+use crate::intake;
 use crate::raw::{Connect, Raw, packet, publish, subscribe, v3, v5};
 
 const RULES: &str = r#"
@@ -71,29 +67,7 @@ impl Served {
         let metrics = Metrics::new();
         let data = directory.path().join("data");
         let store = Store::open(&data, &Default::default(), &metrics).unwrap();
-        let parts = dispatch::Parts {
-            store: store.clone(),
-            clock: Clock::System,
-            metrics: metrics.clone(),
-            run: RunId::new(IdSource::new(1).next(Timestamp::default())),
-            lanes: Vec::new(),
-            routes: BTreeMap::new(),
-        };
-        // It never runs: messages stay where intake put them.
-        let (dispatch, _dispatcher) = Dispatcher::open(&Default::default(), parts).await.unwrap();
-        let limits = Limits::default();
-        let rules = TomlFile::parse("rules.toml", RULES).unwrap();
-        let parts = intake::Parts {
-            store: store.clone(),
-            dispatch,
-            clock: Clock::System,
-            metrics: metrics.clone(),
-            rules: RuleSet::parse(&[rules], &limits).unwrap(),
-            engine: Engine::new(IdSource::new(2), &limits.rules),
-            ids: IdSource::new(3),
-            expires_in: Duration::from_secs(3600),
-        };
-        let (intake, _ended) = intake::start(&intake::Config::default(), parts).unwrap();
+        let (intake, _ended, _dispatcher) = intake::start(&store, &metrics, RULES).await;
         let mut config = Config {
             listen: "127.0.0.1:0".to_owned(),
             listen_tls: "127.0.0.1:0".to_owned(),

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use watchbell::clock::{Clock, Timestamp};
 use watchbell::dispatch::{self, Dispatcher};
 use watchbell::intake::ruleset::{Limits, RuleSet};
-use watchbell::intake::{self, Ticket, Verdict};
+use watchbell::intake::{self, Intake, Ticket, Verdict};
 use watchbell::model::{IdSource, Publish, Qos, Reason, RunId};
 use watchbell::problem::TomlFile;
 use watchbell::rules::engine::Engine;
@@ -28,13 +28,13 @@ to = ["ana"]
 text = "hot"
 "#;
 
-/// The store fails under a publish that fires; a second one, which changes nothing any more, was
-/// acknowledged all the same, with nothing on disk.
-#[tokio::test]
-async fn a_publish_that_changed_nothing_was_acknowledged_by_a_failed_store() {
-    let directory = tempfile::tempdir().unwrap();
-    let metrics = Metrics::new();
-    let store = Store::open(directory.path(), &Default::default(), &metrics).unwrap();
+/// Intake on `store` with these rules, and the sign that its thread has ended. The dispatcher never
+/// runs: messages stay where intake put them.
+pub(crate) async fn start(
+    store: &Store,
+    metrics: &Metrics,
+    rules: &str,
+) -> (Intake, oneshot::Receiver<()>, Dispatcher) {
     let parts = dispatch::Parts {
         store: store.clone(),
         clock: Clock::System,
@@ -43,20 +43,31 @@ async fn a_publish_that_changed_nothing_was_acknowledged_by_a_failed_store() {
         lanes: Vec::new(),
         routes: BTreeMap::new(),
     };
-    let (dispatch, _dispatcher) = Dispatcher::open(&Default::default(), parts).await.unwrap();
+    let (dispatch, dispatcher) = Dispatcher::open(&Default::default(), parts).await.unwrap();
     let limits = Limits::default();
-    let rules = TomlFile::parse("rules.toml", RULES).unwrap();
+    let rules = TomlFile::parse("rules.toml", rules).unwrap();
     let parts = intake::Parts {
         store: store.clone(),
         dispatch,
         clock: Clock::System,
-        metrics,
+        metrics: metrics.clone(),
         rules: RuleSet::parse(&[rules], &limits).unwrap(),
         engine: Engine::new(IdSource::new(2), &limits.rules),
         ids: IdSource::new(3),
         expires_in: Duration::from_secs(3600),
     };
-    let (intake, _ended) = intake::start(&intake::Config::default(), parts).unwrap();
+    let (intake, ended) = intake::start(&intake::Config::default(), parts).unwrap();
+    (intake, ended, dispatcher)
+}
+
+/// The store fails under a publish that fires; a second one, which changes nothing any more, was
+/// acknowledged all the same, with nothing on disk.
+#[tokio::test]
+async fn a_publish_that_changed_nothing_was_acknowledged_by_a_failed_store() {
+    let directory = tempfile::tempdir().unwrap();
+    let metrics = Metrics::new();
+    let store = Store::open(directory.path(), &Default::default(), &metrics).unwrap();
+    let (intake, _ended, _dispatcher) = start(&store, &metrics, RULES).await;
     let (to, mut verdicts) = mpsc::channel(8);
     let mut publish = async |number, payload: &'static [u8]| {
         let publish = Publish {
