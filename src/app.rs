@@ -386,8 +386,8 @@ fn warn_unserved(set: &RuleSet, served: &[Channel]) {
 }
 
 /// Nobody has named other certificates: then there shall be some.
-fn uses_development_certificates(config: &broker::Config) -> bool {
-    let defaults = broker::Config::default();
+fn uses_development_certificates(config: &broker::config::Config) -> bool {
+    let defaults = broker::config::Config::default();
     !config.listen_tls.is_empty() && config.cert == defaults.cert && config.key == defaults.key
 }
 

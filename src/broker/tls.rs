@@ -14,7 +14,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 
-use super::Config;
+use super::config::Config;
 
 /// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]

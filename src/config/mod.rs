@@ -36,7 +36,7 @@ pub struct Config {
     /// `[telemetry]`: logs.
     pub telemetry: crate::telemetry::Config,
     /// `[broker]`: the MQTT edge.
-    pub broker: crate::broker::Config,
+    pub broker: crate::broker::config::Config,
     /// `[[access]]`: who may publish and subscribe where.
     pub access: Vec<AccessEntry>,
     /// `[api]`: the HTTP edge.
@@ -115,7 +115,7 @@ pub fn load(layers: &Layers, clock: &Clock) -> Result<Config, Vec<Problem>> {
     let grace = grace(&mut merged);
     let telemetry: crate::telemetry::Config = merged.section("telemetry");
     merged.said(telemetry.problems());
-    let broker: crate::broker::Config = merged.section("broker");
+    let broker: crate::broker::config::Config = merged.section("broker");
     merged.said(broker.problems());
     let access = access(&mut merged);
     let api: crate::api::Config = merged.section("api");
