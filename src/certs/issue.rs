@@ -244,15 +244,16 @@ impl Request {
         };
         let (_, request) = X509CertificationRequest::from_der(&block.contents)
             .map_err(|_| bad("it is damaged"))?;
-        request
-            .verify_signature()
-            .map_err(|_| bad("its signature does not hold, so it was not made with its key"))?;
         let info = &request.certification_request_info;
+        // First, because signatures of such keys are not looked at either.
         if let Ok(PublicKey::RSA(key)) = info.subject_pki.parsed()
             && key.key_size() < RSA_BITS_MIN
         {
             return Err(bad("its RSA key is too weak; use 2048 bits, or better P-256"));
         }
+        request
+            .verify_signature()
+            .map_err(|_| bad("its signature does not hold, so it was not made with its key"))?;
         let name = info.subject.iter_common_name().next();
         Ok(Self {
             public_key: info.subject_pki.raw.to_vec(),
