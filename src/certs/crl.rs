@@ -170,13 +170,12 @@ pub fn revoke(
     revoke_entries(directory, &found, reason, now)
 }
 
-/// The same for these certificates, under the lock that the caller holds.
-pub(super) fn revoke_entries(
+/// Says why one of these certificates could not be revoked, before any of them is.
+pub(super) fn check_revocable(
     directory: &Path,
     entries: &[&Entry],
-    reason: RevocationReason,
     now: Timestamp,
-) -> Result<Revoked, CertError> {
+) -> Result<(), CertError> {
     let authorities = authority::all(directory)?;
     for entry in entries {
         let signed = |one: &&Authority| entry.certificate.is_issued_by(&one.certificate);
@@ -193,10 +192,20 @@ pub(super) fn revoke_entries(
                     "a root cannot be revoked; take it out of broker.client_ca and off the devices",
                 ));
             }
-            // Fails now rather than with half of it done.
             Some(signer) => drop(signer.signer(now)?),
         }
     }
+    Ok(())
+}
+
+/// Revokes these certificates, under the lock that the caller holds.
+pub(super) fn revoke_entries(
+    directory: &Path,
+    entries: &[&Entry],
+    reason: RevocationReason,
+    now: Timestamp,
+) -> Result<Revoked, CertError> {
+    check_revocable(directory, entries, now)?;
     // RFC 5280, section 5.3.1: unspecified is said by leaving the reason out.
     let reason = Some(reason).filter(|reason| *reason != RevocationReason::Unspecified);
     for entry in entries {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum CertError {
     /// A file or directory.
-    #[error("{path}: {error}", path = .path.display())]
+    #[error("{path}: {error}{next}", path = .path.display(), next = next(error))]
     Io {
         /// Which.
         path: PathBuf,
@@ -184,4 +184,14 @@ pub enum CertError {
     /// No random numbers.
     #[error("the system has no random numbers: {0}")]
     Random(getrandom::Error),
+}
+
+fn next(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "; run this as the user whom the directory belongs to, or name another with --dir"
+        }
+        io::ErrorKind::NotFound => "; name the right directory with --dir",
+        _ => "",
+    }
 }

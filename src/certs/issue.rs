@@ -172,13 +172,13 @@ pub fn renew(
         names: old.names.clone(),
         days: renewal.days.unwrap_or_else(|| u16::try_from(length).unwrap_or(DAYS).max(1)),
     };
+    let mut earlier: Vec<&Entry> = ledger.of(name).filter(|entry| entry.is_live(now)).collect();
+    earlier.retain(|_| renewal.revoke_old);
+    crl::check_revocable(directory, &earlier, now)?;
     let mut issued = hand_out(directory, leaf, &bearer, now)?;
-    if renewal.revoke_old {
-        let earlier: Vec<&Entry> = ledger.of(name).filter(|entry| entry.is_live(now)).collect();
-        if !earlier.is_empty() {
-            let reason = RevocationReason::Superseded;
-            issued.revoked = Some(crl::revoke_entries(directory, &earlier, reason, now)?);
-        }
+    if !earlier.is_empty() {
+        let reason = RevocationReason::Superseded;
+        issued.revoked = Some(crl::revoke_entries(directory, &earlier, reason, now)?);
     }
     Ok(issued)
 }
@@ -311,9 +311,7 @@ fn sign(
 ) -> Result<(String, bool), CertError> {
     let signer = signing(directory)?;
     let issuer = signer.signer(now)?;
-    if let Some(entry) = Ledger::read(directory)?.current(signer.name)
-        && entry.revocation.is_some()
-    {
+    if ledger::is_revoked(directory, signer.name, &signer.certificate)? {
         return Err(signer.unfit("it is revoked; docs/certificates.md says how a CA is replaced"));
     }
     let mut params = CertificateParams::default();

@@ -13,7 +13,7 @@
 //! Certificates that lie in the directory itself belong to it too, as those from before there was
 //! a ledger.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use rcgen::RevocationReason;
@@ -59,6 +59,18 @@ impl Entry {
     pub(super) fn is_live(&self, now: Timestamp) -> bool {
         self.revocation.is_none() && now < self.certificate.ends
     }
+
+    /// `is_current`: whether there is no newer one of its name.
+    fn state(&self, is_current: bool, now: Timestamp) -> State {
+        let certificate = &self.certificate;
+        match self.revocation {
+            Some(_) => State::Revoked,
+            None if now >= certificate.ends => State::Ended,
+            None if !is_current && certificate.kind != Kind::Ca => State::Replaced,
+            None if now < certificate.begins => State::NotYet,
+            None => State::Valid,
+        }
+    }
 }
 
 /// What has been issued, as far as it can be read.
@@ -71,17 +83,18 @@ pub(super) struct Ledger {
 impl Ledger {
     pub(super) fn read(directory: &Path) -> Result<Self, CertError> {
         let mut ledger = Self { entries: Vec::new(), problems: Vec::new() };
+        let mut seen = HashSet::new();
         for path in files::with_extension(directory, "pem")? {
             let name = stem(&path);
             if name != crl::NAME {
-                ledger.take(path, name, true);
+                ledger.take(path, name, true, &mut seen);
             }
         }
         for path in files::with_extension(&directory.join(ISSUED), "pem")? {
             let stem = stem(&path);
             if let Some((name, _serial)) = stem.rsplit_once('.') {
                 let name = name.to_owned();
-                ledger.take(path, name, false);
+                ledger.take(path, name, false, &mut seen);
             }
         }
         let listed = crl::read(directory).unwrap_or_else(|problem| {
@@ -94,7 +107,7 @@ impl Ledger {
                 .iter()
                 .filter(is_it)
                 .find_map(|list| list.revoked.get(&entry.certificate.serial).copied());
-            match read_revocation(directory, entry) {
+            match read_revocation(directory, &entry.name, &entry.certificate) {
                 Ok(marked) => entry.revocation = marked.or(of_list),
                 Err(problem) => ledger.problems.push(problem),
             }
@@ -102,15 +115,18 @@ impl Ledger {
         Ok(ledger)
     }
 
-    fn take(&mut self, file: PathBuf, name: String, in_place: bool) {
+    /// The first file of a certificate counts: the one in the directory before the ledger's.
+    fn take(
+        &mut self,
+        file: PathBuf,
+        name: String,
+        in_place: bool,
+        seen: &mut HashSet<(String, Vec<u8>)>,
+    ) {
         match files::read(&file).and_then(|text| Inspected::read(&file, &text)) {
             Err(problem) => self.problems.push(problem),
             Ok(certificate) => {
-                let same = |known: &Entry| {
-                    known.certificate.serial == certificate.serial
-                        && known.certificate.issuer == certificate.issuer
-                };
-                if !self.entries.iter().any(same) {
+                if seen.insert((certificate.serial.clone(), certificate.issuer.clone())) {
                     let entry = Entry { file, name, certificate, revocation: None, in_place };
                     self.entries.push(entry);
                 }
@@ -125,21 +141,6 @@ impl Ledger {
     /// The one of this name that is in use: the one in the directory, else the newest.
     pub(super) fn current(&self, name: &str) -> Option<&Entry> {
         self.of(name).max_by_key(|entry| (entry.in_place, entry.certificate.begins))
-    }
-
-    fn state(&self, entry: &Entry, now: Timestamp) -> State {
-        let replaced = || {
-            let current = self.current(&entry.name);
-            entry.certificate.kind != Kind::Ca
-                && current.is_some_and(|one| one.certificate.serial != entry.certificate.serial)
-        };
-        match entry {
-            Entry { revocation: Some(_), .. } => State::Revoked,
-            _ if now >= entry.certificate.ends => State::Ended,
-            _ if replaced() => State::Replaced,
-            _ if now < entry.certificate.begins => State::NotYet,
-            _ => State::Valid,
-        }
     }
 }
 
@@ -189,8 +190,24 @@ pub(super) fn record_revocation(
     files::write(&file(directory, &entry.name, serial, "revoked"), &text, files::PUBLIC)
 }
 
-fn read_revocation(directory: &Path, entry: &Entry) -> Result<Option<Revocation>, CertError> {
-    let path = file(directory, &entry.name, &entry.certificate.serial, "revoked");
+/// Whether this certificate is revoked, without reading all the others.
+pub(super) fn is_revoked(
+    directory: &Path,
+    name: &str,
+    certificate: &Inspected,
+) -> Result<bool, CertError> {
+    let lists = crl::read(directory)?;
+    let mut of_issuer = lists.iter().filter(|list| list.issuer == certificate.issuer);
+    Ok(of_issuer.any(|list| list.revoked.contains_key(&certificate.serial))
+        || read_revocation(directory, name, certificate)?.is_some())
+}
+
+fn read_revocation(
+    directory: &Path,
+    name: &str,
+    certificate: &Inspected,
+) -> Result<Option<Revocation>, CertError> {
+    let path = file(directory, name, &certificate.serial, "revoked");
     if !path.exists() {
         return Ok(None);
     }
@@ -295,7 +312,7 @@ pub fn list(directory: &Path, now: Timestamp) -> Result<(Vec<Listed>, Vec<CertEr
     for entries in by_name.values_mut() {
         entries.sort_by_key(|entry| std::cmp::Reverse((entry.in_place, entry.certificate.begins)));
         for (index, entry) in entries.iter().enumerate() {
-            let one = shown(entry, ledger.state(entry, now), now);
+            let one = shown(entry, entry.state(index == 0, now), now);
             if index == 0 || one.state != State::Ended {
                 listed.push(one);
             }

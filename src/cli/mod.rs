@@ -37,7 +37,7 @@ Try it, with no account anywhere:
 
 Then:
   watchbell check                                is the configuration right? are the rules?
-  watchbell certs client pump-7                  a certificate for a device
+  watchbell certs issue pump-7                   a certificate for a device
   watchbell device add pump-7                    a password for a device
   watchbell status                               lanes, outbox, listeners, rules
 
