@@ -161,7 +161,7 @@ pub(super) fn hexadecimal(bytes: &[u8]) -> String {
 /// The bytes of what [`hexadecimal`] has written.
 pub(super) fn from_hexadecimal(text: &str) -> Option<Vec<u8>> {
     let digits: Vec<u32> = text.chars().map(|digit| digit.to_digit(16)).collect::<Option<_>>()?;
-    if digits.is_empty() || digits.len() % 2 != 0 {
+    if digits.is_empty() || !digits.len().is_multiple_of(2) {
         return None;
     }
     let byte = |pair: &[u32]| u8::try_from(pair.iter().fold(0, |high, low| high * 16 + low)).ok();

@@ -156,13 +156,13 @@ fn reason(word: &str) -> Result<RevocationReason, String> {
 }
 
 impl Certs {
-    pub(super) fn run(self, context: Context<'_>) -> anyhow::Result<()> {
+    pub(super) fn run(self, mut context: Context<'_>) -> anyhow::Result<()> {
         let dir = self.dir.as_path();
         match self.command {
             Command::Init { hosts, name, days, intermediate, force } => {
                 init(dir, &Init { hosts, name, days, intermediate, force }, context)
             }
-            Command::Issue(wanted) => wanted.run(dir, context),
+            Command::Issue(wanted) => wanted.run(dir, &mut context),
             Command::Renew(wanted) => wanted.run(dir, context),
             Command::Revoke { wanted, reason } => {
                 let revoked = crl::revoke(dir, &wanted, reason, context.clock.now())?;
@@ -202,7 +202,7 @@ fn init(dir: &Path, wanted: &Init, context: Context<'_>) -> anyhow::Result<()> {
 }
 
 impl Issue {
-    fn run(self, dir: &Path, context: Context<'_>) -> anyhow::Result<()> {
+    fn run(self, dir: &Path, context: &mut Context<'_>) -> anyhow::Result<()> {
         let request = self.csr.as_deref().map(read_request).transpose()?;
         let asked = match &request {
             Some(text) => Request::read(text)?.name,
