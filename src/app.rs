@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 
 use crate::api::{self, About, Api, Hint, Listener, Readiness, RuleInForce, RulesInForce};
 use crate::broker::{self, Broker};
-use crate::certs;
+use crate::certs::{self, expiry::Expiry};
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::console;
@@ -167,6 +167,7 @@ impl App {
             intake::start(&config.intake, parts)?
         };
 
+        let expiry = Expiry::new(&config.broker);
         let broker = {
             let parts = broker::Parts {
                 intake: intake.clone(),
@@ -226,6 +227,7 @@ impl App {
             clock,
             in_force,
             disk_low: false,
+            expiry,
         };
         Ok(Self {
             broker: Part::start("broker", |stop| broker.run(stop)),
@@ -416,6 +418,7 @@ struct Chores {
     clock: Clock,
     in_force: Arc<ArcSwap<RulesInForce>>,
     disk_low: bool,
+    expiry: Expiry,
 }
 
 impl Chores {
@@ -435,6 +438,7 @@ impl Chores {
                 self.reload();
             }
             self.watch_disk();
+            self.expiry.look(self.clock.now(), &self.metrics);
             self.say_whether_ready();
             self.tidy_up().await;
         }

@@ -150,6 +150,13 @@ pub struct ByRule {
     pub reason: Reason,
 }
 
+/// `{certificate="..."}`
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByCertificate {
+    /// server, ca, crl.
+    pub certificate: &'static str,
+}
+
 macro_rules! metrics {
     ($($(#[doc = $help:literal])+ $field:ident: $kind:ty = $name:literal, $make:expr;)+) => {
         /// Every metric of the process. Clones share the same values.
@@ -237,6 +244,8 @@ metrics! {
     rules_loaded: Gauge<i64, AtomicI64> = "rules_loaded", Gauge::default();
     /// Reloads of the rules that were refused because a file was bad.
     rule_reloads_failed: Counter = "rule_reloads_failed", Counter::default();
+    /// When a certificate of the broker, or its revocation list, ends, seconds since 1970.
+    certificate_ends: Family<ByCertificate, Gauge<i64, AtomicI64>> = "certificate_ends_timestamp_seconds", Family::default();
     /// HTTP requests refused, by reason.
     http_refused: Family<ByReason, Counter> = "http_refused", Family::default();
 }

@@ -127,6 +127,7 @@ async fn add(
             }
         }
     };
+    let port = context.tls_port();
     let (out, user) = (context.out, &added.user);
     writeln!(out, "device {user}, client ids {}", added.client_ids.join(", "))?;
     if let Some(password) = added.password {
@@ -138,7 +139,7 @@ async fn add(
     writeln!(out, "\nPublish as the device:")?;
     writeln!(
         out,
-        "  mosquitto_pub -h localhost -p 8883 --cafile certs/ca.pem -u {user} -P PASSWORD -i {id} -q 1 -t devices/{id}/status -m up"
+        "  mosquitto_pub -h localhost -p {port} --cafile certs/ca.pem -u {user} -P PASSWORD -i {id} -q 1 -t devices/{id}/status -m up"
     )?;
     Ok(())
 }

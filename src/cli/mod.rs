@@ -2,7 +2,7 @@
 //!
 //! Commands write through a `Write`, never to the terminal directly, so that tests read what
 //! people read. Errors say what, where and what next. Exit codes: 0 done, 1 not done, 2 the
-//! command line makes no sense. What looks into a running instance goes through its HTTP API
+//! command line makes no sense, 3 `certs list --expiring` has found something. What looks into a running instance goes through its HTTP API
 //! ([`client`]); numbers are masked there already.
 
 mod certs;
@@ -18,6 +18,7 @@ mod text;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -25,6 +26,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::clock::Clock;
 use crate::config::layers::{FileLayer, Flag, Layers};
+use crate::instance::Instance;
 use crate::problem::Problem;
 
 const EXAMPLES: &str = "\
@@ -35,7 +37,7 @@ Try it, with no account anywhere:
 
 Then:
   watchbell check                                is the configuration right? are the rules?
-  watchbell certs client pump-7                  a certificate for a device
+  watchbell certs issue pump-7                   a certificate for a device
   watchbell device add pump-7                    a password for a device
   watchbell status                               lanes, outbox, listeners, rules
 
@@ -84,7 +86,7 @@ enum Command {
     Run(run::Run),
     /// Report every problem of configuration and rules
     Check(check::Check),
-    /// Make and list TLS certificates
+    /// Make, list, renew and revoke TLS certificates
     Certs(certs::Certs),
     /// Add, list and remove devices that log in with a password
     Device(device::Device),
@@ -110,7 +112,25 @@ impl Context<'_> {
     fn data_dir(&self) -> anyhow::Result<PathBuf> {
         crate::config::data_dir(&self.layers).map_err(problems)
     }
+
+    /// Where to publish by TLS, for what is shown to be typed: the port of the running instance,
+    /// else that of the configuration, else the customary one.
+    fn tls_port(&self) -> String {
+        let running = || Instance::running(&self.data_dir().ok()?).ok()??.mqtts;
+        let configured = || {
+            let broker = crate::config::broker(&self.layers).ok()?;
+            broker.listen_tls.parse::<SocketAddr>().ok()
+        };
+        let port = running().or_else(configured).map_or(8883, |address| address.port());
+        // Whoever lets the system choose learns it at the start.
+        if port == 0 { "PORT".to_owned() } else { port.to_string() }
+    }
 }
+
+/// `certs list --expiring` has found something: exit code 3, and nothing more to say.
+#[derive(Debug, thiserror::Error)]
+#[error("certificates end soon")]
+struct Due;
 
 /// Problems as one error, a line each.
 fn problems(problems: Vec<Problem>) -> anyhow::Error {
@@ -167,6 +187,7 @@ pub fn execute(
         Ok(()) => ExitCode::SUCCESS,
         // Whoever reads us has seen enough: `watchbell outbox list | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if error.is::<Due>() => ExitCode::from(3),
         Err(error) => {
             let error: &(dyn std::error::Error + 'static) = error.as_ref();
             // Nothing is left to be done where even this cannot be written.

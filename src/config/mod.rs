@@ -177,6 +177,22 @@ pub fn rules_dir(layers: &Layers) -> Result<PathBuf, Vec<Problem>> {
     Ok(alone::<Option<PathBuf>>(layers, "rules_dir")?.unwrap_or_else(default_rules_dir))
 }
 
+/// The broker's settings alone, unchecked, for commands that say what to type next.
+///
+/// # Errors
+/// The file cannot be read, or something in `[broker]` is of the wrong kind.
+pub fn broker(layers: &Layers) -> Result<crate::broker::config::Config, Vec<Problem>> {
+    alone(layers, "broker")
+}
+
+/// Whether `[broker]` or a `[[listener]]` names a certificate revocation list.
+pub fn names_crl(layers: &Layers) -> bool {
+    let has = |table: &toml::Table| table.contains_key("crl");
+    let listeners = alone::<Vec<toml::Table>>(layers, "listener").unwrap_or_default();
+    alone::<toml::Table>(layers, "broker").is_ok_and(|broker| has(&broker))
+        || listeners.iter().any(has)
+}
+
 /// The store's settings alone, for commands that open it themselves while no instance runs.
 ///
 /// # Errors

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 mod api;
 mod broker;
+mod certs;
 mod cli;
 mod config;
 mod device;
