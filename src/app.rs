@@ -97,13 +97,37 @@ impl<E: Into<anyhow::Error>> From<E> for StartError {
     }
 }
 
-/// A connection is a file: as many as the system allows, not the customary 1024.
-fn raise_file_limit() {
+/// Open files for everything that is no connection: the store, listeners, calls to providers.
+const OWN_FILES: u64 = 128;
+
+/// A connection is a file: as many as the system allows, not the customary 1024. Answers how many
+/// that is; `None` for no limit.
+fn raise_file_limit() -> Option<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+    getrlimit(Resource::Nofile).current
+}
+
+/// Keeps files back for the API and the store: devices must not have them all, or nobody could
+/// look what is wrong, and nothing could be stored.
+fn keep_files_back(config: &mut Config, files: Option<u64>) {
+    let Some(files) = files else { return };
+    let own = OWN_FILES + config.api.connections_max as u64;
+    let most = config.broker.connections_max;
+    let room = files.saturating_sub(own).max(files / 2).max(1);
+    let room = usize::try_from(room).unwrap_or(usize::MAX);
+    if most > room {
+        config.broker.connections_max = room;
+        let wanted = most as u64 + own;
+        tracing::warn!(
+            "this process may have {files} open files, so it takes {room} MQTT connections at a \
+             time and not broker.connections_max = {most}; allow it {wanted} open files \
+             (LimitNOFILE= of its systemd unit, or `ulimit -n`), or lower broker.connections_max"
+        );
     }
 }
 
@@ -112,8 +136,9 @@ impl App {
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running.
-    pub async fn start(config: Config) -> Result<Self, StartError> {
-        raise_file_limit();
+    pub async fn start(mut config: Config) -> Result<Self, StartError> {
+        let files = raise_file_limit();
+        keep_files_back(&mut config, files);
         let clock = Clock::System;
         let metrics = Metrics::new();
         let now = clock.now();
@@ -197,6 +222,7 @@ impl App {
                 store: store.clone(),
                 dispatch: dispatch.clone(),
                 intake: intake.clone(),
+                clients: broker.clients(),
                 metrics: metrics.clone(),
                 clock: clock.clone(),
                 screen: config.screen.clone(),

@@ -8,6 +8,7 @@
 // Floor 0: data.
 pub mod clock;
 pub mod model;
+pub mod online;
 pub mod problem;
 pub mod secret;
 pub mod span;

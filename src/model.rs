@@ -241,6 +241,8 @@ words! {
         ConnectionLost = "connection_lost",
         /// The client said DISCONNECT.
         ClientDisconnect = "client_disconnect",
+        /// An operator had the client disconnected.
+        AdminDisconnect = "admin_disconnect",
         /// A limit of connections, sessions, subscriptions or retained messages is reached.
         TooMany = "too_many",
         /// The client sends faster than its limit.

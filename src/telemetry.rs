@@ -202,6 +202,8 @@ metrics! {
     publishes_matched: Counter = "publishes_matched", Counter::default();
     /// Publishes, packets and subscriptions refused, by reason.
     refused: Family<ByReason, Counter> = "refused", Family::default();
+    /// Times that a client was not read from for a while, by reason.
+    read_pauses: Family<ByReason, Counter> = "read_pauses", Family::default();
     /// Copies of publishes delivered to subscribers' queues.
     fanout_copies: Counter = "fanout_copies", Counter::default();
     /// Copies of publishes not delivered to a subscriber, by reason.

@@ -269,7 +269,8 @@ impl Page {
     }
 }
 
-fn parse_query(query: &str) -> Result<Vec<(String, String)>, Refusal> {
+/// The pairs of a query, in their order.
+pub(super) fn parse_query(query: &str) -> Result<Vec<(String, String)>, Refusal> {
     let uri =
         format!("/?{query}").parse().map_err(|_| Refusal::malformed("the query is not a query"))?;
     axum::extract::Query::try_from_uri(&uri)

@@ -16,11 +16,14 @@
 //! | `POST /v1/providers/{name}/resume` | 204 |
 //! | `GET /v1/status` | version, listeners, lanes, outbox, rules, disk |
 //! | `GET`, `POST /v1/devices`, `DELETE /v1/devices/{user}` | credentials of devices |
+//! | `GET /v1/clients?identity=&prefix=&listener=&limit=&after=` | who is connected, by client id |
+//! | `POST /v1/clients/{client_id}/disconnect` | 204 |
 //! | `GET /v1/phone`, `/v1/phone/events` | what the virtual phone showed; live as server-sent events |
 //! | `GET /healthz`, `/readyz`, `/metrics` | for machines |
 
 mod auth;
 mod body;
+mod clients;
 mod devices;
 mod messages;
 mod phone;
@@ -44,6 +47,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::dispatch::Dispatch;
 use crate::intake::Intake;
 use crate::model::{Reason, RunId, Severity};
+use crate::online::Clients;
 use crate::provider::phone::Screen;
 use crate::secret::Secret;
 use crate::span::Span;
@@ -152,6 +156,8 @@ pub struct Parts {
     pub dispatch: Dispatch,
     /// Takes messages.
     pub intake: Intake,
+    /// Who is connected to the broker.
+    pub clients: Arc<dyn Clients>,
     /// What `/metrics` shows, and where refusals are counted.
     pub metrics: Metrics,
     /// The time.
@@ -327,6 +333,8 @@ fn router(state: &Shared) -> Router {
         .route("/v1/messages/{id}/cancel", post(messages::cancel))
         .route("/v1/providers/{name}/resume", post(status::resume))
         .route("/v1/devices", get(devices::list).post(devices::add))
+        .route("/v1/clients", get(clients::list))
+        .route("/v1/clients/{client_id}/disconnect", post(clients::disconnect))
         .route("/v1/devices/{user}", axum::routing::delete(devices::remove))
         .route_layer(from_fn_with_state(Arc::clone(state), auth::holder));
     Router::new()

@@ -19,9 +19,12 @@ use tokio_rustls::TlsAcceptor;
 
 use super::acl::Grants;
 use super::auth::{Credentials, certificate_name};
+use super::clients::Connected;
 use super::connection::{Close, Connection, State};
 use super::hub::Attach;
 use super::limits::Place;
+use super::load::Scope;
+use super::load::handshakes::HandshakeError;
 use super::protocol::connect::{self, Connect, Refusal, check_client_id};
 use super::protocol::{self, Connack, Version, code};
 use super::session::{Aliases, Writer};
@@ -37,12 +40,16 @@ pub(crate) async fn accept(
     tls: Option<TlsAcceptor>,
     stop: Stop,
 ) {
+    let door = Door {
+        name: listener.local_addr().map_or_else(|_| "".into(), |at| at.to_string().into()),
+        load: shared.load.listener(),
+    };
     let mut failing = false;
     loop {
         match listener.accept().await {
             Ok((socket, peer)) => {
                 failing = false;
-                admit(&shared, socket, peer, tls.clone(), &stop);
+                admit(&shared, socket, peer, tls.clone(), &door, &stop);
             }
             // Out of file descriptors or memory: those who are in keep working, and a moment
             // later there may be room again. A peer that gave up is nothing to wait for.
@@ -60,6 +67,13 @@ pub(crate) async fn accept(
             }
         }
     }
+}
+
+/// A listener, to those who came through it.
+#[derive(Clone)]
+struct Door {
+    name: Arc<str>,
+    load: Arc<Scope>,
 }
 
 /// What a connection holds as long as it lives.
@@ -81,10 +95,17 @@ fn admit(
     socket: TcpStream,
     peer: SocketAddr,
     tls: Option<TlsAcceptor>,
+    door: &Door,
     stop: &Stop,
 ) {
     let metrics = &shared.hub.metrics;
     metrics.connections_accepted.inc();
+    let address = (!shared.is_exempt(peer.ip())).then(|| peer.ip());
+    let now = tokio::time::Instant::now();
+    if let Err(limit) = shared.load.may_begin(&door.load, address, now) {
+        shared.note_end(peer, "", Reason::RateLimited, limit, true);
+        return;
+    }
     let place = shared.addresses.enter(peer.ip());
     let permit = Arc::clone(&shared.permits).try_acquire_owned();
     let (Ok(place), Ok(permit)) = (place, permit) else {
@@ -96,7 +117,7 @@ fn admit(
     let admission = Admission { shared: Arc::clone(shared), _place: place, _permit: permit };
     // Acknowledgements are small and are awaited: they must not wait for more (RFC 896).
     socket.set_nodelay(true).ok();
-    tokio::spawn(run(admission, socket, peer, tls, stop.clone()));
+    tokio::spawn(run(admission, socket, peer, tls, door.clone(), stop.clone()));
 }
 
 async fn run(
@@ -104,11 +125,12 @@ async fn run(
     socket: TcpStream,
     peer: SocketAddr,
     tls: Option<TlsAcceptor>,
+    door: Door,
     stop: Stop,
 ) {
     let shared = &admission.shared;
     // Each phase is boxed: what waits for hours is only the loop, and the others' memory is gone.
-    let established = Box::pin(establish(shared, socket, peer, tls, stop));
+    let established = Box::pin(establish(shared, socket, peer, tls, door, stop));
     let established = AssertUnwindSafe(established).catch_unwind().await;
     let (mut stream, mut connection, input) = match established {
         Ok(Ok(established)) => established,
@@ -145,8 +167,9 @@ async fn end(mut connection: Connection, stream: Stream, close: Close) {
         tracing::error!(peer = %connection.peer, "settling the last commits panicked");
     }
     let last_words = connection.leave(&close).await;
-    let is_fault =
-        close.code.is_some() && !matches!(close.reason, Reason::TakenOver | Reason::ShuttingDown);
+    let is_planned =
+        matches!(close.reason, Reason::TakenOver | Reason::ShuttingDown | Reason::AdminDisconnect);
+    let is_fault = close.code.is_some() && !is_planned;
     let client_id = &connection.session.client_id;
     let shared = &connection.shared;
     shared.note_end(connection.peer, client_id, close.reason, close.what, is_fault);
@@ -177,6 +200,7 @@ async fn establish(
     socket: TcpStream,
     peer: SocketAddr,
     tls: Option<TlsAcceptor>,
+    door: Door,
     mut stop: Stop,
 ) -> Result<Established, Failed> {
     let stopping = Failed::silent(Reason::ShuttingDown, "the broker stops");
@@ -186,7 +210,7 @@ async fn establish(
     };
     let mut asked = Asked { client_id: String::new(), packet_bytes_max: usize::MAX };
     let introduced = tokio::select! {
-        introduced = introduce(shared, &mut stream, peer, &mut asked) => introduced,
+        introduced = introduce(shared, &mut stream, peer, &door, &mut asked) => introduced,
         () = stop.told() => return Err(stopping),
     };
     match introduced {
@@ -212,15 +236,16 @@ async fn handshake(
     let Some(tls) = tls else {
         return Ok(Stream::Plain(socket));
     };
-    let limit = shared.config.handshake_timeout.get();
-    match tokio::time::timeout(limit, tls.accept(socket)).await {
-        Ok(Ok(stream)) => Ok(Stream::Tls(Box::new(stream))),
-        Ok(Err(error)) => {
-            let what = format!("the TLS handshake failed: {error}");
-            Err(Failed::silent(Reason::TlsFailed, what))
-        }
-        Err(_) => Err(Failed::silent(Reason::ConnectTimeout, "no TLS handshake in time")),
-    }
+    shared.handshakes.shake(socket, &tls).await.map(|tls| Stream::Tls(Box::new(tls))).map_err(
+        |error| {
+            let reason = match &error {
+                HandshakeError::Timeout => Reason::ConnectTimeout,
+                HandshakeError::NoTurn => Reason::TooMany,
+                HandshakeError::Failed(_) => Reason::TlsFailed,
+            };
+            Failed::silent(reason, error.to_string())
+        },
+    )
 }
 
 /// The name in the certificate of a client that showed one. TLS has verified it.
@@ -249,6 +274,7 @@ async fn introduce(
     shared: &Arc<Shared>,
     stream: &mut Stream,
     peer: SocketAddr,
+    door: &Door,
     asked: &mut Asked,
 ) -> Result<(Connection, Vec<u8>), Refusal> {
     let mut input = Vec::new();
@@ -333,6 +359,17 @@ async fn introduce(
             "the will's topic is not this client's",
         ));
     }
+    let place = match principal.name() {
+        None => None,
+        Some(identity) => {
+            let replaces = shared.clients.is_online(&client_id, identity);
+            let place = shared.load.enter(identity, replaces, now).map_err(|reason| {
+                refusal(reason, code::QUOTA, "this identity has too many connections")
+            })?;
+            Some(place)
+        }
+    };
+    let pace = shared.load.pace(place.as_ref(), &door.load);
     let assigned = asked_for_none.then(|| client_id.clone());
     let (mut connack, session_expiry, keep_alive) = accept_terms(shared, &connect, assigned);
     let mut out = Vec::new();
@@ -367,8 +404,19 @@ async fn introduce(
     tracing::debug!(
         client_id = %attached.session.client_id, %peer, present = attached.present, "connected"
     );
+    let presence = shared.clients.enter(Connected {
+        session: Arc::clone(&attached.session),
+        owner: attached.owner,
+        peer,
+        listener: Arc::clone(&door.name),
+        version,
+        since: shared.hub.clock.now(),
+    });
     let connection = Connection {
         shared: Arc::clone(shared),
+        pace,
+        held: shared.load.input(),
+        stays: Some((presence, place)),
         session: attached.session,
         owner: attached.owner,
         signal: attached.signal,

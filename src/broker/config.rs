@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::auth::Anonymous;
+use super::load::config::Limits;
 use crate::span::Span;
 
 /// The broker's settings.
@@ -42,8 +43,14 @@ pub struct Config {
     pub failed_logins_max: u32,
     /// Passwords checked at a time; each takes about 19 MiB and a CPU. Default 2, 1 to 64.
     pub password_checks_max: usize,
-    /// Time for the TLS handshake; default 10s.
+    /// Time for the TLS handshake: for the peer's first message, and for the rest; default 10s.
     pub handshake_timeout: Span,
+    /// Most TLS handshakes whose costly step is done at a time; the others stand in line. Default
+    /// 64, 1 to 65536.
+    pub handshakes_max: usize,
+    /// How long one may stand in line, which does not count as its `handshake_timeout`; default
+    /// 60s.
+    pub handshake_wait: Span,
     /// Time for the CONNECT after that; default 5s.
     pub connect_timeout: Span,
     /// How long a client may leave what is written to it unread; default 10s.
@@ -91,6 +98,9 @@ pub struct Config {
     pub retained_messages_max: usize,
     /// Bytes of topics and payloads of retained messages; default 16777216 (16 MiB).
     pub retained_bytes_max: usize,
+
+    /// Limits on load: how fast clients may send and connect, and how much one identity may have.
+    pub limits: Limits,
 }
 
 impl Default for Config {
@@ -109,6 +119,8 @@ impl Default for Config {
             failed_logins_max: 10,
             password_checks_max: 2,
             handshake_timeout: Span::from_secs(10),
+            handshakes_max: 64,
+            handshake_wait: Span::from_secs(60),
             connect_timeout: Span::from_secs(5),
             write_timeout: Span::from_secs(10),
             close_timeout: Span::from_secs(5),
@@ -129,6 +141,7 @@ impl Default for Config {
             session_expiry_max: Span::from_secs(24 * 3600),
             retained_messages_max: 10_000,
             retained_bytes_max: 16 << 20,
+            limits: Limits::default(),
         }
     }
 }
@@ -150,6 +163,7 @@ impl Config {
         range("connections_per_address_max", self.connections_per_address_max, 1, usize::MAX);
         range("failed_logins_max", self.failed_logins_max as usize, 1, usize::MAX);
         range("password_checks_max", self.password_checks_max, 1, 64);
+        range("handshakes_max", self.handshakes_max, 1, 65_536);
         range("connect_bytes_max", self.connect_bytes_max, 256, 1 << 20);
         range("packet_bytes_max", self.packet_bytes_max, 1024, 268_435_455);
         range("client_id_chars_max", self.client_id_chars_max, 23, 256);
@@ -161,10 +175,13 @@ impl Config {
         range("inflight_max", self.inflight_max, 1, 10_000);
         range("queue_messages_max", self.queue_messages_max, 1, usize::MAX);
         range("queue_bytes_max", self.queue_bytes_max, self.packet_bytes_max, usize::MAX);
+        let key = "limits.total.input_bytes_max";
+        range(key, self.limits.total.input_bytes_max, self.packet_bytes_max, usize::MAX);
         range("subscriptions_max", self.subscriptions_max, 1, usize::MAX);
         range("sessions_max", self.sessions_max, self.connections_max, usize::MAX);
         for (key, span) in [
             ("handshake_timeout", self.handshake_timeout),
+            ("handshake_wait", self.handshake_wait),
             ("connect_timeout", self.connect_timeout),
             ("write_timeout", self.write_timeout),
             ("close_timeout", self.close_timeout),
@@ -176,6 +193,7 @@ impl Config {
         if self.keep_alive_max > Span::from_secs(65_535) {
             problems.push("broker.keep_alive_max: MQTT has at most 65535s".to_owned());
         }
+        problems.extend(self.limits.problems());
         problems
     }
 

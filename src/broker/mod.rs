@@ -2,7 +2,8 @@
 //!
 //! `accept` takes a socket through TLS and CONNECT (`protocol::connect`, `auth`) to a session (`hub`,
 //! `session`) and serves it (`connection`); `protocol` is the only module that knows MQTT's bytes,
-//! `acl` who may do what, `limits` what an address may do.
+//! `acl` who may do what, `limits` what an address may do, `load` how fast and how much, `clients`
+//! who is there.
 //!
 //! What it never does: acknowledge a publish that a rule wants before intake says that it is on
 //! disk; hand a session to someone who has not shown that the client id is theirs; read faster
@@ -14,17 +15,19 @@
 mod accept;
 pub mod acl;
 pub mod auth;
+mod clients;
 pub mod config;
 mod connection;
 mod hub;
 mod limits;
+mod load;
 mod protocol;
 mod session;
 mod stream;
 pub mod tls;
 
 use std::hash::Hash;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
@@ -37,6 +40,8 @@ use self::auth::Authenticator;
 use self::config::{Config, parse_address};
 use self::hub::Hub;
 use self::limits::{Addresses, FailedLogins, Repeats};
+use self::load::Load;
+use self::load::handshakes::Handshakes;
 use crate::clock::Clock;
 use crate::intake::Intake;
 use crate::store::Store;
@@ -101,6 +106,9 @@ pub(crate) struct Shared {
     repeats: Repeats,
     addresses: Arc<Addresses>,
     permits: Arc<Semaphore>,
+    load: Load,
+    handshakes: Handshakes,
+    clients: Arc<clients::Clients>,
 }
 
 impl Shared {
@@ -115,6 +123,11 @@ impl Shared {
     fn session_expiry_max(&self) -> u32 {
         let secs = self.config.session_expiry_max.get().as_secs();
         u32::try_from(secs).unwrap_or(u32::MAX)
+    }
+
+    /// Whether limits by address do not hold for it: the operator, and all behind a local proxy.
+    fn is_exempt(&self, address: IpAddr) -> bool {
+        address.to_canonical().is_loopback()
     }
 
     /// Whether a failure of this peer is to be logged in full: the first of its kind.
@@ -169,6 +182,13 @@ impl Broker {
             repeats: Repeats::default(),
             addresses: Addresses::new(config.connections_per_address_max),
             permits: Arc::new(Semaphore::new(config.connections_max)),
+            load: Load::new(config.limits.clone()),
+            handshakes: Handshakes::new(
+                config.handshakes_max,
+                config.handshake_timeout.get(),
+                config.handshake_wait.get(),
+            ),
+            clients: Arc::default(),
             config: config.clone(),
             access,
         };
@@ -183,6 +203,11 @@ impl Broker {
     /// Where it listens with TLS.
     pub fn listen_tls(&self) -> Option<SocketAddr> {
         self.tls.as_ref().map(|(_, address, _)| *address)
+    }
+
+    /// Who is connected.
+    pub fn clients(&self) -> Arc<dyn crate::online::Clients> {
+        Arc::<clients::Clients>::clone(&self.shared.clients)
     }
 
     /// Serves until `stop` becomes true (or its sender is gone). Then nothing is accepted any

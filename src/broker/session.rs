@@ -130,6 +130,14 @@ struct InFlight {
     outgoing: Option<Outgoing>,
 }
 
+/// How much a session holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Backlog {
+    pub(crate) subscriptions: usize,
+    pub(crate) queued: usize,
+    pub(crate) in_flight: usize,
+}
+
 /// How much may wait for one client.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct QueueLimits {
@@ -248,6 +256,16 @@ impl Session {
         match self.owned(owner) {
             Ok(state) => state.word_to_end,
             Err(NotOwner) => Some(Reason::TakenOver),
+        }
+    }
+
+    /// What it holds at the moment.
+    pub(crate) fn backlog(&self) -> Backlog {
+        let state = self.state();
+        Backlog {
+            subscriptions: state.subscriptions.len(),
+            queued: state.queue.len(),
+            in_flight: state.window.len(),
         }
     }
 

@@ -1,10 +1,11 @@
-//! `watchbell device`: devices that log in with user name and password.
+//! `watchbell device`: devices that log in with user name and password, and clients that are
+//! connected.
 //!
 //! Goes through the running instance; where none runs, straight to the store, so that devices can
 //! be prepared before the first start. A password is read from standard input or made here; it
 //! never stands on the command line, where every user of the machine could read it.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write};
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -19,14 +20,21 @@ use crate::secret::Secret;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
+/// Clients are read by pages of so many.
+const PAGE: usize = 500;
+
 const EXAMPLES: &str = "\
 Examples:
   watchbell device add pump-7                       the password is made and shown once
   watchbell device add gateway --client-id 'gw-*'   may use every client id that begins with gw-
   pass show pump-7 | watchbell device add pump-7 --password-stdin
-  watchbell device remove pump-7";
+  watchbell device remove pump-7
+  watchbell device list --online                    who is connected now, whatever it logged in with
+  watchbell device list --online --identity gateway --json
+  watchbell device disconnect pump-7                it may connect again at once: first take its
+                                                    password away to keep it out";
 
-/// Add, list and remove devices that log in with a password
+/// Devices: those that log in with a password, and those that are connected
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Device {
@@ -48,11 +56,32 @@ enum Command {
         #[arg(long)]
         password_stdin: bool,
     },
-    /// Show the devices
+    /// Show the devices that log in with a password; or with --online all that are connected
     List {
+        /// Show the clients that are connected to the running instance
+        #[arg(long)]
+        online: bool,
+        /// Only of this identity: the name in the certificate, else the user name
+        #[arg(long, requires = "online", value_name = "NAME")]
+        identity: Option<String>,
+        /// Only whose client id begins so
+        #[arg(long, requires = "online", value_name = "TEXT")]
+        prefix: Option<String>,
+        /// Only of this listener, as 0.0.0.0:8883
+        #[arg(long, requires = "online", value_name = "ADDRESS")]
+        listener: Option<String>,
+        /// At most so many [default: all]
+        #[arg(long, requires = "online", value_parser = super::outbox::at_least_one)]
+        limit: Option<usize>,
         /// As JSON, for scripts
         #[arg(long)]
         json: bool,
+    },
+    /// Disconnect a client; its session stays, its will is published
+    Disconnect {
+        /// Its client id
+        #[arg(value_name = "CLIENT_ID")]
+        client_id: String,
     },
     /// Remove a device
     Remove {
@@ -60,6 +89,26 @@ enum Command {
         #[arg(value_name = "NAME")]
         name: String,
     },
+}
+
+/// A connected client as the API shows it.
+#[derive(Serialize, Deserialize)]
+struct Online {
+    client_id: String,
+    identity: Option<String>,
+    address: String,
+    listener: String,
+    version: String,
+    since: String,
+    subscriptions: u64,
+    queued: u64,
+    in_flight: u64,
+}
+
+#[derive(Deserialize)]
+struct OnlinePage {
+    clients: Vec<Online>,
+    next: Option<String>,
 }
 
 /// A device as the API shows it.
@@ -87,7 +136,21 @@ impl Device {
                     let wanted = Credential { user: name, password, client_ids };
                     add(client, &data_dir, wanted, context).await
                 }
-                Command::List { json } => list(client, &data_dir, json, context).await,
+                Command::List { online: true, identity, prefix, listener, limit, json } => {
+                    let client = Client::connect(&data_dir).await?;
+                    let filters = filters([
+                        ("identity", identity),
+                        ("prefix", prefix),
+                        ("listener", listener),
+                    ]);
+                    let limit = limit.unwrap_or(usize::MAX);
+                    list_online(&client, &filters, limit, json, context).await
+                }
+                Command::List { json, .. } => list(client, &data_dir, json, context).await,
+                Command::Disconnect { client_id } => {
+                    let client = Client::connect(&data_dir).await?;
+                    disconnect(&client, &client_id, context.out).await
+                }
                 Command::Remove { name } => remove(client, &data_dir, &name, context).await,
             }
         })
@@ -176,6 +239,75 @@ async fn list(
         let rows: Vec<_> = rows.iter().map(row).collect();
         text::table(out, &["DEVICE", "CLIENT IDS", "ADDED"], &rows)?;
     }
+    Ok(())
+}
+
+async fn list_online(
+    client: &Client,
+    filters: &str,
+    limit: usize,
+    json: bool,
+    context: Context<'_>,
+) -> anyhow::Result<()> {
+    let mut rows: Vec<Online> = Vec::new();
+    let mut after = String::new();
+    while rows.len() < limit {
+        let wanted = (limit - rows.len()).min(PAGE);
+        let path = format!("/v1/clients?limit={wanted}{filters}{after}");
+        let page: OnlinePage = client.get(&path).await?;
+        rows.extend(page.clients);
+        match page.next {
+            Some(next) => after = format!("&after={}", level(&next)),
+            None => break,
+        }
+    }
+    let out = context.out;
+    if json {
+        return text::json(out, &rows);
+    }
+    if rows.is_empty() {
+        let what = if filters.is_empty() { "is connected" } else { "that fits is connected" };
+        writeln!(out, "No client {what}.")?;
+        return Ok(());
+    }
+    let row = |row: &Online| {
+        vec![
+            row.client_id.clone(),
+            row.identity.clone().unwrap_or_else(|| "-".to_owned()),
+            row.address.clone(),
+            row.listener.clone(),
+            row.version.clone(),
+            text::seconds(&row.since),
+            row.subscriptions.to_string(),
+            row.queued.to_string(),
+            row.in_flight.to_string(),
+        ]
+    };
+    let rows: Vec<_> = rows.iter().map(row).collect();
+    let head = [
+        "CLIENT ID",
+        "IDENTITY",
+        "ADDRESS",
+        "LISTENER",
+        "MQTT",
+        "SINCE",
+        "SUBSCRIPTIONS",
+        "QUEUED",
+        "IN FLIGHT",
+    ];
+    text::table(out, &head, &rows)?;
+    Ok(())
+}
+
+/// What `GET /v1/clients` is to be asked, after its limit.
+fn filters(pairs: [(&str, Option<String>); 3]) -> String {
+    let pair = |(key, value): (&str, Option<String>)| Some(format!("&{key}={}", level(&value?)));
+    pairs.into_iter().filter_map(pair).collect()
+}
+
+async fn disconnect(client: &Client, client_id: &str, out: &mut dyn Write) -> anyhow::Result<()> {
+    client.command(&format!("/v1/clients/{}/disconnect", level(client_id))).await?;
+    writeln!(out, "{client_id} is told to go; nothing keeps it from connecting again")?;
     Ok(())
 }
 

@@ -88,7 +88,7 @@ enum Command {
     Check(check::Check),
     /// Make, list, renew and revoke TLS certificates
     Certs(certs::Certs),
-    /// Add, list and remove devices that log in with a password
+    /// Devices: those that log in with a password, and those that are connected
     Device(device::Device),
     /// Publish one message by MQTT, as a device would
     Pub(publish::Publish),

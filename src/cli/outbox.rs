@@ -87,7 +87,8 @@ enum Command {
     },
 }
 
-fn at_least_one(text: &str) -> Result<usize, String> {
+/// Reads a number that is not 0.
+pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|limit| *limit > 0).ok_or_else(|| "a whole number from 1".to_owned())
 }
 

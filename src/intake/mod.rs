@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 
@@ -172,6 +173,28 @@ impl Intake {
             && let Job::Publish(_, _, ticket) = stopped.0
         {
             ticket.answer(Verdict::Refused(Reason::ShuttingDown));
+        }
+    }
+
+    /// Hands a publish in, for those who have more to do than to wait. `None` if it is in; where
+    /// intake is full, what waits for room and then hands it in. Dropped before that, the publish
+    /// is not taken and no verdict comes.
+    pub fn offer(
+        &self,
+        publish: Arc<Publish>,
+        matches: Matches,
+        ticket: Ticket,
+    ) -> Option<BoxFuture<'static, ()>> {
+        match self.jobs.try_send(Job::Publish(publish, matches, ticket)) {
+            Err(mpsc::error::TrySendError::Full(Job::Publish(publish, matches, ticket))) => {
+                let intake = self.clone();
+                Some(Box::pin(async move { intake.submit(publish, matches, ticket).await }))
+            }
+            Err(mpsc::error::TrySendError::Closed(Job::Publish(_, _, ticket))) => {
+                ticket.answer(Verdict::Refused(Reason::ShuttingDown));
+                None
+            }
+            _ => None,
         }
     }
 

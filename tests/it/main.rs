@@ -13,6 +13,7 @@ mod dispatch;
 mod fake;
 mod harness;
 mod intake;
+mod limits;
 mod outbox;
 mod papers;
 mod path;

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -120,6 +121,33 @@ impl Process {
         Self { child, instance, api, place }
     }
 
+    /// The same where it may have only so many open files.
+    pub(crate) async fn start_with_files(place: Place, files: u32) -> Self {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\"")])
+            .arg(env!("CARGO_BIN_EXE_watchbell"))
+            .current_dir(place.path(""));
+        let (child, instance) = listening(spawn_by(command, &place), &place).await;
+        let api = Api::of(&place.path("data"));
+        Self { child, instance, api, place }
+    }
+
+    /// Where it listens without TLS.
+    pub(crate) fn mqtt(&self) -> SocketAddr {
+        self.instance.mqtt.unwrap()
+    }
+
+    /// Where its API listens.
+    pub(crate) fn http(&self) -> SocketAddr {
+        self.instance.api
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends it on the spot, as the kernel or a power cut would.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
@@ -185,10 +213,14 @@ fn read(place: &Place, name: &str) -> String {
 }
 
 fn spawn(place: &Place) -> Child {
+    spawn_by(program(&place.path("")), place)
+}
+
+fn spawn_by(mut command: Command, place: &Place) -> Child {
     let append = |name: &str| {
         File::options().create(true).append(true).open(place.path(name)).map(Stdio::from).unwrap()
     };
-    program(&place.path(""))
+    command
         .arg("run")
         .env("WATCHBELL_BROKER__LISTEN", "127.0.0.1:0")
         .env("WATCHBELL_BROKER__LISTEN_TLS", "127.0.0.1:0")

@@ -41,6 +41,12 @@ impl Raw {
         self.stream.flush().await.unwrap();
     }
 
+    /// The same where the broker may have closed already.
+    pub(crate) async fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes).await?;
+        self.stream.flush().await
+    }
+
     /// The next packet; `None` when the broker has closed.
     pub(crate) async fn packet(&mut self) -> Option<Vec<u8>> {
         loop {

@@ -7,7 +7,8 @@
 //! A PUBLISH that a rule wants goes to intake and waits in `pending` for its verdict; what comes
 //! behind it waits too, so that fan-out and acknowledgements keep the order of receipt
 //! (MQTT-4.6.0). While `commits_max` or `queue_bytes_max` wait, or `output_bytes_max` are unsent,
-//! nothing is read: that is how a fast client is slowed down.
+//! nothing is read: that is how a fast client is slowed down. So it is while intake has no room, and
+//! while a rate of `[broker.limits]` is overdrawn.
 //!
 //! Invariant: nothing is acknowledged or fanned out before intake has said that it is durable, and
 //! nothing that intake refused ever is.
@@ -22,18 +23,22 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep};
 
 use super::Shared;
 use super::acl::Grants;
+use super::clients::Presence;
 use super::hub::Detach;
+use super::load::{IdentityPlace, Input, Pace};
 use super::protocol::connect::Will;
 use super::protocol::{self, Bad, Version, code};
 use super::session::{NotOwner, Owner, Session, Signal, Writer, bytes_of};
 use super::stream::Stream;
 use crate::intake::{Matches, Ticket, Verdict};
 use crate::model::{Publish, Qos, Reason};
+use crate::telemetry::ByReason;
 use crate::topic::TopicName;
 
 /// A client's connection.
@@ -52,6 +57,12 @@ pub(crate) struct Connection {
     pub(crate) patience: Duration,
     /// Session Expiry Interval in force, seconds; `u32::MAX` for ever.
     pub(crate) session_expiry: u32,
+    /// How fast it may go on, where something limits that.
+    pub(crate) pace: Option<Box<Pace>>,
+    /// What it holds of a packet that has begun.
+    pub(crate) held: Input,
+    /// That it is there, and its place among those of its identity; until it leaves.
+    pub(crate) stays: Option<(Presence, Option<IdentityPlace>)>,
     pub(crate) state: State,
 }
 
@@ -82,6 +93,10 @@ pub(crate) struct State {
     called: bool,
     /// Publishes received and not counted yet.
     received: u64,
+    /// Until when it is not read from, because it was faster than it may be.
+    paused_until: Option<Instant>,
+    /// A publish on its way into intake, which is full.
+    submitting: Option<BoxFuture<'static, ()>>,
 }
 
 type Answer = (u64, Verdict);
@@ -102,6 +117,8 @@ impl State {
             aliases: Vec::new(),
             called: true,
             received: 0,
+            paused_until: None,
+            submitting: None,
         }
     }
 }
@@ -167,6 +184,9 @@ impl Close {
                 drops_will: true,
                 ..Self::new(reason, code::SHUTTING_DOWN, "the broker stops")
             },
+            Reason::AdminDisconnect => {
+                Self::new(reason, code::ADMINISTRATIVE_ACTION, "an operator disconnected it")
+            }
             _ => Self::new(reason, code::TAKEN_OVER, "another connection took the session over"),
         }
     }
@@ -188,7 +208,7 @@ impl From<NotOwner> for Close {
 enum Woken {
     Go,
     End(Close),
-    /// Keep-alive or a stuck write may be due.
+    /// Keep-alive, a stuck write or the end of a pause may be due.
     Timer,
 }
 
@@ -221,7 +241,11 @@ impl Connection {
     ) -> Result<std::convert::Infallible, Close> {
         let mut sleep = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         loop {
-            self.take_in(input).await?;
+            self.take_in(input)?;
+            if !self.held.note(input.len()) {
+                let what = "packets that have begun are too many bytes in all";
+                return Err(Close::new(Reason::TooMany, code::QUOTA, what));
+            }
             let had_room = self.has_room();
             self.settle()?;
             self.pump()?;
@@ -236,7 +260,7 @@ impl Connection {
                     // A client that said DISCONNECT and came back at once is not to get its will
                     // published, only because the new connection was faster.
                     self.look_once(stream, input).await;
-                    self.take_in(input).await?;
+                    self.take_in(input)?;
                 }
                 return Err(Close::told(reason));
             }
@@ -251,7 +275,9 @@ impl Connection {
     // Waiting.
 
     fn has_room(&self) -> bool {
-        self.state.pending.len() < self.shared.config.commits_max
+        self.state.paused_until.is_none()
+            && self.state.submitting.is_none()
+            && self.state.pending.len() < self.shared.config.commits_max
             && self.state.pending_bytes < self.shared.config.queue_bytes_max
             && self.out.len() < self.shared.config.output_bytes_max
     }
@@ -275,7 +301,7 @@ impl Connection {
                 Ok(()) => {}
                 Err(_) => return Poll::Ready(Woken::End(Close::lost("writing failed"))),
             }
-            if self.poll_verdicts(context) {
+            if self.poll_verdicts(context) || self.poll_submitting(context) {
                 go = true;
             }
             if self.signal.poll(context) {
@@ -352,6 +378,17 @@ impl Connection {
         Ok(())
     }
 
+    fn poll_submitting(&mut self, context: &mut Context<'_>) -> bool {
+        let Some(submitting) = &mut self.state.submitting else {
+            return false;
+        };
+        let is_done = submitting.as_mut().poll(context).is_ready();
+        if is_done {
+            self.state.submitting = None;
+        }
+        is_done
+    }
+
     fn poll_verdicts(&mut self, context: &mut Context<'_>) -> bool {
         let mut any = false;
         while let Some((_, answers)) = &mut self.state.verdicts
@@ -374,16 +411,13 @@ impl Connection {
         }
     }
 
-    /// When keep-alive or a stuck write is due next.
+    /// When keep-alive, a stuck write or the end of a pause is due next.
     fn deadline(&self, room: bool) -> Option<Instant> {
         let watched = room && !self.patience.is_zero();
         let silent = watched.then(|| self.state.last_packet + self.patience);
         let stuck =
             self.state.stuck_since.map(|since| since + self.shared.config.write_timeout.get());
-        match (silent, stuck) {
-            (Some(silent), Some(stuck)) => Some(silent.min(stuck)),
-            (one, other) => one.or(other),
-        }
+        [silent, stuck, self.state.paused_until].into_iter().flatten().min()
     }
 
     fn check_times(&self) -> Result<(), Close> {
@@ -414,9 +448,12 @@ impl Connection {
     // Packets.
 
     /// Handles the packets in `input` while there is room.
-    async fn take_in(&mut self, input: &mut Vec<u8>) -> Result<(), Close> {
+    fn take_in(&mut self, input: &mut Vec<u8>) -> Result<(), Close> {
         let mut taken = 0;
-        let result = self.take_in_from(input, &mut taken).await;
+        if self.state.paused_until.is_some_and(|until| until <= Instant::now()) {
+            self.state.paused_until = None;
+        }
+        let result = self.take_in_from(input, &mut taken);
         if taken > 0 {
             self.state.last_packet = Instant::now();
             input.drain(..taken);
@@ -428,23 +465,43 @@ impl Connection {
         result
     }
 
-    async fn take_in_from(&mut self, input: &[u8], taken: &mut usize) -> Result<(), Close> {
+    fn take_in_from(&mut self, input: &[u8], taken: &mut usize) -> Result<(), Close> {
         while self.has_room() {
             let rest = input.get(*taken..).unwrap_or_default();
             let Some(frame) = protocol::frame(rest, self.shared.config.packet_bytes_max)? else {
                 break;
             };
             *taken += frame.len;
+            let bytes = frame.len;
             let packet = protocol::parse(self.writer.version, frame)?;
+            let before = self.state.received;
             match self.handle(packet)? {
                 Next::Go => {}
                 Next::Commit(publish, matches, ticket) => {
                     let intake = &self.shared.hub.intake;
-                    intake.submit(publish, matches, ticket).await;
+                    self.state.submitting = intake.offer(publish, matches, ticket);
                 }
             }
+            self.charge(self.state.received - before, bytes);
         }
         Ok(())
+    }
+
+    /// Charges what was received to all that limit it; reading waits where that is too much.
+    fn charge(&mut self, publishes: u64, bytes: usize) {
+        let Some(pace) = &self.pace else {
+            return;
+        };
+        let Some(pause) = pace.charge(publishes, bytes as u64, Instant::now()) else {
+            return;
+        };
+        self.state.paused_until = Some(pause.until);
+        let (reason, limit) = (Reason::RateLimited, pause.limit);
+        self.shared.hub.metrics.read_pauses.get_or_create(&ByReason { reason }).inc();
+        let client_id = &*self.session.client_id;
+        if self.shared.is_first(self.peer, (client_id, limit)) {
+            tracing::warn!(client_id, peer = %self.peer, %reason, limit, "a client is slowed down");
+        }
     }
 
     fn pump(&mut self) -> Result<(), NotOwner> {
@@ -465,12 +522,15 @@ impl Connection {
             // A refused 3.1.1 publish ends the connection, which is ending already; each error
             // has taken one from the front.
             while self.settle().is_err() {}
-            let Some((_, answers)) = &mut self.state.verdicts else {
+            if self.state.verdicts.is_none() {
                 return;
-            };
-            match tokio::time::timeout_at(until, answers.recv()).await {
-                Ok(Some((number, verdict))) => self.note_verdict(number, verdict),
-                Ok(None) | Err(_) => return,
+            }
+            let progress = poll_fn(|context| {
+                let any = self.poll_verdicts(context) | self.poll_submitting(context);
+                if any { Poll::Ready(()) } else { Poll::Pending }
+            });
+            if tokio::time::timeout_at(until, progress).await.is_err() {
+                return;
             }
         }
     }
@@ -482,6 +542,13 @@ impl Connection {
             secs => Some(Duration::from_secs(secs.into())),
         };
         let will = self.will.take().filter(|_| !close.drops_will);
+        if let Some(will) = &will {
+            // Nobody is slowed down by it now, but whoever comes next: a storm of wills is one of
+            // publishes.
+            self.charge(1, will.topic.as_str().len() + will.payload.len());
+        }
+        // Before the session is let go, so that whoever takes it over finds the place free.
+        self.stays = None;
         let leaving = Detach { expires_after, will };
         let hub = &self.shared.hub;
         if let Some(will) = hub.detach(&self.session, self.owner, leaving) {

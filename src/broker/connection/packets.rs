@@ -253,8 +253,14 @@ impl Connection {
                 }
                 (Some(Outcome::Refused(reason)), publish) => {
                     let topic = publish.as_ref().map_or("", |publish| publish.topic.as_str());
-                    // Intake has counted it.
-                    self.log_refusal(reason, "publish not taken", topic);
+                    // Intake has counted it. It is our state and not this client's: said once a
+                    // minute, and not for each publish of each device while the disk is full.
+                    if self.shared.hub.is_first_of_ours(reason) {
+                        let client_id = &*self.session.client_id;
+                        tracing::warn!(client_id, topic, %reason, "publishes are not taken");
+                    } else {
+                        tracing::debug!(topic, %reason, "a publish was not taken");
+                    }
                     if !acknowledged {
                         continue;
                     }

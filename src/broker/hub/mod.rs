@@ -13,6 +13,8 @@ mod retained;
 mod routes;
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
@@ -26,6 +28,8 @@ use self::routes::{Member, Routes, Target};
 use super::acl::Grants;
 use super::auth::Principal;
 use super::config::Config;
+use super::limits::Repeats;
+use super::load::quota::{Most, Owner as Whose, Quota};
 use super::protocol::Wanted;
 use super::protocol::connect::Will;
 use super::session::{NotOwner, Outgoing, Owner, Pushed, QueueLimits, Session, Signal, State};
@@ -52,11 +56,18 @@ pub(crate) struct Hub {
     let_go: Notify,
     last_number: AtomicU64,
     stopping: AtomicBool,
+    /// Subscriptions of all sessions, those of a shared subscription each.
+    subscriptions: AtomicUsize,
+    /// Those of each identity.
+    subscriptions_of: Mutex<Quota>,
+    /// Which failures of our own were logged of late.
+    repeats: Repeats,
 }
 
 struct Limits {
     sessions_max: usize,
     subscriptions_max: usize,
+    subscriptions_total_max: usize,
     queue: QueueLimits,
     /// For the retained messages that a new subscription starts with, which are all there at once.
     retained_queue: QueueLimits,
@@ -116,6 +127,7 @@ impl Hub {
             limits: Limits {
                 sessions_max: config.sessions_max,
                 subscriptions_max: config.subscriptions_max,
+                subscriptions_total_max: config.limits.total.subscriptions_max,
                 queue,
                 retained_queue: QueueLimits {
                     messages_max: queue.messages_max + config.retained_messages_max,
@@ -130,13 +142,29 @@ impl Hub {
             retained: RwLock::new(Retained::new(
                 config.retained_messages_max,
                 config.retained_bytes_max,
+                Most {
+                    count: config.limits.identity.retained_messages_max,
+                    bytes: config.limits.identity.retained_bytes_max,
+                },
             )),
             deadlines: Mutex::default(),
             deadline_set: Notify::new(),
             let_go: Notify::new(),
             last_number: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
+            subscriptions: AtomicUsize::new(0),
+            subscriptions_of: Mutex::new(Quota::new(Most {
+                count: config.limits.identity.subscriptions_max,
+                bytes: 0,
+            })),
+            repeats: Repeats::default(),
         }
+    }
+
+    /// Whether a failure of our own, whoever meets it, is to be logged in full: the first of its
+    /// kind.
+    pub(crate) fn is_first_of_ours(&self, failure: impl Hash) -> bool {
+        self.repeats.is_first(IpAddr::from([0, 0, 0, 0]), failure, Instant::now())
     }
 
     fn number(&self) -> u64 {
@@ -277,6 +305,7 @@ impl Hub {
         if subscriptions.is_empty() {
             return;
         }
+        self.give_back_subscriptions(session, subscriptions.len());
         let mut routes = write(&self.routes);
         for text in &subscriptions {
             if let Ok(subscribed) = Subscribed::read_back(text) {
@@ -389,10 +418,13 @@ impl Hub {
             let ticket = Ticket { number: 0, to };
             self.intake.submit(Arc::clone(&publish), matches, ticket).await;
             if let Some((_, Verdict::Refused(reason))) = verdict.recv().await {
-                tracing::warn!(
-                    client_id = %session.client_id, topic = %publish.topic, %reason,
-                    "a will was not taken"
-                );
+                // Intake has counted it.
+                if self.is_first_of_ours(("will", reason)) {
+                    tracing::warn!(
+                        client_id = %session.client_id, topic = %publish.topic, %reason,
+                        "wills are not taken"
+                    );
+                }
                 return;
             }
         }
@@ -417,7 +449,10 @@ impl Hub {
                 return Err(NotOwner);
             }
             let existed = state.subscriptions.contains(&subscribed.text);
-            if !existed && state.subscriptions.len() >= self.limits.subscriptions_max {
+            if !existed
+                && (state.subscriptions.len() >= self.limits.subscriptions_max
+                    || !self.take_subscription(session))
+            {
                 return Ok(Err(Reason::TooMany));
             }
             state.subscriptions.insert(Arc::clone(&subscribed.text));
@@ -436,6 +471,27 @@ impl Hub {
         routes.insert(subscribed, member);
         self.route_count.store(routes.len(), Ordering::Release);
         Ok(Ok(existed))
+    }
+
+    /// Counts one more subscription, if there may be one more in all and of this identity.
+    fn take_subscription(&self, session: &Session) -> bool {
+        let whose = Whose::of(session.principal.name(), &session.client_id);
+        let mut of_each = lock(&self.subscriptions_of);
+        let most = self.limits.subscriptions_total_max;
+        let has_room = most == 0 || self.subscriptions.load(Ordering::Relaxed) < most;
+        let is_taken = has_room && of_each.has_room(&whose, 0);
+        if is_taken {
+            // Under the lock, so that two cannot take the last.
+            self.subscriptions.fetch_add(1, Ordering::Relaxed);
+            of_each.add(whose, 0);
+        }
+        is_taken
+    }
+
+    fn give_back_subscriptions(&self, session: &Session, count: usize) {
+        let whose = Whose::of(session.principal.name(), &session.client_id);
+        self.subscriptions.fetch_sub(count, Ordering::Relaxed);
+        lock(&self.subscriptions_of).remove(&whose, count, 0);
     }
 
     /// Queues the retained messages that a new subscription starts with.
@@ -474,6 +530,7 @@ impl Hub {
             if !state.subscriptions.remove(&subscribed.text) {
                 return Ok(false);
             }
+            self.give_back_subscriptions(session, 1);
         }
         let mut routes = write(&self.routes);
         routes.remove(session, subscribed);
@@ -502,11 +559,13 @@ impl Hub {
             self.metrics.retained_messages.set(count);
             if kept == Err(Full) {
                 self.metrics.refuse(Reason::TooMany);
-                tracing::warn!(
-                    client_id = %publish.client_id, topic = %publish.topic,
-                    "not retained: too many or too large; see broker.retained_messages_max and \
-                     broker.retained_bytes_max"
-                );
+                if self.is_first_of_ours(("retained", &publish.client_id)) {
+                    tracing::warn!(
+                        client_id = %publish.client_id, topic = %publish.topic,
+                        "not retained: too many or too large; see broker.retained_messages_max, \
+                         broker.retained_bytes_max and the like in [broker.limits.identity]"
+                    );
+                }
             }
         }
         for target in targets {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
+use crate::broker::load::quota::{Most, Owner, Quota};
 use crate::broker::session::{bytes_of, is_expired};
 use crate::clock::Timestamp;
 use crate::model::Publish;
@@ -19,6 +20,12 @@ pub(crate) struct Retained {
     bytes_max: usize,
     bytes: usize,
     by_topic: BTreeMap<TopicName, Arc<Publish>>,
+    /// What each identity has of it.
+    of_each: Quota,
+}
+
+fn owner_of(publish: &Publish) -> Owner {
+    Owner::of(publish.identity.as_ref(), &publish.client_id)
 }
 
 /// There is no room for another retained message.
@@ -26,8 +33,9 @@ pub(crate) struct Retained {
 pub(crate) struct Full;
 
 impl Retained {
-    pub(crate) fn new(messages_max: usize, bytes_max: usize) -> Self {
-        Self { messages_max, bytes_max, bytes: 0, by_topic: BTreeMap::new() }
+    pub(crate) fn new(messages_max: usize, bytes_max: usize, of_each: Most) -> Self {
+        let of_each = Quota::new(of_each);
+        Self { messages_max, bytes_max, bytes: 0, by_topic: BTreeMap::new(), of_each }
     }
 
     /// How many there are.
@@ -40,25 +48,41 @@ impl Retained {
     pub(crate) fn keep(&mut self, publish: &Arc<Publish>, now: Timestamp) -> Result<(), Full> {
         if let Some(old) = self.by_topic.remove(&publish.topic) {
             self.bytes -= bytes_of(&old);
+            self.of_each.remove(&owner_of(&old), 1, bytes_of(&old));
         }
         if publish.payload.is_empty() {
             return Ok(());
         }
         let bytes = bytes_of(publish);
-        if !self.has_room(bytes) {
-            self.by_topic.retain(|_, kept| !is_expired(kept, now));
-            self.bytes = self.by_topic.values().map(|kept| bytes_of(kept)).sum();
-            if !self.has_room(bytes) {
+        let owner = owner_of(publish);
+        if !self.has_room(&owner, bytes) {
+            self.drop_expired(now);
+            if !self.has_room(&owner, bytes) {
                 return Err(Full);
             }
         }
         self.bytes += bytes;
+        self.of_each.add(owner, bytes);
         self.by_topic.insert(publish.topic.clone(), Arc::clone(publish));
         Ok(())
     }
 
-    fn has_room(&self, bytes: usize) -> bool {
-        self.by_topic.len() < self.messages_max && self.bytes + bytes <= self.bytes_max
+    fn drop_expired(&mut self, now: Timestamp) {
+        let Self { by_topic, bytes, of_each, .. } = self;
+        by_topic.retain(|_, kept| {
+            let is_kept = !is_expired(kept, now);
+            if !is_kept {
+                *bytes -= bytes_of(kept);
+                of_each.remove(&owner_of(kept), 1, bytes_of(kept));
+            }
+            is_kept
+        });
+    }
+
+    fn has_room(&self, owner: &Owner, bytes: usize) -> bool {
+        self.by_topic.len() < self.messages_max
+            && self.bytes + bytes <= self.bytes_max
+            && self.of_each.has_room(owner, bytes)
     }
 
     /// The messages whose topics `filter` matches, in topic order.
@@ -124,7 +148,7 @@ mod tests {
     #[test]
     fn finds_what_a_filter_matches() {
         let now = Timestamp::default();
-        let mut retained = Retained::new(100, 1000);
+        let mut retained = Retained::new(100, 1000, Most::default());
         for topic in ["a", "a/b", "a/c/d", "ab", "$x/a", "b"] {
             retained.keep(&publish(topic, "x", None), now).expect("room");
         }
@@ -144,7 +168,7 @@ mod tests {
     #[test]
     fn an_empty_payload_deletes_and_the_bounds_hold() {
         let now = Timestamp::default();
-        let mut retained = Retained::new(2, 12);
+        let mut retained = Retained::new(2, 12, Most::default());
         assert_eq!(retained.keep(&publish("a", "12345", None), now), Ok(()));
         assert_eq!(retained.keep(&publish("b", "123456", None), now), Err(Full));
         assert_eq!(retained.keep(&publish("b", "12345", Some(5)), now), Ok(()));
