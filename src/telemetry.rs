@@ -237,6 +237,8 @@ metrics! {
     rules_loaded: Gauge<i64, AtomicI64> = "rules_loaded", Gauge::default();
     /// Reloads of the rules that were refused because a file was bad.
     rule_reloads_failed: Counter = "rule_reloads_failed", Counter::default();
+    /// Reloads of a listener's certificates that were refused because a file was bad.
+    tls_reloads_failed: Counter = "tls_reloads_failed", Counter::default();
     /// HTTP requests refused, by reason.
     http_refused: Family<ByReason, Counter> = "http_refused", Family::default();
 }

@@ -1,8 +1,8 @@
 //! From a new socket to a served client and to its end: listeners, permits, handshake, CONNECT.
 //!
-//! The accept loop only accepts: everything a peer can delay (TLS handshake, CONNECT, the password
-//! check) happens inside the connection's own task, under a time limit and with one of
-//! `connections_max` permits. A connection runs under `catch_unwind`, so that its session is let
+//! The accept loop only accepts: everything a peer can delay (PROXY header, TLS handshake, WebSocket
+//! upgrade, CONNECT, the password check) happens inside the connection's own task, under a time
+//! limit and with one of `connections_max` permits. A connection runs under `catch_unwind`, so that its session is let
 //! go whatever happens.
 
 use std::borrow::Cow;
@@ -15,34 +15,38 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio_rustls::TlsAcceptor;
 
 use super::acl::Grants;
-use super::auth::{Credentials, certificate_name};
+use super::auth::{Anonymous, Credentials, certificate_name};
 use super::connection::{Close, Connection, State};
 use super::hub::Attach;
 use super::limits::Place;
+use super::listener::Listener;
 use super::protocol::connect::{self, Connect, Refusal, check_client_id};
 use super::protocol::{self, Connack, Version, code};
 use super::session::{Aliases, Writer};
-use super::stream::Stream;
-use super::{Shared, Stop};
+use super::stream::{Stream, Wire};
+use super::upgrade::{Granted, upgrade};
+use super::websocket::WebSocket;
+use super::{Shared, Stop, proxy};
 use crate::model::Reason;
 use crate::telemetry::ByReason;
 
 /// Accepts until dropped.
 pub(crate) async fn accept(
     shared: Arc<Shared>,
-    listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    socket: TcpListener,
+    listener: Arc<Listener>,
     stop: Stop,
 ) {
     let mut failing = false;
     loop {
-        match listener.accept().await {
+        match socket.accept().await {
             Ok((socket, peer)) => {
                 failing = false;
-                admit(&shared, socket, peer, tls.clone(), &stop);
+                // By an IPv6 socket IPv4 comes as ::ffff:192.0.2.1.
+                let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+                admit(&shared, &listener, socket, peer, &stop);
             }
             // Out of file descriptors or memory: those who are in keep working, and a moment
             // later there may be room again. A peer that gave up is nothing to wait for.
@@ -65,8 +69,11 @@ pub(crate) async fn accept(
 /// What a connection holds as long as it lives.
 struct Admission {
     shared: Arc<Shared>,
+    listener: Arc<Listener>,
+    /// Taken later where the peer is not known yet.
+    place: Option<Place>,
+    _of_listener: OwnedSemaphorePermit,
     /// Given back last: who waits for all permits knows that all tasks are done.
-    _place: Option<Place>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -78,38 +85,42 @@ impl Drop for Admission {
 
 fn admit(
     shared: &Arc<Shared>,
+    listener: &Arc<Listener>,
     socket: TcpStream,
     peer: SocketAddr,
-    tls: Option<TlsAcceptor>,
     stop: &Stop,
 ) {
     let metrics = &shared.hub.metrics;
     metrics.connections_accepted.inc();
-    let place = shared.addresses.enter(peer.ip());
+    let place = match listener.knows_peers() {
+        true => shared.addresses.enter(peer.ip()),
+        false => Ok(None),
+    };
+    let of_listener = Arc::clone(&listener.permits).try_acquire_owned();
     let permit = Arc::clone(&shared.permits).try_acquire_owned();
-    let (Ok(place), Ok(permit)) = (place, permit) else {
+    let (Ok(place), Ok(of_listener), Ok(permit)) = (place, of_listener, permit) else {
         // Closed before a word: it costs nothing, and the client tries again later.
         shared.note_end(peer, "", Reason::TooMany, "too many connections", true);
         return;
     };
     metrics.connections.inc();
-    let admission = Admission { shared: Arc::clone(shared), _place: place, _permit: permit };
+    let admission = Admission {
+        shared: Arc::clone(shared),
+        listener: Arc::clone(listener),
+        place,
+        _of_listener: of_listener,
+        _permit: permit,
+    };
     // Acknowledgements are small and are awaited: they must not wait for more (RFC 896).
     socket.set_nodelay(true).ok();
-    tokio::spawn(run(admission, socket, peer, tls, stop.clone()));
+    tokio::spawn(run(admission, socket, peer, stop.clone()));
 }
 
-async fn run(
-    admission: Admission,
-    socket: TcpStream,
-    peer: SocketAddr,
-    tls: Option<TlsAcceptor>,
-    stop: Stop,
-) {
-    let shared = &admission.shared;
+async fn run(mut admission: Admission, socket: TcpStream, mut peer: SocketAddr, stop: Stop) {
     // Each phase is boxed: what waits for hours is only the loop, and the others' memory is gone.
-    let established = Box::pin(establish(shared, socket, peer, tls, stop));
+    let established = Box::pin(establish(&mut admission, socket, &mut peer, stop));
     let established = AssertUnwindSafe(established).catch_unwind().await;
+    let shared = &admission.shared;
     let (mut stream, mut connection, input) = match established {
         Ok(Ok(established)) => established,
         Ok(Err(failed)) => {
@@ -171,24 +182,25 @@ impl Failed {
     }
 }
 
-/// Handshake, CONNECT, authentication, session; each within its time.
+/// Handshakes, CONNECT, authentication, session; each within its time. `peer` is set right where a
+/// proxy says who it is.
 async fn establish(
-    shared: &Arc<Shared>,
+    admission: &mut Admission,
     socket: TcpStream,
-    peer: SocketAddr,
-    tls: Option<TlsAcceptor>,
+    peer: &mut SocketAddr,
     mut stop: Stop,
 ) -> Result<Established, Failed> {
     let stopping = Failed::silent(Reason::ShuttingDown, "the broker stops");
-    let mut stream = tokio::select! {
-        stream = handshake(shared, socket, tls) => stream?,
+    let mut arrival = tokio::select! {
+        arrival = handshake(admission, socket, peer) => arrival?,
         () = stop.told() => return Err(stopping),
     };
     let mut asked = Asked { client_id: String::new(), packet_bytes_max: usize::MAX };
     let introduced = tokio::select! {
-        introduced = introduce(shared, &mut stream, peer, &mut asked) => introduced,
+        introduced = introduce(admission, &mut arrival, *peer, &mut asked) => introduced,
         () = stop.told() => return Err(stopping),
     };
+    let stream = arrival.stream;
     match introduced {
         Ok((connection, input)) => Ok((stream, connection, input)),
         Err(refusal) => {
@@ -204,28 +216,93 @@ async fn establish(
     }
 }
 
+/// A client whose bytes are MQTT's from here on.
+struct Arrival {
+    stream: Stream,
+    /// Which load of the certificates it was let in by.
+    certificates: u64,
+    /// Who may come without a name, this way.
+    anonymous: Anonymous,
+}
+
+/// PROXY header, TLS, WebSocket upgrade: what the listener has of them, in one time limit.
 async fn handshake(
-    shared: &Shared,
+    admission: &mut Admission,
     socket: TcpStream,
-    tls: Option<TlsAcceptor>,
-) -> Result<Stream, Failed> {
-    let Some(tls) = tls else {
-        return Ok(Stream::Plain(socket));
+    peer: &mut SocketAddr,
+) -> Result<Arrival, Failed> {
+    let limit = admission.shared.config.handshake_timeout.get();
+    // Where it stands when the time is over.
+    let mut waits_for = "";
+    let shaken = tokio::time::timeout(limit, async {
+        let mut socket = socket;
+        waits_for = "no PROXY protocol header in time";
+        hear_proxy(admission, &mut socket, peer).await?;
+        let listener = &admission.listener;
+        waits_for = "no TLS handshake in time";
+        let (wire, certificates) = match &listener.tls {
+            None => (Wire::Plain(socket), 0),
+            Some(tls) => {
+                let failed = |what| Failed::silent(Reason::TlsFailed, what);
+                let (stream, certificates) = tls.accept(socket).await.map_err(failed)?;
+                (Wire::Tls(stream), certificates)
+            }
+        };
+        waits_for = "no WebSocket upgrade in time";
+        let (stream, forwarded) = open_websocket(listener, wire, *peer).await?;
+        // Behind a proxy on this machine everybody is local, and nobody is.
+        let anonymous = if forwarded { Anonymous::Never } else { listener.anonymous };
+        Ok(Arrival { stream, certificates, anonymous })
+    })
+    .await;
+    shaken.unwrap_or_else(|_| Err(Failed::silent(Reason::ConnectTimeout, waits_for)))
+}
+
+/// Sets `peer` right, where the listener is behind a proxy.
+async fn hear_proxy(
+    admission: &mut Admission,
+    socket: &mut TcpStream,
+    peer: &mut SocketAddr,
+) -> Result<(), Failed> {
+    let Some(proxies) = &admission.listener.proxy_from else {
+        return Ok(());
     };
-    let limit = shared.config.handshake_timeout.get();
-    match tokio::time::timeout(limit, tls.accept(socket)).await {
-        Ok(Ok(stream)) => Ok(Stream::Tls(Box::new(stream))),
-        Ok(Err(error)) => {
-            let what = format!("the TLS handshake failed: {error}");
-            Err(Failed::silent(Reason::TlsFailed, what))
+    let failed = |what: &'static str| Failed::silent(Reason::BadProxyHeader, what);
+    if !proxies.iter().any(|net| net.contains(peer.ip())) {
+        return Err(failed("only those in proxy_from may connect to this listener"));
+    }
+    *peer = proxy::read(socket).await.map_err(failed)?.peer(*peer);
+    admission.place = admission
+        .shared
+        .addresses
+        .enter(peer.ip())
+        .map_err(|reason| Failed::silent(reason, "too many connections"))?;
+    Ok(())
+}
+
+/// Opens the WebSocket, where the listener has that. Says too whether a proxy has passed it on.
+async fn open_websocket(
+    listener: &Listener,
+    mut wire: Wire,
+    peer: SocketAddr,
+) -> Result<(Stream, bool), Failed> {
+    let Some(terms) = &listener.terms else {
+        return Ok((Stream::Bare(wire), false));
+    };
+    match upgrade(&mut wire, terms, peer.ip().is_loopback()).await {
+        Ok(Granted { early, forwarded }) => {
+            Ok((Stream::WebSocket(Box::new(WebSocket::new(wire, early))), forwarded))
         }
-        Err(_) => Err(Failed::silent(Reason::ConnectTimeout, "no TLS handshake in time")),
+        Err(refused) => Err(Failed {
+            goodbye: Some((Stream::Bare(wire), refused.answer)),
+            ..Failed::silent(refused.reason, refused.what)
+        }),
     }
 }
 
 /// The name in the certificate of a client that showed one. TLS has verified it.
 fn identity(stream: &Stream) -> Result<Option<String>, &'static str> {
-    let Stream::Tls(tls) = stream else {
+    let Some(tls) = stream.tls() else {
         return Ok(None);
     };
     match tls.get_ref().1.peer_certificates().and_then(<[_]>::first) {
@@ -246,11 +323,13 @@ struct Asked {
 
 /// Reads the CONNECT and gives the client its session.
 async fn introduce(
-    shared: &Arc<Shared>,
-    stream: &mut Stream,
+    admission: &Admission,
+    arrival: &mut Arrival,
     peer: SocketAddr,
     asked: &mut Asked,
 ) -> Result<(Connection, Vec<u8>), Refusal> {
+    let Admission { shared, listener, .. } = admission;
+    let Arrival { stream, certificates, anonymous } = arrival;
     let mut input = Vec::new();
     let read = connect::read(stream, &mut input, shared.config.connect_bytes_max);
     let limit = shared.config.connect_timeout.get();
@@ -301,6 +380,7 @@ async fn introduce(
         password: connect.password.take(),
         client_id: std::mem::take(&mut connect.client_id),
         peer: peer.ip(),
+        anonymous: *anonymous,
     };
     let asked_for_none = credentials.client_id.is_empty();
     let (principal, mut client_id) =
@@ -369,6 +449,8 @@ async fn introduce(
     );
     let connection = Connection {
         shared: Arc::clone(shared),
+        listener: Arc::clone(listener),
+        certificates: *certificates,
         session: attached.session,
         owner: attached.owner,
         signal: attached.signal,

@@ -26,7 +26,7 @@ Examples:
 
 Without a configuration file it makes certificates for development in certs/, listens for MQTT on
 this machine and by TLS, and delivers to the virtual phone, here and on its page. SIGTERM and
-Ctrl-C stop it in order, a second one at once; SIGHUP loads the rules again.";
+Ctrl-C stop it in order, a second one at once; SIGHUP loads rules and certificates again.";
 
 /// Signals to stop that come so soon after the first one are the same.
 const SAME_WISH: Duration = Duration::from_millis(500);
@@ -128,7 +128,7 @@ impl Place {
         Self {
             data_dir: config.data_dir.display().to_string(),
             rules_dir: config.rules_dir.display().to_string(),
-            certs: config.broker.client_ca.display().to_string(),
+            certs: config.broker.client_ca.to_string(),
             providers: names.join(", "),
             anonymous: config.broker.anonymous == crate::broker::auth::Anonymous::Loopback,
         }
@@ -141,11 +141,21 @@ impl Place {
             let address = listener.address;
             match listener.protocol {
                 "http" => writeln!(out, "  console   http://{address}/")?,
-                "mqtt" if self.anonymous && address.ip().is_loopback() => {
+                "mqtt"
+                    if self.anonymous && listener.name == "mqtt" && address.ip().is_loopback() =>
+                {
                     writeln!(out, "  mqtt      {address}, clients on this machine need no login")?;
                 }
-                "mqtt" => writeln!(out, "  mqtt      {address}, NOT ENCRYPTED")?,
-                protocol => writeln!(out, "  {protocol:8}  {address}, CA {}", self.certs)?,
+                protocol @ ("mqtt" | "ws") if address.ip().is_loopback() => {
+                    writeln!(out, "  {protocol:8}  {address}")?;
+                }
+                protocol @ ("mqtt" | "ws") => {
+                    writeln!(out, "  {protocol:8}  {address}, NOT ENCRYPTED")?;
+                }
+                "mqtts" if listener.name == "mqtts" => {
+                    writeln!(out, "  mqtts     {address}, CA {}", self.certs)?;
+                }
+                protocol => writeln!(out, "  {protocol:8}  {address}")?,
             }
         }
         writeln!(out, "  rules     {}/, data {}/", self.rules_dir, self.data_dir)?;
@@ -188,7 +198,8 @@ mod tests {
 
     #[test]
     fn the_welcome_says_what_listens_and_what_to_type() {
-        let listener = |protocol, address: &str| Listener {
+        let listener = |protocol: &'static str, address: &str| Listener {
+            name: protocol.to_owned(),
             protocol,
             address: address.parse().expect("an address"),
         };
@@ -199,6 +210,8 @@ mod tests {
             listeners: vec![
                 listener("mqtt", "127.0.0.1:1883"),
                 listener("mqtts", "0.0.0.0:8883"),
+                listener("wss", "[::]:8884"),
+                listener("ws", "192.0.2.1:8083"),
                 listener("http", "127.0.0.1:8080"),
             ],
             hint: Some(Hint { topic: "a/b".to_owned(), payload: "it's".to_owned() }),
@@ -217,6 +230,8 @@ mod tests {
         watchbell 1.2.3 is running; Ctrl-C stops it
           mqtt      127.0.0.1:1883, clients on this machine need no login
           mqtts     0.0.0.0:8883, CA certs/ca.pem
+          wss       [::]:8884
+          ws        192.0.2.1:8083, NOT ENCRYPTED
           console   http://127.0.0.1:8080/
           rules     rules/, data my data/
           delivers  by phone

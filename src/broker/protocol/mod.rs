@@ -59,6 +59,7 @@ pub(crate) mod code {
     pub(crate) const TOPIC_ALIAS: u8 = 0x94;
     pub(crate) const TOO_LARGE: u8 = 0x95;
     pub(crate) const QUOTA: u8 = 0x97;
+    pub(crate) const ADMINISTRATIVE: u8 = 0x98;
     pub(crate) const CONNECTION_RATE: u8 = 0x9f;
 }
 
