@@ -289,7 +289,7 @@ impl Certificates {
                     }
                 }
             }
-            for tls::Note { is_over, text } in tls.notes_of_today(now) {
+            for tls::Note { is_over, text, .. } in tls.notes_of_today(now) {
                 if is_over {
                     tracing::error!(listener = %name, "{text}");
                 } else {

@@ -46,10 +46,7 @@ const WARN_BEFORE: Duration = Duration::from_secs(30 * 86_400);
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A PEM file cannot be read.
-    #[error(
-        "{key}: {path}: {detail}; `watchbell certs` makes certificates for development",
-        path = .path.display()
-    )]
+    #[error("{key}: {path}: {detail}; {next}", path = .path.display())]
     File {
         /// The configuration key.
         key: String,
@@ -57,6 +54,8 @@ pub enum TlsError {
         path: PathBuf,
         /// What is wrong with it.
         detail: String,
+        /// What to do.
+        next: &'static str,
     },
     /// Certificate and key are each right and not of each other.
     #[error(
@@ -163,8 +162,10 @@ struct End {
 /// What is worth saying of something in force.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Note {
-    /// Clients may be refused already.
+    /// It has ended already.
     pub is_over: bool,
+    /// And keeps clients from coming in, or from trusting us.
+    pub refuses: bool,
     /// What, where, when, what next.
     pub text: String,
 }
@@ -178,16 +179,16 @@ impl End {
         if !is_over && (is_list || at.since(now) > WARN_BEFORE) {
             return None;
         }
-        let path = path.display();
+        let (path, at) = (path.display(), at.to_string().replace(".000Z", "Z"));
         let text = match (is_over, is_list) {
             (false, _) => format!("{key}: {path}: the {what} ends at {at}; renew it before"),
-            (true, false) => format!("{key}: {path}: the {what} has ended at {at}; renew it"),
+            (true, false) => format!("{key}: {path}: the {what} ended at {at}; renew it"),
             (true, true) => format!(
                 "{key}: {path}: the {what} was to be renewed by {at}; it stays in force, but does \
                  not know what was revoked since: renew it"
             ),
         };
-        Some(Note { is_over, text })
+        Some(Note { is_over, refuses: is_over && !is_list, text })
     }
 }
 
@@ -291,10 +292,13 @@ fn load_verifier(
         let found: Vec<CertificateRevocationListDer<'static>> = read_all(&crl.key, path, errors);
         ends.extend(found.iter().filter_map(|list| list_end(&crl.key, path, list)));
         // Each file by itself, so that the error can name it.
-        if !roots.is_empty()
-            && let Err(error) = builder(found.clone()).build()
-        {
-            errors.push(trust_error(crl, path, &error));
+        if !roots.is_empty() && builder(found.clone()).build().is_err() {
+            let detail = "no list of revoked certificates that can be used; it has to be a whole \
+                          CRL of version 2, which OpenSSL makes where the CA's section has \
+                          crl_extensions";
+            let path = path.display().to_string();
+            let key = crl.key.clone();
+            errors.push(TlsError::Trust { key, path, detail: detail.to_owned() });
         }
         lists.extend(found);
     }
@@ -342,7 +346,11 @@ fn file_error(key: &str, path: &Path, error: &rustls::pki_types::pem::Error) -> 
         // The error's own text repeats lines of the file, which may be those of a private key.
         _ => "not a valid PEM file".to_owned(),
     };
-    TlsError::File { key: key.to_owned(), path: path.to_owned(), detail }
+    let next = match key.rsplit('.').next() {
+        Some("crl") => "put the CA's list of revoked certificates there, PEM, or take the key out",
+        _ => "`watchbell certs` makes certificates for development",
+    };
+    TlsError::File { key: key.to_owned(), path: path.to_owned(), detail, next }
 }
 
 fn certificate_end(key: &str, path: &Path, what: &'static str, der: &[u8]) -> Option<End> {
@@ -365,7 +373,7 @@ pub fn check(config: &Config, now: Timestamp) -> (Vec<String>, Vec<String>) {
         match load(files, 0) {
             Ok(loaded) => {
                 for note in loaded.ends.iter().filter_map(|end| end.note(now)) {
-                    let list = if note.is_over { &mut problems } else { &mut warnings };
+                    let list = if note.refuses { &mut problems } else { &mut warnings };
                     list.push(note.text);
                 }
             }
