@@ -24,11 +24,12 @@ use super::limits::Place;
 use super::listener::Listener;
 use super::protocol::connect::{self, Connect, Refusal, check_client_id};
 use super::protocol::{self, Connack, Version, code};
+use super::proxy::{self, NoHeader};
 use super::session::{Aliases, Writer};
 use super::stream::{Stream, Wire};
 use super::upgrade::{Granted, upgrade};
 use super::websocket::WebSocket;
-use super::{Shared, Stop, proxy};
+use super::{Shared, Stop};
 use crate::model::Reason;
 use crate::telemetry::ByReason;
 
@@ -267,11 +268,17 @@ async fn hear_proxy(
     let Some(proxies) = &admission.listener.proxy_from else {
         return Ok(());
     };
-    let failed = |what: &'static str| Failed::silent(Reason::BadProxyHeader, what);
     if !proxies.iter().any(|net| net.contains(peer.ip())) {
-        return Err(failed("only those in proxy_from may connect to this listener"));
+        let what = "only those in proxy_from may connect to this listener";
+        return Err(Failed::silent(Reason::BadProxyHeader, what));
     }
-    *peer = proxy::read(socket).await.map_err(failed)?.peer(*peer);
+    let told = proxy::read(socket).await.map_err(|error| match error {
+        NoHeader::Closed => {
+            Failed::silent(Reason::ConnectionLost, "closed before its PROXY protocol header")
+        }
+        NoHeader::Bad(what) => Failed::silent(Reason::BadProxyHeader, what),
+    })?;
+    *peer = told.peer(*peer);
     admission.place = admission
         .shared
         .addresses

@@ -139,6 +139,11 @@ impl Place {
         writeln!(out, "watchbell {} is running; Ctrl-C stops it", about.version)?;
         for listener in &about.listeners {
             let address = listener.address;
+            // Those of [broker] are called as their protocol.
+            let named = match listener.name == listener.protocol {
+                true => String::new(),
+                false => format!(", {}", listener.name),
+            };
             match listener.protocol {
                 "http" => writeln!(out, "  console   http://{address}/")?,
                 "mqtt"
@@ -147,15 +152,15 @@ impl Place {
                     writeln!(out, "  mqtt      {address}, clients on this machine need no login")?;
                 }
                 protocol @ ("mqtt" | "ws") if address.ip().is_loopback() => {
-                    writeln!(out, "  {protocol:8}  {address}")?;
+                    writeln!(out, "  {protocol:8}  {address}{named}")?;
                 }
                 protocol @ ("mqtt" | "ws") => {
-                    writeln!(out, "  {protocol:8}  {address}, NOT ENCRYPTED")?;
+                    writeln!(out, "  {protocol:8}  {address}{named}, NOT ENCRYPTED")?;
                 }
                 "mqtts" if listener.name == "mqtts" => {
                     writeln!(out, "  mqtts     {address}, CA {}", self.certs)?;
                 }
-                protocol => writeln!(out, "  {protocol:8}  {address}")?,
+                protocol => writeln!(out, "  {protocol:8}  {address}{named}")?,
             }
         }
         writeln!(out, "  rules     {}/, data {}/", self.rules_dir, self.data_dir)?;
@@ -198,11 +203,12 @@ mod tests {
 
     #[test]
     fn the_welcome_says_what_listens_and_what_to_type() {
-        let listener = |protocol: &'static str, address: &str| Listener {
-            name: protocol.to_owned(),
+        let named = |name: &str, protocol, address: &str| Listener {
+            name: name.to_owned(),
             protocol,
             address: address.parse().expect("an address"),
         };
+        let listener = |protocol: &'static str, address| named(protocol, protocol, address);
         let about = About {
             version: "1.2.3",
             run: RunId::new(uuid::Uuid::from_u128(1)),
@@ -210,8 +216,8 @@ mod tests {
             listeners: vec![
                 listener("mqtt", "127.0.0.1:1883"),
                 listener("mqtts", "0.0.0.0:8883"),
-                listener("wss", "[::]:8884"),
-                listener("ws", "192.0.2.1:8083"),
+                named("dashboards", "wss", "[::]:8884"),
+                named("old", "ws", "192.0.2.1:8083"),
                 listener("http", "127.0.0.1:8080"),
             ],
             hint: Some(Hint { topic: "a/b".to_owned(), payload: "it's".to_owned() }),
@@ -230,8 +236,8 @@ mod tests {
         watchbell 1.2.3 is running; Ctrl-C stops it
           mqtt      127.0.0.1:1883, clients on this machine need no login
           mqtts     0.0.0.0:8883, CA certs/ca.pem
-          wss       [::]:8884
-          ws        192.0.2.1:8083, NOT ENCRYPTED
+          wss       [::]:8884, dashboards
+          ws        192.0.2.1:8083, old, NOT ENCRYPTED
           console   http://127.0.0.1:8080/
           rules     rules/, data my data/
           delivers  by phone
