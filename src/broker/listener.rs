@@ -18,7 +18,8 @@ use super::BindError;
 use super::auth::Anonymous;
 use super::config::{self, Paths, is_loopback};
 use super::proxy::Net;
-use super::tls::{Files, Keyed, Tls};
+use super::tls::Tls;
+use super::tls::files::{Files, Keyed};
 use super::upgrade::Terms;
 
 /// Connections that the system keeps for us until they are accepted.

@@ -42,7 +42,8 @@ use self::config::Config;
 use self::hub::Hub;
 use self::limits::{Addresses, FailedLogins, Repeats};
 use self::listener::{Bound, Listener, Transport, is_v6_only};
-use self::tls::{Looked, Tls, TlsError};
+use self::tls::files::{Note, TlsError};
+use self::tls::{Looked, Tls};
 use crate::clock::Clock;
 use crate::intake::Intake;
 use crate::store::Store;
@@ -86,7 +87,7 @@ pub enum BindError {
     #[error("{}", .0.join("; "))]
     Config(Vec<String>),
     /// TLS cannot be set up: everything wrong.
-    #[error("{}", tls::lines(.0))]
+    #[error("{}", tls::files::lines(.0))]
     Tls(Vec<TlsError>),
 }
 
@@ -289,7 +290,7 @@ impl Certificates {
                     }
                 }
             }
-            for tls::Note { is_over, text, .. } in tls.notes_of_today(now) {
+            for Note { is_over, text, .. } in tls.notes_of_today(now) {
                 if is_over {
                     tracing::error!(listener = %name, "{text}");
                 } else {

@@ -34,7 +34,7 @@ impl Check {
                     && !config.broker.cert.exists();
                 if !made_later {
                     let now = context.clock.now();
-                    let (wrong, warnings) = crate::broker::tls::check(&config.broker, now);
+                    let (wrong, warnings) = crate::broker::tls::files::check(&config.broker, now);
                     problems.extend(config::placed(&context.layers, wrong));
                     for warning in config::placed(&context.layers, warnings) {
                         writeln!(out, "warning: {warning}")?;

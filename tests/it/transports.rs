@@ -621,7 +621,9 @@ impl Pki {
 #[tokio::test]
 async fn several_cas_and_intermediates_are_accepted() {
     let pki = Pki::new();
-    let harness = pki.start("").await;
+    pki.write("between.pem", &pki.between.certificate.pem());
+    let only = format!("client_ca = '{}'\nrequire_client_cert = true", pki.path("between.pem"));
+    let harness = pki.start(&format!("\n{}", listener("between", "tls", &only))).await;
     let at = address(&harness, "both");
     let roots = harness.place.path("certs/ca.pem");
     let stranger = Ca::new("stranger");
@@ -638,6 +640,10 @@ async fn several_cas_and_intermediates_are_accepted() {
             assert_eq!(client.only(version).let_in(at, "d").await, expected, "{name} {version:?}");
         }
     }
+    // An intermediate that is configured itself need not come along, nor its root be known.
+    let between = address(&harness, "between");
+    assert_eq!(pki.between.client("d", 4, &[], &roots).let_in(between, "d").await, "0");
+    assert_eq!(pki.south.client("d", 2, &[], &roots).let_in(between, "d").await, "closed");
     // The other listener knows neither CA.
     let elsewhere = address(&harness, "mqtts");
     assert_eq!(pki.of_north("d", 1, &harness).let_in(elsewhere, "d").await, "closed");
