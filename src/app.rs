@@ -6,7 +6,6 @@
 //! The order of stopping: not ready, no new connections -> sessions get their acknowledgements and
 //! DISCONNECT -> intake drains -> dispatch waits for calls in flight -> HTTP -> the last commit.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -17,8 +16,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::api::{self, About, Api, Hint, Listener, Readiness, RuleInForce, RulesInForce};
-use crate::broker::{self, Broker};
-use crate::certs::{self, expiry::Expiry};
+use crate::broker::{self, Broker, Certificates};
+use crate::certs;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::console;
@@ -33,7 +32,7 @@ use crate::rules::{self, engine::Engine};
 use crate::store::{CommitError, Store};
 use crate::telemetry::Metrics;
 
-/// How often the rule files are looked at for changes, and the disk for room.
+/// How often rule files and certificates are looked at for changes, and the disk for room.
 const LOOK_AROUND: Duration = Duration::from_secs(2);
 /// Rows that one round of tidying up may delete.
 const TIDY_ROWS: usize = 500;
@@ -192,7 +191,6 @@ impl App {
             intake::start(&config.intake, parts)?
         };
 
-        let expiry = Expiry::new(&config.broker);
         let broker = {
             let parts = broker::Parts {
                 intake: intake.clone(),
@@ -203,19 +201,24 @@ impl App {
             Broker::bind(&config.broker, config.access, parts).await?
         };
         let (mqtt, mqtts) = (broker.listen(), broker.listen_tls());
+        let listeners: Vec<Listener> = broker
+            .listening()
+            .into_iter()
+            .map(|one| Listener {
+                name: one.name.to_string(),
+                protocol: one.transport.protocol(),
+                address: one.address,
+            })
+            .collect();
+        let certificates = broker.certificates();
+        let certificate_problems = Arc::new(ArcSwap::default());
         let (ready, readiness) = watch::channel(Readiness::Ready);
         let api = {
-            let listener = |protocol, address: Option<SocketAddr>| {
-                address.map(|address| Listener { protocol, address })
-            };
             let about = About {
                 version: env!("CARGO_PKG_VERSION"),
                 run,
                 started_at: now,
-                listeners: [listener("mqtt", mqtt), listener("mqtts", mqtts)]
-                    .into_iter()
-                    .flatten()
-                    .collect(),
+                listeners,
                 hint: hint(&in_force.load()),
             };
             let parts = api::Parts {
@@ -230,12 +233,25 @@ impl App {
                 about,
                 ready: readiness,
                 rules: Arc::clone(&in_force),
+                certificate_problems: Arc::clone(&certificate_problems),
                 console: console::router(),
             };
             Api::bind(&config.api, parts)?
         };
         let about = api.about().clone();
-        let instance = Instance { pid: std::process::id(), api: api.address(), mqtt, mqtts, run };
+        let listening = |one: &Listener| instance::Listening {
+            name: one.name.clone(),
+            protocol: one.protocol.to_owned(),
+            address: one.address,
+        };
+        let instance = Instance {
+            pid: std::process::id(),
+            api: api.address(),
+            mqtt,
+            mqtts,
+            listeners: about.listeners.iter().map(listening).collect(),
+            run,
+        };
         let living = instance.write(&config.data_dir)?;
 
         let (reload, reloads) = mpsc::channel(1);
@@ -252,8 +268,9 @@ impl App {
             metrics,
             clock,
             in_force,
+            certificates,
+            certificate_problems,
             disk_low: false,
-            expiry,
         };
         Ok(Self {
             broker: Part::start("broker", |stop| broker.run(stop)),
@@ -300,7 +317,7 @@ impl App {
         &self.store
     }
 
-    /// Loads the rules again; a bad file leaves the old ones in force.
+    /// Loads rules and certificates again; a bad file leaves the old ones in force.
     pub fn reload(&self) {
         // One that waits already will see the same files.
         self.reload.try_send(()).unwrap_or_default();
@@ -414,9 +431,9 @@ fn warn_unserved(set: &RuleSet, served: &[Channel]) {
 }
 
 /// Nobody has named other certificates: then there shall be some.
-fn uses_development_certificates(config: &broker::config::Config) -> bool {
+pub(crate) fn uses_development_certificates(config: &broker::config::Config) -> bool {
     let defaults = broker::config::Config::default();
-    !config.listen_tls.is_empty() && config.cert == defaults.cert && config.key == defaults.key
+    config.serves_with(&defaults.cert) && config.key == defaults.key
 }
 
 /// What a person who has never seen Watchbell can publish: the example of the repository's rules,
@@ -428,7 +445,7 @@ fn hint(rules: &RulesInForce) -> Option<Hint> {
     })
 }
 
-/// What is done now and then: reload changed rules, watch the disk, delete what is outlived.
+/// What is done now and then: reload changed rules and certificates, watch the disk, delete what is outlived.
 struct Chores {
     rules_dir: PathBuf,
     limits: Limits,
@@ -443,8 +460,9 @@ struct Chores {
     metrics: Metrics,
     clock: Clock,
     in_force: Arc<ArcSwap<RulesInForce>>,
+    certificates: Certificates,
+    certificate_problems: Arc<ArcSwap<Vec<String>>>,
     disk_low: bool,
-    expiry: Expiry,
 }
 
 impl Chores {
@@ -463,8 +481,9 @@ impl Chores {
                 seen = now_there;
                 self.reload();
             }
+            self.certificates.look(asked);
+            self.certificate_problems.store(Arc::new(self.certificates.problems()));
             self.watch_disk();
-            self.expiry.look(self.clock.now(), &self.metrics);
             self.say_whether_ready();
             self.tidy_up().await;
         }

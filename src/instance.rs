@@ -20,20 +20,41 @@ use crate::model::RunId;
 use crate::secret::Secret;
 
 /// The running instance, as it describes itself to the commands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
     /// Its process.
     pub pid: u32,
     /// Where its API listens.
     pub api: SocketAddr,
-    /// Where it takes plain MQTT, if it does.
+    /// Where it takes plain MQTT by `broker.listen`, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mqtt: Option<SocketAddr>,
-    /// Where it takes MQTT over TLS, if it does.
+    /// Where it takes MQTT over TLS by `broker.listen_tls`, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mqtts: Option<SocketAddr>,
+    /// All its listeners.
+    #[serde(default)]
+    pub listeners: Vec<Listening>,
     /// Its run.
     pub run: RunId,
+}
+
+impl Instance {
+    /// The first listener of a protocol.
+    pub fn listens_by(&self, protocol: &str) -> Option<SocketAddr> {
+        self.listeners.iter().find(|one| one.protocol == protocol).map(|one| one.address)
+    }
+}
+
+/// A listener of the running instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listening {
+    /// As it is configured.
+    pub name: String,
+    /// `mqtt`, `mqtts`, `ws`, `wss` or `http`.
+    pub protocol: String,
+    /// Where.
+    pub address: SocketAddr,
 }
 
 /// That this instance lives, for as long as this is kept: dropped, or with the process gone,
@@ -205,6 +226,7 @@ mod tests {
             api: "127.0.0.1:8080".parse().expect("an address"),
             mqtt: None,
             mqtts: None,
+            listeners: Vec::new(),
             run: RunId::new(uuid::Uuid::from_u128(run)),
         }
     }
@@ -216,7 +238,7 @@ mod tests {
         assert_eq!(Instance::running(dir.path()).expect("nothing"), None);
         let _living = mine.write(dir.path()).expect("written");
         other.remove(dir.path()).expect("left alone");
-        assert_eq!(Instance::running(dir.path()).expect("read"), Some(mine));
+        assert_eq!(Instance::running(dir.path()).expect("read"), Some(mine.clone()));
         mine.remove(dir.path()).expect("removed");
         assert_eq!(Instance::running(dir.path()).expect("nothing"), None);
     }

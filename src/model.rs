@@ -231,6 +231,10 @@ words! {
         NotAuthorized = "not_authorized",
         /// The TLS handshake failed.
         TlsFailed = "tls_failed",
+        /// The client's certificate is no longer accepted: its CA is gone, or it is revoked.
+        CertificateRefused = "certificate_refused",
+        /// No PROXY protocol header, or from somebody who may not send one.
+        BadProxyHeader = "bad_proxy_header",
         /// No TLS handshake or CONNECT within its time.
         ConnectTimeout = "connect_timeout",
         /// No packet within one and a half keep-alive intervals.

@@ -248,6 +248,8 @@ metrics! {
     rule_reloads_failed: Counter = "rule_reloads_failed", Counter::default();
     /// When a certificate of the broker, or its revocation list, ends, seconds since 1970.
     certificate_ends: Family<ByCertificate, Gauge<i64, AtomicI64>> = "certificate_ends_timestamp_seconds", Family::default();
+    /// Reloads of a listener's certificates that were refused because a file was bad.
+    tls_reloads_failed: Counter = "tls_reloads_failed", Counter::default();
     /// HTTP requests refused, by reason.
     http_refused: Family<ByReason, Counter> = "http_refused", Family::default();
 }

@@ -172,6 +172,8 @@ pub struct Parts {
     pub ready: watch::Receiver<Readiness>,
     /// The rules in force.
     pub rules: Arc<ArcSwap<RulesInForce>>,
+    /// Why certificates that have changed on disk are not in force; empty where they are.
+    pub certificate_problems: Arc<ArcSwap<Vec<String>>>,
     /// The pages of the console, served without a key.
     pub console: Router,
 }
@@ -195,7 +197,9 @@ pub struct About {
 /// A place where the process listens.
 #[derive(Clone, Debug, Serialize)]
 pub struct Listener {
-    /// `mqtt`, `mqtts` or `http`.
+    /// As it is configured; `mqtt`, `mqtts` and `http` without that.
+    pub name: String,
+    /// `mqtt`, `mqtts`, `ws`, `wss` or `http`.
     pub protocol: &'static str,
     /// Where.
     pub address: SocketAddr,
@@ -289,7 +293,7 @@ impl Api {
         listener.set_nonblocking(true).map_err(failed)?;
         let listener = TcpListener::from_std(listener).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        parts.about.listeners.push(Listener { protocol: "http", address });
+        parts.about.listeners.push(Listener { name: "http".to_owned(), protocol: "http", address });
         Ok(Self { listener, address, config: config.clone(), parts })
     }
 

@@ -54,6 +54,8 @@ struct StatusView<'a> {
     outbox: Outbox,
     lanes: Vec<LaneView>,
     rules: &'a RulesInForce,
+    /// Why certificates that have changed on disk are not in force.
+    certificate_problems: &'a [String],
     disk_free_bytes: Option<u64>,
     data_dir: String,
 }
@@ -77,6 +79,7 @@ pub(super) async fn show(State(state): State<Shared>) -> Response {
         Readiness::NotReady(reason) => Some(reason),
     };
     let rules = parts.rules.load();
+    let certificate_problems = parts.certificate_problems.load();
     let dead = Reason::ALL.iter().filter_map(|&reason| {
         let by = crate::telemetry::ByReason { reason };
         let count = parts.metrics.messages_dead.get(&by)?.get();
@@ -95,6 +98,7 @@ pub(super) async fn show(State(state): State<Shared>) -> Response {
         },
         lanes: parts.dispatch.lanes().into_iter().map(LaneView::from).collect(),
         rules: &rules,
+        certificate_problems: &certificate_problems,
         disk_free_bytes: parts.store.disk_free_bytes().ok(),
         data_dir: parts.store.directory().display().to_string(),
     };

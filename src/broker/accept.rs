@@ -1,8 +1,8 @@
 //! From a new socket to a served client and to its end: listeners, permits, handshake, CONNECT.
 //!
-//! The accept loop only accepts: everything a peer can delay (TLS handshake, CONNECT, the password
-//! check) happens inside the connection's own task, under a time limit and with one of
-//! `connections_max` permits. A connection runs under `catch_unwind`, so that its session is let
+//! The accept loop only accepts: everything a peer can delay (PROXY header, TLS handshake, WebSocket
+//! upgrade, CONNECT, the password check) happens inside the connection's own task, under a time
+//! limit and with one of `connections_max` permits. A connection runs under `catch_unwind`, so that its session is let
 //! go whatever happens.
 
 use std::borrow::Cow;
@@ -15,20 +15,21 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio_rustls::TlsAcceptor;
 
 use super::acl::Grants;
-use super::auth::{Credentials, certificate_name};
+use super::auth::{Anonymous, Credentials, certificate_name};
 use super::clients::Connected;
 use super::connection::{Close, Connection, State};
 use super::hub::Attach;
 use super::limits::Place;
-use super::load::Scope;
-use super::load::handshakes::HandshakeError;
+use super::listener::Listener;
 use super::protocol::connect::{self, Connect, Refusal, check_client_id};
 use super::protocol::{self, Connack, Version, code};
+use super::proxy::{self, NoHeader};
 use super::session::{Aliases, Writer};
-use super::stream::Stream;
+use super::stream::{Stream, Wire};
+use super::upgrade::{Granted, upgrade};
+use super::websocket::WebSocket;
 use super::{Shared, Stop};
 use crate::model::Reason;
 use crate::telemetry::ByReason;
@@ -36,20 +37,18 @@ use crate::telemetry::ByReason;
 /// Accepts until dropped.
 pub(crate) async fn accept(
     shared: Arc<Shared>,
-    listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    socket: TcpListener,
+    listener: Arc<Listener>,
     stop: Stop,
 ) {
-    let door = Door {
-        name: listener.local_addr().map_or_else(|_| "".into(), |at| at.to_string().into()),
-        load: shared.load.listener(),
-    };
     let mut failing = false;
     loop {
-        match listener.accept().await {
+        match socket.accept().await {
             Ok((socket, peer)) => {
                 failing = false;
-                admit(&shared, socket, peer, tls.clone(), &door, &stop);
+                // By an IPv6 socket IPv4 comes as ::ffff:192.0.2.1.
+                let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+                admit(&shared, &listener, socket, peer, &stop);
             }
             // Out of file descriptors or memory: those who are in keep working, and a moment
             // later there may be room again. A peer that gave up is nothing to wait for.
@@ -69,18 +68,14 @@ pub(crate) async fn accept(
     }
 }
 
-/// A listener, to those who came through it.
-#[derive(Clone)]
-struct Door {
-    name: Arc<str>,
-    load: Arc<Scope>,
-}
-
 /// What a connection holds as long as it lives.
 struct Admission {
     shared: Arc<Shared>,
+    listener: Arc<Listener>,
+    /// Taken later where the peer is not known yet.
+    place: Option<Place>,
+    _of_listener: OwnedSemaphorePermit,
     /// Given back last: who waits for all permits knows that all tasks are done.
-    _place: Option<Place>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -92,46 +87,44 @@ impl Drop for Admission {
 
 fn admit(
     shared: &Arc<Shared>,
+    listener: &Arc<Listener>,
     socket: TcpStream,
     peer: SocketAddr,
-    tls: Option<TlsAcceptor>,
-    door: &Door,
     stop: &Stop,
 ) {
     let metrics = &shared.hub.metrics;
     metrics.connections_accepted.inc();
-    let address = (!shared.is_exempt(peer.ip())).then(|| peer.ip());
-    let now = tokio::time::Instant::now();
-    if let Err(limit) = shared.load.may_begin(&door.load, address, now) {
+    let address = listener.knows_peers().then(|| peer.ip());
+    if let Err(limit) = shared.may_begin(listener, address) {
         shared.note_end(peer, "", Reason::RateLimited, limit, true);
         return;
     }
-    let place = shared.addresses.enter(peer.ip());
+    let place = address.map_or(Ok(None), |address| shared.addresses.enter(address));
+    let of_listener = Arc::clone(&listener.permits).try_acquire_owned();
     let permit = Arc::clone(&shared.permits).try_acquire_owned();
-    let (Ok(place), Ok(permit)) = (place, permit) else {
+    let (Ok(place), Ok(of_listener), Ok(permit)) = (place, of_listener, permit) else {
         // Closed before a word: it costs nothing, and the client tries again later.
         shared.note_end(peer, "", Reason::TooMany, "too many connections", true);
         return;
     };
     metrics.connections.inc();
-    let admission = Admission { shared: Arc::clone(shared), _place: place, _permit: permit };
+    let admission = Admission {
+        shared: Arc::clone(shared),
+        listener: Arc::clone(listener),
+        place,
+        _of_listener: of_listener,
+        _permit: permit,
+    };
     // Acknowledgements are small and are awaited: they must not wait for more (RFC 896).
     socket.set_nodelay(true).ok();
-    tokio::spawn(run(admission, socket, peer, tls, door.clone(), stop.clone()));
+    tokio::spawn(run(admission, socket, peer, stop.clone()));
 }
 
-async fn run(
-    admission: Admission,
-    socket: TcpStream,
-    peer: SocketAddr,
-    tls: Option<TlsAcceptor>,
-    door: Door,
-    stop: Stop,
-) {
-    let shared = &admission.shared;
+async fn run(mut admission: Admission, socket: TcpStream, mut peer: SocketAddr, stop: Stop) {
     // Each phase is boxed: what waits for hours is only the loop, and the others' memory is gone.
-    let established = Box::pin(establish(shared, socket, peer, tls, door, stop));
+    let established = Box::pin(establish(&mut admission, socket, &mut peer, stop));
     let established = AssertUnwindSafe(established).catch_unwind().await;
+    let shared = &admission.shared;
     let (mut stream, mut connection, input) = match established {
         Ok(Ok(established)) => established,
         Ok(Err(failed)) => {
@@ -194,25 +187,25 @@ impl Failed {
     }
 }
 
-/// Handshake, CONNECT, authentication, session; each within its time.
+/// Handshakes, CONNECT, authentication, session; each within its time. `peer` is set right where a
+/// proxy says who it is.
 async fn establish(
-    shared: &Arc<Shared>,
+    admission: &mut Admission,
     socket: TcpStream,
-    peer: SocketAddr,
-    tls: Option<TlsAcceptor>,
-    door: Door,
+    peer: &mut SocketAddr,
     mut stop: Stop,
 ) -> Result<Established, Failed> {
     let stopping = Failed::silent(Reason::ShuttingDown, "the broker stops");
-    let mut stream = tokio::select! {
-        stream = handshake(shared, socket, tls) => stream?,
+    let mut arrival = tokio::select! {
+        arrival = handshake(admission, socket, peer) => arrival?,
         () = stop.told() => return Err(stopping),
     };
     let mut asked = Asked { client_id: String::new(), packet_bytes_max: usize::MAX };
     let introduced = tokio::select! {
-        introduced = introduce(shared, &mut stream, peer, &door, &mut asked) => introduced,
+        introduced = introduce(admission, &mut arrival, *peer, &mut asked) => introduced,
         () = stop.told() => return Err(stopping),
     };
+    let stream = arrival.stream;
     match introduced {
         Ok((connection, input)) => Ok((stream, connection, input)),
         Err(refusal) => {
@@ -228,29 +221,99 @@ async fn establish(
     }
 }
 
+/// A client whose bytes are MQTT's from here on.
+struct Arrival {
+    stream: Stream,
+    /// Which load of the certificates it was let in by.
+    certificates: u64,
+    /// Who may come without a name, this way.
+    anonymous: Anonymous,
+}
+
+/// PROXY header, TLS, WebSocket upgrade: what the listener has of them, each in its time.
 async fn handshake(
-    shared: &Shared,
-    socket: TcpStream,
-    tls: Option<TlsAcceptor>,
-) -> Result<Stream, Failed> {
-    let Some(tls) = tls else {
-        return Ok(Stream::Plain(socket));
+    admission: &mut Admission,
+    mut socket: TcpStream,
+    peer: &mut SocketAddr,
+) -> Result<Arrival, Failed> {
+    let limit = admission.shared.config.handshake_timeout.get();
+    let late = |what| Failed::silent(Reason::ConnectTimeout, what);
+    tokio::time::timeout(limit, hear_proxy(admission, &mut socket, peer))
+        .await
+        .unwrap_or_else(|_| Err(late("no PROXY protocol header in time")))?;
+    let Admission { shared, listener, .. } = &*admission;
+    let (wire, certificates) = match &listener.tls {
+        None => (Wire::Plain(socket), 0),
+        Some(tls) => {
+            let shaken = tls.accept(socket, &shared.handshakes).await;
+            let (stream, certificates) =
+                shaken.map_err(|(reason, what)| Failed::silent(reason, what))?;
+            (Wire::Tls(stream), certificates)
+        }
     };
-    shared.handshakes.shake(socket, &tls).await.map(|tls| Stream::Tls(Box::new(tls))).map_err(
-        |error| {
-            let reason = match &error {
-                HandshakeError::Timeout => Reason::ConnectTimeout,
-                HandshakeError::NoTurn => Reason::TooMany,
-                HandshakeError::Failed(_) => Reason::TlsFailed,
-            };
-            Failed::silent(reason, error.to_string())
-        },
-    )
+    let (stream, forwarded) = tokio::time::timeout(limit, open_websocket(listener, wire, *peer))
+        .await
+        .unwrap_or_else(|_| Err(late("no WebSocket upgrade in time")))?;
+    // Behind a proxy on this machine everybody is local, and nobody is.
+    let anonymous = if forwarded { Anonymous::Never } else { listener.anonymous };
+    Ok(Arrival { stream, certificates, anonymous })
+}
+
+/// Sets `peer` right, where the listener is behind a proxy.
+async fn hear_proxy(
+    admission: &mut Admission,
+    socket: &mut TcpStream,
+    peer: &mut SocketAddr,
+) -> Result<(), Failed> {
+    let Some(proxies) = &admission.listener.proxy_from else {
+        return Ok(());
+    };
+    if !proxies.iter().any(|net| net.contains(peer.ip())) {
+        let what = "only those in proxy_from may connect to this listener";
+        return Err(Failed::silent(Reason::BadProxyHeader, what));
+    }
+    let told = proxy::read(socket).await.map_err(|error| match error {
+        NoHeader::Closed => {
+            Failed::silent(Reason::ConnectionLost, "closed before its PROXY protocol header")
+        }
+        NoHeader::Bad(what) => Failed::silent(Reason::BadProxyHeader, what),
+    })?;
+    *peer = told.peer(*peer);
+    admission
+        .shared
+        .may_begin(&admission.listener, Some(peer.ip()))
+        .map_err(|limit| Failed::silent(Reason::RateLimited, limit))?;
+    admission.place = admission
+        .shared
+        .addresses
+        .enter(peer.ip())
+        .map_err(|reason| Failed::silent(reason, "too many connections"))?;
+    Ok(())
+}
+
+/// Opens the WebSocket, where the listener has that. Says too whether a proxy has passed it on.
+async fn open_websocket(
+    listener: &Listener,
+    mut wire: Wire,
+    peer: SocketAddr,
+) -> Result<(Stream, bool), Failed> {
+    let Some(terms) = &listener.terms else {
+        return Ok((Stream::Bare(wire), false));
+    };
+    match upgrade(&mut wire, terms, peer.ip().is_loopback()).await {
+        Ok(Granted { early, forwarded }) => {
+            Ok((Stream::WebSocket(Box::new(WebSocket::new(wire, early))), forwarded))
+        }
+        Err(refused) => Err(Failed {
+            goodbye: Some((Stream::Bare(wire), refused.answer)),
+            ..Failed::silent(refused.reason, refused.what)
+        }),
+    }
 }
 
 /// The name in the certificate of a client that showed one. TLS has verified it.
 fn identity(stream: &Stream) -> Result<Option<String>, &'static str> {
-    let Stream::Tls(tls) = stream else {
+    let Some(tls) = stream.tls() else {
         return Ok(None);
     };
     match tls.get_ref().1.peer_certificates().and_then(<[_]>::first) {
@@ -271,12 +334,13 @@ struct Asked {
 
 /// Reads the CONNECT and gives the client its session.
 async fn introduce(
-    shared: &Arc<Shared>,
-    stream: &mut Stream,
+    admission: &Admission,
+    arrival: &mut Arrival,
     peer: SocketAddr,
-    door: &Door,
     asked: &mut Asked,
 ) -> Result<(Connection, Vec<u8>), Refusal> {
+    let Admission { shared, listener, .. } = admission;
+    let Arrival { stream, certificates, anonymous } = arrival;
     let mut input = Vec::new();
     let read = connect::read(stream, &mut input, shared.config.connect_bytes_max);
     let limit = shared.config.connect_timeout.get();
@@ -327,6 +391,7 @@ async fn introduce(
         password: connect.password.take(),
         client_id: std::mem::take(&mut connect.client_id),
         peer: peer.ip(),
+        anonymous: *anonymous,
     };
     let asked_for_none = credentials.client_id.is_empty();
     let (principal, mut client_id) =
@@ -369,7 +434,7 @@ async fn introduce(
             Some(place)
         }
     };
-    let pace = shared.load.pace(place.as_ref(), &door.load);
+    let pace = shared.load.pace(place.as_ref(), &listener.load);
     let assigned = asked_for_none.then(|| client_id.clone());
     let (mut connack, session_expiry, keep_alive) = accept_terms(shared, &connect, assigned);
     let mut out = Vec::new();
@@ -408,7 +473,7 @@ async fn introduce(
         session: Arc::clone(&attached.session),
         owner: attached.owner,
         peer,
-        listener: Arc::clone(&door.name),
+        listener: Arc::clone(&listener.name),
         version,
         since: shared.hub.clock.now(),
     });
@@ -417,6 +482,8 @@ async fn introduce(
         pace,
         held: shared.load.input(),
         stays: Some((presence, place)),
+        listener: Arc::clone(listener),
+        certificates: *certificates,
         session: attached.session,
         owner: attached.owner,
         signal: attached.signal,

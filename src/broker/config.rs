@@ -1,11 +1,15 @@
 //! The broker's settings, `[broker]`: what each means, in which unit, its default and its range.
 
+use std::collections::HashSet;
+use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::{Deserializer, SeqAccess, Visitor};
 
 use super::auth::Anonymous;
+use super::listener::{self, Settings};
 use super::load::config::Limits;
 use crate::span::Span;
 
@@ -25,14 +29,21 @@ pub struct Config {
     pub cert: PathBuf,
     /// The server's private key, PEM. Default `certs/server.key`.
     pub key: PathBuf,
-    /// The CA of client certificates, PEM; empty: clients are not asked for one. Default
-    /// `certs/ca.pem`.
-    pub client_ca: PathBuf,
+    /// The CAs of client certificates, PEM, one file or a list; empty: clients are not asked for
+    /// one. Default `certs/ca.pem`.
+    pub client_ca: Paths,
+    /// Lists of revoked client certificates (CRLs), PEM, one file or a list; default none. One
+    /// that has expired stays in force: what it revokes stays revoked, and nobody else is locked
+    /// out.
+    pub crl: Paths,
     /// Whether a client without a certificate is refused in the TLS handshake. Default false.
     pub require_client_cert: bool,
     /// Who may come without a name: `loopback` (peers on this machine) or `never`. Default
     /// `loopback`.
     pub anonymous: Anonymous,
+    /// Further listeners, `[[listener]]`.
+    #[serde(skip)]
+    pub listeners: Vec<listener::Config>,
 
     /// Most open connections; default 20000, 1 to 1000000. Each takes a file descriptor.
     pub connections_max: usize,
@@ -43,7 +54,8 @@ pub struct Config {
     pub failed_logins_max: u32,
     /// Passwords checked at a time; each takes about 19 MiB and a CPU. Default 2, 1 to 64.
     pub password_checks_max: usize,
-    /// Time for the TLS handshake: for the peer's first message, and for the rest; default 10s.
+    /// Time for the PROXY protocol header, for the peer's first message of the TLS handshake, for the
+    /// rest of that, and for the WebSocket upgrade, each; default 10s.
     pub handshake_timeout: Span,
     /// Most TLS handshakes whose costly step is done at a time; the others stand in line. Default
     /// 64, 1 to 65536.
@@ -111,9 +123,11 @@ impl Default for Config {
             listen_tls: "0.0.0.0:8883".to_owned(),
             cert: "certs/server.pem".into(),
             key: "certs/server.key".into(),
-            client_ca: "certs/ca.pem".into(),
+            client_ca: PathBuf::from("certs/ca.pem").into(),
             require_client_cert: false,
             anonymous: Anonymous::Loopback,
+            crl: Paths::default(),
+            listeners: Vec::new(),
             connections_max: 20_000,
             connections_per_address_max: 1000,
             failed_logins_max: 10,
@@ -198,34 +212,125 @@ impl Config {
     }
 
     fn listener_problems(&self) -> Vec<String> {
+        let (listeners, mut problems) = self.all_listeners();
+        if self.require_client_cert && self.client_ca.is_empty() {
+            problems.push(
+                "broker.require_client_cert: needs broker.client_ca, whose certificates count"
+                    .to_owned(),
+            );
+        }
+        let mut names = HashSet::new();
+        for listener in listeners.iter().filter(|listener| !names.insert(&listener.name)) {
+            let (prefix, name) = (&listener.prefix, &listener.name);
+            problems.push(format!("{prefix}.name: `{name}` is the name of another listener"));
+        }
+        problems
+    }
+
+    /// Whether a listener has this certificate.
+    pub fn serves_with(&self, cert: &Path) -> bool {
+        let (listeners, _) = self.all_listeners();
+        let mut files = listeners.iter().filter_map(|listener| listener.files.as_ref());
+        files.any(|files| files.cert.value == cert)
+    }
+
+    /// The listeners of `[broker]` and `[[listener]]` with what they inherit, and what is wrong with
+    /// them. The names `mqtt` and `mqtts` are those of `listen` and `listen_tls`.
+    pub(super) fn all_listeners(&self) -> (Vec<Settings>, Vec<String>) {
         let mut problems = Vec::new();
+        let mut found = Vec::new();
         let example = "write an address and a port, as in 127.0.0.1:1883, or \"\" for none";
         match parse_address(&self.listen) {
             Err(()) => {
                 problems
                     .push(format!("broker.listen: \"{}\" is no address; {example}", self.listen));
             }
-            Ok(Some(address)) if !address.ip().is_loopback() && !self.allow_plain_remote => {
+            Ok(Some(address)) if !is_loopback(address) && !self.allow_plain_remote => {
                 problems.push(format!(
                     "broker.listen: {address} can be reached from other machines without TLS; use \
                      listen_tls, or set broker.allow_plain_remote = true"
                 ));
             }
-            Ok(_) => {}
+            Ok(address) => found.extend(address.map(|address| Settings::plain(self, address))),
         }
-        if parse_address(&self.listen_tls).is_err() {
-            problems.push(format!(
+        match parse_address(&self.listen_tls) {
+            Err(()) => problems.push(format!(
                 "broker.listen_tls: \"{}\" is no address; {example}",
                 self.listen_tls
-            ));
+            )),
+            Ok(address) => found.extend(address.map(|address| Settings::tls(self, address))),
         }
-        if self.require_client_cert && self.client_ca.as_os_str().is_empty() {
-            problems.push(
-                "broker.require_client_cert: needs broker.client_ca, whose certificates count"
-                    .to_owned(),
-            );
+        for (index, listener) in self.listeners.iter().enumerate() {
+            match listener.settings(self, &format!("listener[{index}]")) {
+                Ok(settings) => found.push(settings),
+                Err(wrong) => problems.extend(wrong),
+            }
         }
-        problems
+        (found, problems)
+    }
+}
+
+/// Whether nobody but this machine reaches it.
+pub(super) fn is_loopback(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+/// Files: one, several, or none, which is written as an empty text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Paths(Vec<PathBuf>);
+
+impl Paths {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Path> {
+        self.0.iter().map(PathBuf::as_path)
+    }
+}
+
+impl From<PathBuf> for Paths {
+    fn from(path: PathBuf) -> Self {
+        Self(vec![path])
+    }
+}
+
+impl fmt::Display for Paths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let paths: Vec<String> = self.iter().map(|path| path.display().to_string()).collect();
+        f.write_str(&paths.join(", "))
+    }
+}
+
+impl<'de> Deserialize<'de> for Paths {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrMore;
+
+        impl<'de> Visitor<'de> for OneOrMore {
+            type Value = Vec<PathBuf>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a path or a list of paths")
+            }
+
+            fn visit_str<E>(self, path: &str) -> Result<Self::Value, E> {
+                Ok(vec![path.into()])
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut paths = Vec::new();
+                while let Some(path) = list.next_element()? {
+                    paths.push(path);
+                }
+                Ok(paths)
+            }
+        }
+
+        let mut paths = deserializer.deserialize_any(OneOrMore)?;
+        paths.retain(|path| !path.as_os_str().is_empty());
+        Ok(Self(paths))
     }
 }
 

@@ -1,9 +1,9 @@
 //! The MQTT edge: devices come in here, and subscribers get their publishes.
 //!
-//! `accept` takes a socket through TLS and CONNECT (`protocol::connect`, `auth`) to a session (`hub`,
-//! `session`) and serves it (`connection`); `protocol` is the only module that knows MQTT's bytes,
-//! `acl` who may do what, `limits` what an address may do, `load` how fast and how much, `clients`
-//! who is there.
+//! `accept` takes a socket of a `listener` through PROXY protocol (`proxy`), TLS (`tls`), WebSocket
+//! (`upgrade`, `websocket`) and CONNECT (`protocol::connect`, `auth`) to a session (`hub`, `session`)
+//! and serves it (`connection`); `protocol` is the only module that knows MQTT's bytes, `acl` who may
+//! do what, `limits` what an address may do, `load` how fast and how much, `clients` who is there.
 //!
 //! What it never does: acknowledge a publish that a rule wants before intake says that it is on
 //! disk; hand a session to someone who has not shown that the client id is theirs; read faster
@@ -20,32 +20,39 @@ pub mod config;
 mod connection;
 mod hub;
 mod limits;
+pub mod listener;
 mod load;
 mod protocol;
+mod proxy;
 mod session;
 mod stream;
 pub mod tls;
+mod upgrade;
+mod websocket;
 
+use std::collections::BTreeMap;
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use tokio::net::TcpListener;
+use futures_util::future::join_all;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
-use tokio_rustls::TlsAcceptor;
 
 use self::acl::AccessEntry;
 use self::auth::Authenticator;
-use self::config::{Config, parse_address};
+use self::config::Config;
 use self::hub::Hub;
 use self::limits::{Addresses, FailedLogins, Repeats};
+use self::listener::{Bound, Listener, Transport, is_v6_only};
 use self::load::Load;
 use self::load::handshakes::Handshakes;
-use crate::clock::Clock;
+use self::tls::files::{Note, TlsError};
+use self::tls::{Looked, Tls};
+use crate::clock::{Clock, Timestamp};
 use crate::intake::Intake;
 use crate::store::Store;
-use crate::telemetry::Metrics;
+use crate::telemetry::{ByCertificate, Metrics};
 use crate::topic::TopicLimits;
 
 /// What the broker works with.
@@ -69,7 +76,7 @@ pub enum BindError {
         /// The address.
         address: SocketAddr,
         /// The configuration key.
-        key: &'static str,
+        key: String,
     },
     /// The address cannot be had.
     #[error("{address}: cannot listen ({key})")]
@@ -77,23 +84,33 @@ pub enum BindError {
         /// The address.
         address: SocketAddr,
         /// The configuration key.
-        key: &'static str,
+        key: String,
         /// What the system says.
         source: std::io::Error,
     },
     /// The configuration is not valid; what [`Config::problems`] says.
     #[error("{}", .0.join("; "))]
     Config(Vec<String>),
-    /// TLS cannot be set up.
-    #[error(transparent)]
-    Tls(#[from] tls::TlsError),
+    /// TLS cannot be set up: everything wrong.
+    #[error("{}", tls::files::lines(.0))]
+    Tls(Vec<TlsError>),
 }
 
 /// The broker, listening and not yet running.
 pub struct Broker {
     shared: Arc<Shared>,
-    plain: Option<(TcpListener, SocketAddr)>,
-    tls: Option<(TcpListener, SocketAddr, TlsAcceptor)>,
+    bound: Vec<Bound>,
+}
+
+/// A place where the broker listens.
+#[derive(Clone, Debug)]
+pub struct Listening {
+    /// As it is configured; `mqtt` and `mqtts` are those of `[broker]`.
+    pub name: Arc<str>,
+    /// How.
+    pub transport: Transport,
+    /// Where.
+    pub address: SocketAddr,
 }
 
 /// What all connections share.
@@ -128,6 +145,13 @@ impl Shared {
     /// Whether limits by address do not hold for it: the operator, and all behind a local proxy.
     fn is_exempt(&self, address: IpAddr) -> bool {
         address.to_canonical().is_loopback()
+    }
+
+    /// Whether one more connection may begin; the limit that forbids it. `address` is `None` where
+    /// it is not known yet, or limits by address do not hold for it.
+    fn may_begin(&self, listener: &Listener, address: Option<IpAddr>) -> Result<(), &'static str> {
+        let address = address.filter(|address| !self.is_exempt(*address));
+        self.load.may_begin(&listener.load, address, Instant::now())
     }
 
     /// Whether a failure of this peer is to be logged in full: the first of its kind.
@@ -166,23 +190,34 @@ impl Broker {
         if !problems.is_empty() {
             return Err(BindError::Config(problems));
         }
-        let plain = listen(&config.listen, "broker.listen").await?;
-        let tls = match listen(&config.listen_tls, "broker.listen_tls").await? {
-            Some((listener, address)) => {
-                let acceptor = TlsAcceptor::from(tls::server_config(config)?);
-                Some((listener, address, acceptor))
-            }
-            None => None,
-        };
+        let (settings, _) = config.all_listeners();
+        let addresses: Vec<SocketAddr> = settings.iter().map(|one| one.address).collect();
+        let load = Load::new(config.limits.clone());
+        let mut bound = Vec::new();
+        let mut errors = Vec::new();
+        for one in settings {
+            let tls = match one.files.clone().map(Tls::load).transpose() {
+                Ok(tls) => tls,
+                Err(wrong) => {
+                    errors.extend(wrong);
+                    continue;
+                }
+            };
+            let v6_only = is_v6_only(one.address, &addresses);
+            bound.push(one.bind(v6_only, tls, load.listener())?);
+        }
+        if !errors.is_empty() {
+            return Err(BindError::Tls(errors));
+        }
         let Parts { intake, store, metrics, clock } = parts;
         let shared = Shared {
             hub: Hub::new(config, intake, clock, metrics),
-            authenticator: Authenticator::new(store, config.anonymous, config.password_checks_max),
+            authenticator: Authenticator::new(store, config.password_checks_max),
             failed_logins: FailedLogins::new(config.failed_logins_max),
             repeats: Repeats::default(),
             addresses: Addresses::new(config.connections_per_address_max),
             permits: Arc::new(Semaphore::new(config.connections_max)),
-            load: Load::new(config.limits.clone()),
+            load,
             handshakes: Handshakes::new(
                 config.handshakes_max,
                 config.handshake_timeout.get(),
@@ -192,17 +227,37 @@ impl Broker {
             config: config.clone(),
             access,
         };
-        Ok(Self { shared: Arc::new(shared), plain, tls })
+        Ok(Self { shared: Arc::new(shared), bound })
     }
 
-    /// Where it listens without TLS.
+    /// Where it listens without TLS by `broker.listen`.
     pub fn listen(&self) -> Option<SocketAddr> {
-        self.plain.as_ref().map(|(_, address)| *address)
+        self.address_of("broker.listen")
     }
 
-    /// Where it listens with TLS.
+    /// Where it listens with TLS by `broker.listen_tls`.
     pub fn listen_tls(&self) -> Option<SocketAddr> {
-        self.tls.as_ref().map(|(_, address, _)| *address)
+        self.address_of("broker.listen_tls")
+    }
+
+    fn address_of(&self, key: &str) -> Option<SocketAddr> {
+        self.bound.iter().find(|one| one.key == key).map(|one| one.listener.address)
+    }
+
+    /// Where it listens, and how.
+    pub fn listening(&self) -> Vec<Listening> {
+        let listening = |Bound { listener, .. }: &Bound| Listening {
+            name: Arc::clone(&listener.name),
+            transport: listener.transport,
+            address: listener.address,
+        };
+        self.bound.iter().map(listening).collect()
+    }
+
+    /// The certificates, keys, CAs and CRLs of all listeners, to be loaded again.
+    pub fn certificates(&self) -> Certificates {
+        let listeners = self.bound.iter().map(|one| Arc::clone(&one.listener));
+        Certificates { shared: Arc::clone(&self.shared), listeners: listeners.collect() }
     }
 
     /// Who is connected.
@@ -214,20 +269,18 @@ impl Broker {
     /// more, every connection finishes the acknowledgements that it owes, says DISCONNECT and
     /// ends, and this returns. Wills are not published at a stop.
     pub async fn run(self, stop: watch::Receiver<bool>) {
-        let Self { shared, plain, tls } = self;
+        let Self { shared, bound } = self;
         let mut stop = Stop(stop);
-        let accept =
-            |listener, tls| accept::accept(Arc::clone(&shared), listener, tls, stop.clone());
-        let plain = plain.map(|(listener, _)| accept(listener, None));
-        let tls = tls.map(|(listener, _, acceptor)| accept(listener, Some(acceptor)));
         {
-            let listeners = async {
-                tokio::join!(maybe(plain), maybe(tls));
+            let accept = |Bound { socket, listener, .. }| {
+                accept::accept(Arc::clone(&shared), socket, listener, stop.clone())
             };
+            let listeners = join_all(bound.into_iter().map(accept));
             let mut told = stop.clone();
             tokio::select! {
                 () = told.told() => {}
-                () = listeners => {}
+                // Without listeners there is nothing to wait for, and still sessions to tend.
+                () = async { listeners.await; std::future::pending().await } => {}
                 () = shared.hub.tend() => {}
             }
         }
@@ -239,26 +292,65 @@ impl Broker {
     }
 }
 
-/// Waits for ever where there is nothing to wait for.
-async fn maybe(listener: Option<impl Future<Output = ()>>) {
-    match listener {
-        Some(listener) => listener.await,
-        None => std::future::pending().await,
-    }
+/// What the listeners' TLS is made of; see [`Broker::certificates`].
+pub struct Certificates {
+    shared: Arc<Shared>,
+    listeners: Vec<Arc<Listener>>,
 }
 
-async fn listen(
-    text: &str,
-    key: &'static str,
-) -> Result<Option<(TcpListener, SocketAddr)>, BindError> {
-    let Ok(Some(address)) = parse_address(text) else {
-        return Ok(None);
-    };
-    let error = |source: std::io::Error| match source.kind() {
-        std::io::ErrorKind::AddrInUse => BindError::InUse { address, key },
-        _ => BindError::Listen { address, key, source },
-    };
-    let listener = TcpListener::bind(address).await.map_err(error)?;
-    let address = listener.local_addr().map_err(error)?;
-    Ok(Some((listener, address)))
+impl Certificates {
+    /// Loads again what has changed, or everything if `asked`. New handshakes use it; connections
+    /// whose client would not be let in any more are closed. What is wrong leaves the old in force.
+    pub fn look(&self, asked: bool) {
+        let now = self.shared.hub.clock.now();
+        let mut loaded = false;
+        let mut ends: BTreeMap<&str, Timestamp> = BTreeMap::new();
+        for listener in &self.listeners {
+            let Some(tls) = &listener.tls else { continue };
+            let name = &listener.name;
+            match tls.look(asked) {
+                Looked::Same => {}
+                Looked::Loaded => {
+                    loaded = true;
+                    tracing::info!(listener = %name, "the certificates are loaded again");
+                }
+                Looked::Refused => {
+                    self.shared.hub.metrics.tls_reloads_failed.inc();
+                    for problem in tls.problems() {
+                        tracing::error!(
+                            listener = %name, %problem,
+                            "the changed certificates are refused; the old ones stay in force"
+                        );
+                    }
+                }
+            }
+            for (certificate, at) in tls.ends() {
+                ends.entry(certificate).and_modify(|first| *first = at.min(*first)).or_insert(at);
+            }
+            for Note { is_over, text, .. } in tls.notes_of_today(now) {
+                if is_over {
+                    tracing::error!(listener = %name, "{text}");
+                } else {
+                    tracing::warn!(listener = %name, "{text}");
+                }
+            }
+        }
+        for (certificate, ends) in ends {
+            let label = ByCertificate { certificate };
+            self.shared.hub.metrics.certificate_ends.get_or_create(&label).set(ends.as_secs());
+        }
+        if loaded {
+            self.shared.hub.call_all();
+        }
+    }
+
+    /// Why what is on disk is not in force; empty where it is.
+    pub fn problems(&self) -> Vec<String> {
+        let tls = self.listeners.iter().filter_map(|listener| listener.tls.as_ref());
+        let mut problems: Vec<String> = tls.flat_map(Tls::problems).collect();
+        // Listeners share what they inherit.
+        problems.sort();
+        problems.dedup();
+        problems
+    }
 }

@@ -274,6 +274,11 @@ impl Session {
         self.state().tell_to_end(reason);
     }
 
+    /// Wakes the connection that has it, if one does.
+    pub(crate) fn call(&self) {
+        self.state().signal.call();
+    }
+
     /// Puts a publish into the queue.
     pub(crate) fn push(&self, outgoing: Outgoing, limits: QueueLimits) -> Pushed {
         let mut state = self.state();

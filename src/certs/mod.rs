@@ -19,7 +19,6 @@
 
 pub mod crl;
 pub mod error;
-pub mod expiry;
 pub mod inspect;
 pub mod issue;
 pub mod ledger;

@@ -13,7 +13,7 @@ Examples:
   watchbell check
   watchbell check --config /etc/watchbell.toml && systemctl restart watchbell
 
-Reads what `watchbell run` would read, secrets included, and opens nothing. Exit code 1 where
+Reads what `watchbell run` would read, secrets and certificates included, and opens nothing. Exit code 1 where
 something is wrong.";
 
 /// Report every problem of configuration and rules
@@ -29,6 +29,17 @@ impl Check {
         // the directory that can be made out.
         let (rules_dir, limits, routes) = match config::load(&context.layers, &context.clock) {
             Ok(config) => {
+                // What is missing of the development certificates is made at the start.
+                let made_later = crate::app::uses_development_certificates(&config.broker)
+                    && !config.broker.cert.exists();
+                if !made_later {
+                    let now = context.clock.now();
+                    let (wrong, warnings) = crate::broker::tls::files::check(&config.broker, now);
+                    problems.extend(config::placed(&context.layers, wrong));
+                    for warning in config::placed(&context.layers, warnings) {
+                        writeln!(out, "warning: {warning}")?;
+                    }
+                }
                 let file = config.file.as_deref().unwrap_or("no configuration file, defaults");
                 let names: Vec<&str> = config.providers.iter().map(|one| &*one.name).collect();
                 fine.push(format!("{file}: fine, delivers by {}", names.join(", ")));

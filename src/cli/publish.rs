@@ -119,7 +119,13 @@ impl Publish {
 
     fn options(&self, instance: Option<&Instance>) -> anyhow::Result<(MqttOptions, Place)> {
         let tls = self.uses_tls();
-        let running = instance.and_then(|one| if tls { one.mqtts } else { one.mqtt });
+        let running = instance.and_then(|one| {
+            if tls {
+                one.mqtts.or_else(|| one.listens_by("mqtts"))
+            } else {
+                one.mqtt.or_else(|| one.listens_by("mqtt"))
+            }
+        });
         let running = running.filter(|_| self.host.is_none() && self.port.is_none());
         // A certificate stands for names more often than for addresses that nobody has typed.
         let host = match (&self.host, running) {

@@ -26,7 +26,7 @@ Examples:
 
 Without a configuration file it makes certificates for development in certs/, listens for MQTT on
 this machine and by TLS, and delivers to the virtual phone, here and on its page. SIGTERM and
-Ctrl-C stop it in order, a second one at once; SIGHUP loads the rules again.";
+Ctrl-C stop it in order, a second one at once; SIGHUP loads rules and certificates again.";
 
 /// Signals to stop that come so soon after the first one are the same.
 const SAME_WISH: Duration = Duration::from_millis(500);
@@ -128,7 +128,7 @@ impl Place {
         Self {
             data_dir: config.data_dir.display().to_string(),
             rules_dir: config.rules_dir.display().to_string(),
-            certs: config.broker.client_ca.display().to_string(),
+            certs: config.broker.client_ca.to_string(),
             providers: names.join(", "),
             anonymous: config.broker.anonymous == crate::broker::auth::Anonymous::Loopback,
         }
@@ -139,13 +139,28 @@ impl Place {
         writeln!(out, "watchbell {} is running; Ctrl-C stops it", about.version)?;
         for listener in &about.listeners {
             let address = listener.address;
+            // Those of [broker] are called as their protocol.
+            let named = match listener.name == listener.protocol {
+                true => String::new(),
+                false => format!(", {}", listener.name),
+            };
             match listener.protocol {
                 "http" => writeln!(out, "  console   http://{address}/")?,
-                "mqtt" if self.anonymous && address.ip().is_loopback() => {
+                "mqtt"
+                    if self.anonymous && listener.name == "mqtt" && address.ip().is_loopback() =>
+                {
                     writeln!(out, "  mqtt      {address}, clients on this machine need no login")?;
                 }
-                "mqtt" => writeln!(out, "  mqtt      {address}, NOT ENCRYPTED")?,
-                protocol => writeln!(out, "  {protocol:8}  {address}, CA {}", self.certs)?,
+                protocol @ ("mqtt" | "ws") if address.ip().is_loopback() => {
+                    writeln!(out, "  {protocol:8}  {address}{named}")?;
+                }
+                protocol @ ("mqtt" | "ws") => {
+                    writeln!(out, "  {protocol:8}  {address}{named}, NOT ENCRYPTED")?;
+                }
+                "mqtts" if listener.name == "mqtts" => {
+                    writeln!(out, "  mqtts     {address}, CA {}", self.certs)?;
+                }
+                protocol => writeln!(out, "  {protocol:8}  {address}{named}")?,
             }
         }
         writeln!(out, "  rules     {}/, data {}/", self.rules_dir, self.data_dir)?;
@@ -188,10 +203,12 @@ mod tests {
 
     #[test]
     fn the_welcome_says_what_listens_and_what_to_type() {
-        let listener = |protocol, address: &str| Listener {
+        let named = |name: &str, protocol, address: &str| Listener {
+            name: name.to_owned(),
             protocol,
             address: address.parse().expect("an address"),
         };
+        let listener = |protocol: &'static str, address| named(protocol, protocol, address);
         let about = About {
             version: "1.2.3",
             run: RunId::new(uuid::Uuid::from_u128(1)),
@@ -199,6 +216,8 @@ mod tests {
             listeners: vec![
                 listener("mqtt", "127.0.0.1:1883"),
                 listener("mqtts", "0.0.0.0:8883"),
+                named("dashboards", "wss", "[::]:8884"),
+                named("old", "ws", "192.0.2.1:8083"),
                 listener("http", "127.0.0.1:8080"),
             ],
             hint: Some(Hint { topic: "a/b".to_owned(), payload: "it's".to_owned() }),
@@ -217,6 +236,8 @@ mod tests {
         watchbell 1.2.3 is running; Ctrl-C stops it
           mqtt      127.0.0.1:1883, clients on this machine need no login
           mqtts     0.0.0.0:8883, CA certs/ca.pem
+          wss       [::]:8884, dashboards
+          ws        192.0.2.1:8083, old, NOT ENCRYPTED
           console   http://127.0.0.1:8080/
           rules     rules/, data my data/
           delivers  by phone

@@ -38,10 +38,12 @@ struct Answer {
     rules: Rules,
     disk_free_bytes: Option<u64>,
     data_dir: String,
+    certificate_problems: Vec<String>,
 }
 
 #[derive(Deserialize)]
 struct Listener {
+    name: String,
     protocol: String,
     address: String,
 }
@@ -98,9 +100,11 @@ impl Answer {
         writeln!(out, "run      {}", self.run)?;
         let free = self.disk_free_bytes.map_or("unknown".to_owned(), text::bytes);
         writeln!(out, "data     {}, {free} free", self.data_dir)?;
-        let listeners: Vec<String> =
-            self.listeners.iter().map(|one| format!("{} {}", one.protocol, one.address)).collect();
+        let listeners: Vec<String> = self.listeners.iter().map(Listener::text).collect();
         writeln!(out, "listens  {}", listeners.join(", "))?;
+        for problem in &self.certificate_problems {
+            writeln!(out, "         changed certificates refused: {problem}")?;
+        }
         let loaded = text::distance(&self.rules.loaded_at, now);
         writeln!(out, "rules    {} in force, loaded {loaded}", self.rules.rules.len())?;
         for problem in &self.rules.problems {
@@ -127,6 +131,16 @@ impl Answer {
             )?;
         }
         Ok(())
+    }
+}
+
+impl Listener {
+    fn text(&self) -> String {
+        let Self { name, protocol, address } = self;
+        if name == protocol {
+            return format!("{protocol} {address}");
+        }
+        format!("{protocol} {address} ({name})")
     }
 }
 

@@ -35,7 +35,7 @@ pub struct Config {
     pub grace: Span,
     /// `[telemetry]`: logs.
     pub telemetry: crate::telemetry::Config,
-    /// `[broker]`: the MQTT edge.
+    /// `[broker]` and `[[listener]]`: the MQTT edge.
     pub broker: crate::broker::config::Config,
     /// `[[access]]`: who may publish and subscribe where.
     pub access: Vec<AccessEntry>,
@@ -115,7 +115,9 @@ pub fn load(layers: &Layers, clock: &Clock) -> Result<Config, Vec<Problem>> {
     let grace = grace(&mut merged);
     let telemetry: crate::telemetry::Config = merged.section("telemetry");
     merged.said(telemetry.problems());
-    let broker: crate::broker::config::Config = merged.section("broker");
+    let mut broker: crate::broker::config::Config = merged.section("broker");
+    let listeners = merged.list("listener", |_, value| crate::problem::read(value));
+    broker.listeners = listeners.into_iter().map(|(_, listener)| listener).collect();
     merged.said(broker.problems());
     let access = access(&mut merged);
     let api: crate::api::Config = merged.section("api");
@@ -158,6 +160,16 @@ pub fn load(layers: &Layers, clock: &Clock) -> Result<Config, Vec<Problem>> {
         problems if problems.is_empty() => Ok(config),
         problems => Err(problems),
     }
+}
+
+/// What was said of values by their keys, `broker.cert: ...`, with the place that says each.
+pub fn placed(layers: &Layers, said: Vec<String>) -> Vec<Problem> {
+    let Ok(mut merged) = Merged::new(layers) else {
+        return said.into_iter().map(|what| Problem::new("configuration", what)).collect();
+    };
+    merged.only("");
+    merged.said(said);
+    merged.finish()
 }
 
 /// The data directory alone, for commands that look for a running instance: they must work while

@@ -74,7 +74,7 @@ impl Served {
             listen_tls: "127.0.0.1:0".to_owned(),
             cert: certs.server_cert,
             key: certs.server_key,
-            client_ca: certs.ca,
+            client_ca: certs.ca.into(),
             ..Config::default()
         };
         adjust(&mut config);

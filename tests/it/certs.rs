@@ -474,7 +474,7 @@ async fn a_site_in_commands() {
 
 #[tokio::test]
 async fn devices_of_an_issuing_ca_are_let_in() {
-    let place = Place::new("");
+    let place = Place::new("[broker]\ncrl = \"certs/crl.pem\"\n");
     said(&place, &["certs", "init", "--intermediate", "--force"], 0, &["issuing.pem"]).await;
     std::fs::remove_file(place.path("certs/ca.key")).unwrap();
     let process = Process::start(place).await;
@@ -502,10 +502,12 @@ async fn a_certificate_that_ends_soon_is_in_the_log() {
     let process = Process::start(place).await;
     let line = crate::harness::found("the warning", async || {
         let log = process.log();
-        log.lines().find(|line| line.contains("a certificate ends soon")).map(str::to_owned)
+        log.lines()
+            .find(|line| line.contains("the server's certificate ends at"))
+            .map(str::to_owned)
     })
     .await;
-    for part in ["WARN", "server", "days_left=18", "watchbell certs renew server"] {
+    for part in ["WARN", "broker.cert: certs/server.pem", "renew it before"] {
         assert!(line.contains(part), "{part}: {line}");
     }
 }

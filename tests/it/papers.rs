@@ -111,7 +111,7 @@ fn the_configuration_of_the_papers_loads() {
             ),
         }
     }
-    assert_eq!(checked, 3);
+    assert_eq!(checked, 4);
 }
 
 /// The words of a command line as a shell would cut it, up to its comment.

@@ -80,6 +80,8 @@ pub(crate) struct Credentials {
     /// As it asks for; empty: one is chosen for it.
     pub(crate) client_id: String,
     pub(crate) peer: IpAddr,
+    /// Who may come without a name by this listener.
+    pub(crate) anonymous: Anonymous,
 }
 
 /// Why a client is not let in.
@@ -117,13 +119,12 @@ impl Denied {
 /// Checks credentials.
 pub(crate) struct Authenticator {
     store: Store,
-    anonymous: Anonymous,
     permits: Semaphore,
 }
 
 impl Authenticator {
-    pub(crate) fn new(store: Store, anonymous: Anonymous, checks_max: usize) -> Self {
-        Self { store, anonymous, permits: Semaphore::new(checks_max) }
+    pub(crate) fn new(store: Store, checks_max: usize) -> Self {
+        Self { store, permits: Semaphore::new(checks_max) }
     }
 
     /// Says who it is and under which client id it goes; an empty id means that one has to be
@@ -132,7 +133,7 @@ impl Authenticator {
         &self,
         credentials: Credentials,
     ) -> Result<(Principal, String), Denied> {
-        let Credentials { identity, user, password, mut client_id, peer } = credentials;
+        let Credentials { identity, user, password, mut client_id, peer, anonymous } = credentials;
         let mut principal = Principal::default();
         if let Some(user) = user {
             let device = self.check_password(user, password).await?;
@@ -160,7 +161,7 @@ impl Authenticator {
             }
             principal.identity = Some(identity.into());
         }
-        let may_be_anonymous = match self.anonymous {
+        let may_be_anonymous = match anonymous {
             Anonymous::Loopback => peer.to_canonical().is_loopback(),
             Anonymous::Never => false,
         };

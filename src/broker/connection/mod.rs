@@ -31,11 +31,13 @@ use super::Shared;
 use super::acl::Grants;
 use super::clients::Presence;
 use super::hub::Detach;
+use super::listener::Listener;
 use super::load::{IdentityPlace, Input, Pace};
 use super::protocol::connect::Will;
 use super::protocol::{self, Bad, Version, code};
 use super::session::{NotOwner, Owner, Session, Signal, Writer, bytes_of};
 use super::stream::Stream;
+use super::websocket::Fault;
 use crate::intake::{Matches, Ticket, Verdict};
 use crate::model::{Publish, Qos, Reason};
 use crate::telemetry::ByReason;
@@ -44,6 +46,10 @@ use crate::topic::TopicName;
 /// A client's connection.
 pub(crate) struct Connection {
     pub(crate) shared: Arc<Shared>,
+    /// By which it came.
+    pub(crate) listener: Arc<Listener>,
+    /// By which load of the listener's certificates it was last let in.
+    pub(crate) certificates: u64,
     pub(crate) session: Arc<Session>,
     pub(crate) owner: Owner,
     pub(crate) signal: Arc<Signal>,
@@ -177,6 +183,14 @@ impl Close {
         Self { reason, code: None, what, drops_will: false, silent: true }
     }
 
+    /// The stream cannot be read on.
+    fn unreadable(error: &std::io::Error) -> Self {
+        match Fault::of(error) {
+            Some(what) => Self::new(Reason::ProtocolError, code::PROTOCOL_ERROR, what),
+            None => Self::lost("reading failed"),
+        }
+    }
+
     const fn told(reason: Reason) -> Self {
         match reason {
             Reason::ShuttingDown => Self {
@@ -264,6 +278,7 @@ impl Connection {
                 }
                 return Err(Close::told(reason));
             }
+            self.check_certificate(stream)?;
             match self.wait(stream, input, sleep.as_mut()).await {
                 Woken::Go => {}
                 Woken::End(close) => return Err(close),
@@ -314,8 +329,8 @@ impl Connection {
                         return Poll::Ready(Woken::End(Close::lost("closed without DISCONNECT")));
                     }
                     Poll::Ready(Ok(_)) => (go, arrived) = (true, true),
-                    Poll::Ready(Err(_)) => {
-                        return Poll::Ready(Woken::End(Close::lost("reading failed")));
+                    Poll::Ready(Err(error)) => {
+                        return Poll::Ready(Woken::End(Close::unreadable(&error)));
                     }
                     Poll::Pending => {}
                 }
@@ -434,6 +449,18 @@ impl Connection {
             return Err(Close::new(Reason::KeepAliveTimeout, code::KEEP_ALIVE, what));
         }
         Ok(())
+    }
+
+    /// A client whose certificate has been revoked since it came does not stay.
+    fn check_certificate(&mut self, stream: &Stream) -> Result<(), Close> {
+        let (Some(tls), Some(own)) = (&self.listener.tls, stream.tls()) else {
+            return Ok(());
+        };
+        if tls.still_accepts(own, &mut self.certificates, self.shared.hub.clock.now()) {
+            return Ok(());
+        }
+        let what = "the client's certificate is no longer accepted";
+        Err(Close::new(Reason::CertificateRefused, code::ADMINISTRATIVE_ACTION, what))
     }
 
     /// Takes what has arrived, without waiting.

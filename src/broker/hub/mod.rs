@@ -330,6 +330,13 @@ impl Hub {
         }
     }
 
+    /// Wakes every connection: something has changed that each has to look at.
+    pub(crate) fn call_all(&self) {
+        for session in lock(&self.sessions).values() {
+            session.call();
+        }
+    }
+
     // Deadlines.
 
     fn set_deadline(&self, session: &Arc<Session>, state: &mut State) {

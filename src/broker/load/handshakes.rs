@@ -20,6 +20,8 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
+use crate::model::Reason;
+
 /// The turns.
 pub(crate) struct Handshakes {
     turns: Semaphore,
@@ -41,6 +43,17 @@ pub(crate) enum HandshakeError {
     /// It broke off, or the two cannot agree.
     #[error("the TLS handshake failed: {0}")]
     Failed(#[from] io::Error),
+}
+
+impl HandshakeError {
+    /// Why, for the metrics.
+    pub(crate) fn reason(&self) -> Reason {
+        match self {
+            Self::Timeout => Reason::ConnectTimeout,
+            Self::NoTurn => Reason::TooMany,
+            Self::Failed(_) => Reason::TlsFailed,
+        }
+    }
 }
 
 impl Handshakes {

@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::read::{check_text, once, read_publish_property};
 use super::{Bad, Version, code, frame};
+use crate::broker::websocket::Fault;
 use crate::model::{PublishProperties, Qos, Reason};
 use crate::secret::Secret;
 use crate::topic::{BadTopic, TopicLimits, TopicName};
@@ -107,6 +108,10 @@ pub(crate) async fn read<S: AsyncRead + Unpin>(
         // Most CONNECTs have less than 512 bytes; never more than the limit is ever kept.
         let mut chunk = [0; 512];
         match stream.read(&mut chunk).await {
+            Err(error) if Fault::of(&error).is_some() => {
+                let what = Fault::of(&error).unwrap_or_default();
+                return Err(Refusal::silent(Bad::protocol(what)));
+            }
             Ok(0) | Err(_) => {
                 return Err(Refusal {
                     reason: Reason::ConnectionLost,
