@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use crate::harness::{Place, found};
 use crate::process::Process;
-use crate::raw::{Connect, packet, publish, subscribe, v3, v5};
+use crate::raw::{Connect, Raw, packet, publish, subscribe, v3, v5};
 
 /// Longest that a publish of the watcher may take. A broker that stands still takes longer; a
 /// loaded machine with two cores does not.
@@ -52,10 +52,15 @@ async fn say(address: SocketAddr, bytes: &[u8]) {
 }
 
 /// A subscriber and a QoS 1 publisher that go on until they are told: how many publishes it were.
-async fn watch(process: &Process, mut enough: oneshot::Receiver<()>) -> u32 {
+async fn watch(
+    process: &Process,
+    ready: oneshot::Sender<()>,
+    mut enough: oneshot::Receiver<()>,
+) -> u32 {
     let mut subscriber = process.anonymous("watcher-in").connect().await;
     assert!(subscriber.subscribe("watch/#").await.starts_with("Success"));
     let mut publisher = process.anonymous("watcher-out").connect().await;
+    ready.send(()).expect("the attack waits");
     let mut count = 0_u32;
     while enough.try_recv().is_err() {
         let began = Instant::now();
@@ -87,7 +92,9 @@ async fn check(
 ) {
     let address = process.anonymous("").address;
     let (tell, enough) = oneshot::channel();
+    let (ready, watched) = oneshot::channel();
     let rounds = async {
+        watched.await.expect("the watcher begins");
         for round in ["the first", "the second"] {
             let counted = process.api.metric(metric).await;
             let before = resident_kib(process);
@@ -103,7 +110,7 @@ async fn check(
         }
         tell.send(()).expect("the watcher watches");
     };
-    let (count, ()) = tokio::join!(watch(process, enough), rounds);
+    let (count, ()) = tokio::join!(watch(process, ready, enough), rounds);
     assert!(count > 0, "{name}: the watcher has seen nothing");
     assert!(!process.log().contains("panicked"), "{name}: {}", process.log());
 }
@@ -265,4 +272,85 @@ async fn filters_by_the_thousand_and_topics_by_the_hundred_thousand_harm_nobody(
         say(address, &bytes).await;
     })
     .await;
+}
+
+#[tokio::test]
+async fn refused_retries_at_the_connection_limit_harm_nobody() {
+    let place = Place::new(&format!("{SETTINGS}\nconnections_max = 4\n"));
+    let process = Process::start(place).await;
+    let metric = ("connections_closed_total{reason=\"too_many\"}", 50);
+    check(&process, "retries at the limit", metric, async |address| {
+        // The watcher has two places, these have the other two.
+        let mut held = Vec::new();
+        for id in ["first", "second"] {
+            held.push(found("a place", async || admitted(address, id).await).await);
+        }
+        for _ in 0..50 {
+            say(address, &v3("first").bytes()).await;
+        }
+    })
+    .await;
+}
+
+/// A connection with its CONNACK; `None` where all places are taken, as by one that ends.
+async fn admitted(address: SocketAddr, id: &str) -> Option<TcpStream> {
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    socket.write_all(&v3(id).bytes()).await.ok()?;
+    let mut connack = [0; 4];
+    socket.read_exact(&mut connack).await.ok()?;
+    (connack == *b"\x20\x02\x00\x00").then_some(socket)
+}
+
+#[tokio::test]
+async fn a_share_that_leaves_with_an_unacknowledged_message_gets_it_again() {
+    let process = start().await;
+    let address = process.anonymous("").address;
+    // An hour of Session Expiry Interval.
+    let member = Connect { keep: true, properties: b"\x11\x00\x00\x0e\x10", ..v5("member") };
+    let (mut raw, _) = Raw::connected(address, &member.bytes()).await;
+    raw.send(&subscribe(1, "$share/group/s/+", 1, Some(b""))).await;
+    raw.expect(b"\x90\x04\x00\x01\x00\x01").await;
+    let (mut source, _) = Raw::connected(address, &v3("source").bytes()).await;
+    source.send(&publish(2, 1, "s/x", None, b"once")).await;
+    source.expect(b"\x40\x02\x00\x01").await;
+    assert!(raw.packet().await.expect("a publish").ends_with(b"once"));
+    drop(raw);
+    source.expect_alive().await;
+    let (mut raw, connack) = Raw::connected(address, &member.bytes()).await;
+    assert_eq!(connack[2], 1, "the session is there");
+    let again = raw.packet().await.expect("the publish again");
+    assert!(again[0] == 0x3a && again.ends_with(b"once"), "{again:02x?}");
+}
+
+#[tokio::test]
+async fn a_v5_property_does_not_reach_a_v4_subscriber_that_reconnects() {
+    let process = start().await;
+    let address = process.anonymous("").address;
+    let old = Connect { keep: true, ..v3("old") };
+    let (mut raw, _) = Raw::connected(address, &old.bytes()).await;
+    raw.send(&subscribe(1, "p/+", 1, None)).await;
+    raw.expect(b"\x90\x03\x00\x01\x01").await;
+    drop(raw);
+    let (mut source, _) = Raw::connected(address, &v5("source").bytes()).await;
+    source.send(&publish(2, 1, "p/x", Some(b"\x26\x00\x01k\x00\x01v"), b"1")).await;
+    assert_eq!(source.packet().await.expect("a PUBACK")[0], 0x40);
+    let (mut raw, connack) = Raw::connected(address, &old.bytes()).await;
+    assert_eq!(connack[2], 1, "the session is there");
+    let got = raw.packet().await.expect("the publish");
+    let plain = publish(got[0] & 0x0f, u16::from(got[8]), "p/x", None, b"1");
+    assert_eq!(got, plain, "{got:02x?}");
+}
+
+#[tokio::test]
+async fn an_empty_publish_without_retain_leaves_the_retained_message() {
+    let process = start().await;
+    let address = process.anonymous("").address;
+    let (mut source, _) = Raw::connected(address, &v3("source").bytes()).await;
+    source.send(&publish(1, 0, "r/x", None, b"kept")).await;
+    source.send(&publish(0, 0, "r/x", None, b"")).await;
+    source.expect_alive().await;
+    let (mut raw, _) = Raw::connected(address, &v3("later").bytes()).await;
+    raw.send(&subscribe(1, "r/+", 0, None)).await;
+    raw.expect(b"\x90\x03\x00\x01\x00").await;
+    raw.expect(&publish(1, 0, "r/x", None, b"kept")).await;
 }
