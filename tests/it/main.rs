@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 mod api;
+mod attacks;
 mod broker;
 mod certs;
 mod cli;
