@@ -91,6 +91,9 @@ pub struct Config {
     pub retained_messages_max: usize,
     /// Bytes of topics and payloads of retained messages; default 16777216 (16 MiB).
     pub retained_bytes_max: usize,
+    /// How often subscribers of `$SYS/broker/...` get what has changed there; 0s: there is no
+    /// `$SYS`. Default 10s.
+    pub sys_interval: Span,
 }
 
 impl Default for Config {
@@ -129,6 +132,7 @@ impl Default for Config {
             session_expiry_max: Span::from_secs(24 * 3600),
             retained_messages_max: 10_000,
             retained_bytes_max: 16 << 20,
+            sys_interval: Span::from_secs(10),
         }
     }
 }

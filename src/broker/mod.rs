@@ -2,7 +2,7 @@
 //!
 //! `accept` takes a socket through TLS and CONNECT (`protocol::connect`, `auth`) to a session (`hub`,
 //! `session`) and serves it (`connection`); `protocol` is the only module that knows MQTT's bytes,
-//! `acl` who may do what, `limits` what an address may do.
+//! `acl` who may do what, `limits` what an address may do, `sys` what the broker says of itself.
 //!
 //! What it never does: acknowledge a publish that a rule wants before intake says that it is on
 //! disk; hand a session to someone who has not shown that the client id is theirs; read faster
@@ -21,6 +21,7 @@ mod limits;
 mod protocol;
 mod session;
 mod stream;
+mod sys;
 pub mod tls;
 
 use std::hash::Hash;
@@ -37,6 +38,7 @@ use self::auth::Authenticator;
 use self::config::{Config, parse_address};
 use self::hub::Hub;
 use self::limits::{Addresses, FailedLogins, Repeats};
+use self::sys::Sys;
 use crate::clock::Clock;
 use crate::intake::Intake;
 use crate::store::Store;
@@ -101,6 +103,7 @@ pub(crate) struct Shared {
     repeats: Repeats,
     addresses: Arc<Addresses>,
     permits: Arc<Semaphore>,
+    sys: Arc<Sys>,
 }
 
 impl Shared {
@@ -169,6 +172,7 @@ impl Broker {
             repeats: Repeats::default(),
             addresses: Addresses::new(config.connections_per_address_max),
             permits: Arc::new(Semaphore::new(config.connections_max)),
+            sys: Arc::new(Sys::new()),
             config: config.clone(),
             access,
         };
@@ -204,6 +208,7 @@ impl Broker {
                 () = told.told() => {}
                 () = listeners => {}
                 () = shared.hub.tend() => {}
+                () = sys::publish(&shared) => {}
             }
         }
         stop.told().await;

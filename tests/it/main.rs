@@ -7,6 +7,7 @@ mod api;
 mod broker;
 mod cli;
 mod config;
+mod conformance;
 mod device;
 mod dispatch;
 mod fake;

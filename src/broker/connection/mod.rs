@@ -32,6 +32,7 @@ use super::protocol::connect::Will;
 use super::protocol::{self, Bad, Version, code};
 use super::session::{NotOwner, Owner, Session, Signal, Writer, bytes_of};
 use super::stream::Stream;
+use super::sys::Present;
 use crate::intake::{Matches, Ticket, Verdict};
 use crate::model::{Publish, Qos, Reason};
 use crate::topic::TopicName;
@@ -53,6 +54,8 @@ pub(crate) struct Connection {
     /// Session Expiry Interval in force, seconds; `u32::MAX` for ever.
     pub(crate) session_expiry: u32,
     pub(crate) state: State,
+    /// It counts as a connected client for as long as it lives.
+    pub(crate) _present: Present,
 }
 
 /// What a connection starts without.
@@ -82,6 +85,8 @@ pub(crate) struct State {
     called: bool,
     /// Publishes received and not counted yet.
     received: u64,
+    /// How much of the output has been counted as sent.
+    counted: usize,
 }
 
 type Answer = (u64, Verdict);
@@ -102,6 +107,7 @@ impl State {
             aliases: Vec::new(),
             called: true,
             received: 0,
+            counted: 0,
         }
     }
 }
@@ -263,6 +269,7 @@ impl Connection {
         input: &mut Vec<u8>,
         mut sleep: Pin<&mut Sleep>,
     ) -> Woken {
+        self.count_sent();
         let room = self.has_room();
         if !room {
             // While nothing is read, nothing can be missed.
@@ -334,6 +341,7 @@ impl Connection {
             return Ok(());
         }
         let drained = stream.poll_drain(context, &mut self.out);
+        self.state.counted = self.out.len();
         match drained {
             Poll::Ready(Ok(())) => {
                 self.state.unflushed = false;
@@ -419,6 +427,11 @@ impl Connection {
         let result = self.take_in_from(input, &mut taken).await;
         if taken > 0 {
             self.state.last_packet = Instant::now();
+            let metrics = &self.shared.hub.metrics;
+            let tally = protocol::tally(input.get(..taken).unwrap_or_default());
+            metrics.packets_received.inc_by(tally.packets);
+            metrics.packet_bytes_received.inc_by(taken as u64);
+            metrics.publish_bytes_received.inc_by(tally.publish_bytes);
             input.drain(..taken);
         }
         if self.state.received > 0 {
@@ -445,6 +458,21 @@ impl Connection {
             }
         }
         Ok(())
+    }
+
+    /// Counts what has been added to the output since the last time.
+    fn count_sent(&mut self) {
+        let new = self.out.get(self.state.counted..).unwrap_or_default();
+        if new.is_empty() {
+            return;
+        }
+        let tally = protocol::tally(new);
+        let metrics = &self.shared.hub.metrics;
+        metrics.packets_sent.inc_by(tally.packets);
+        metrics.packet_bytes_sent.inc_by(new.len() as u64);
+        metrics.publishes_sent.inc_by(tally.publishes);
+        metrics.publish_bytes_sent.inc_by(tally.publish_bytes);
+        self.state.counted = self.out.len();
     }
 
     fn pump(&mut self) -> Result<(), NotOwner> {
