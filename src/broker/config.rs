@@ -91,8 +91,8 @@ pub struct Config {
     pub retained_messages_max: usize,
     /// Bytes of topics and payloads of retained messages; default 16777216 (16 MiB).
     pub retained_bytes_max: usize,
-    /// How often subscribers of `$SYS/broker/...` get what has changed there; 0s: there is no
-    /// `$SYS`. Default 10s.
+    /// How often subscribers of `$SYS/broker/...` get the values there; 0s: there is no `$SYS`.
+    /// Default 10s.
     pub sys_interval: Span,
 }
 

@@ -2,8 +2,8 @@
 //!
 //! The names are mosquitto's, because that is where monitoring tools look (docs/conformance.md
 //! lists them). A subscription begins with all values that its filter matches, as retained
-//! messages, though none is kept: they are made when they are asked for. After that, those that
-//! have changed come every `sys_interval`.
+//! messages, though none is kept: they are made when they are asked for. After that they
+//! come every `sys_interval`, changed or not: what each subscriber has seen last nobody remembers.
 //!
 //! What it never does: work while nobody subscribes (then an interval costs one look-up a topic),
 //! take a place among the retained messages, go through the rules, reach a subscriber of `#`.
@@ -139,27 +139,21 @@ impl Shared {
     }
 }
 
-/// Publishes what has changed, every interval, to those who subscribe. Runs until dropped.
+/// Publishes every value, every interval, to those who subscribe. Runs until dropped.
 pub(crate) async fn publish(shared: &Shared) {
     let interval = shared.config.sys_interval;
     if interval.is_zero() {
         return std::future::pending().await;
     }
-    let mut said = vec![String::new(); VALUES.len()];
     let first = Instant::now() + interval.get();
     let mut ticks = tokio::time::interval_at(first, interval.get());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        for ((topic, (_, value)), said) in shared.sys.topics.iter().zip(VALUES).zip(&mut said) {
+        for (topic, (_, value)) in shared.sys.topics.iter().zip(VALUES) {
             let targets = shared.hub.targets(topic, "");
-            if targets.is_empty() {
-                continue;
-            }
-            let value = value(shared);
-            if *said != value {
-                said.clone_from(&value);
-                shared.hub.deliver(&shared.sys_publish(topic, value), targets);
+            if !targets.is_empty() {
+                shared.hub.deliver(&shared.sys_publish(topic, value(shared)), targets);
             }
         }
     }

@@ -71,7 +71,7 @@ async fn a_subscription_starts_with_what_is_so_now() {
 }
 
 #[tokio::test]
-async fn what_changes_comes_by_itself_and_never_to_a_wildcard() {
+async fn values_come_by_themselves_and_never_to_a_wildcard() {
     let served = Served::start("[broker]\nsys_interval = '50ms'").await;
     let mut everything = served.subscriber("everything", "#", 0).await;
     let mut reader = served.connected(v3("reader")).await;
