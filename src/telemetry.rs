@@ -194,6 +194,22 @@ metrics! {
     connections_closed: Family<ByReason, Counter> = "connections_closed", Family::default();
     /// MQTT sessions, connected or waiting for their client.
     sessions: Gauge<i64, AtomicI64> = "sessions", Gauge::default();
+    /// Sessions that have ended because their client did not come back in time.
+    sessions_expired: Counter = "sessions_expired", Counter::default();
+    /// MQTT packets received.
+    packets_received: Counter = "packets_received", Counter::default();
+    /// MQTT packets sent.
+    packets_sent: Counter = "packets_sent", Counter::default();
+    /// Bytes of MQTT packets received.
+    packet_bytes_received: Counter = "packet_bytes_received", Counter::default();
+    /// Bytes of MQTT packets sent.
+    packet_bytes_sent: Counter = "packet_bytes_sent", Counter::default();
+    /// Publishes sent to subscribers.
+    publishes_sent: Counter = "publishes_sent", Counter::default();
+    /// Bytes of PUBLISH packets received.
+    publish_bytes_received: Counter = "publish_bytes_received", Counter::default();
+    /// Bytes of PUBLISH packets sent.
+    publish_bytes_sent: Counter = "publish_bytes_sent", Counter::default();
     /// Retained messages.
     retained_messages: Gauge<i64, AtomicI64> = "retained_messages", Gauge::default();
     /// Publishes received from devices.

@@ -350,6 +350,8 @@ async fn introduce(
         connack: None,
     }))?;
     let packet: Vec<u8> = input.drain(..len).collect();
+    shared.hub.metrics.packets_received.inc();
+    shared.hub.metrics.packet_bytes_received.inc_by(len as u64);
     let mut connect = connect::parse(&packet, shared.topic_limits())?;
     let version = connect.version;
     asked.client_id.extend(connect.client_id.chars().take(shared.config.client_id_chars_max));
@@ -495,6 +497,7 @@ async fn introduce(
         patience: Duration::from_secs(keep_alive.into()) * 3 / 2,
         session_expiry,
         state: State::new(),
+        _present: shared.sys.enter(),
     };
     Ok((connection, input))
 }

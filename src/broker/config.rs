@@ -113,6 +113,9 @@ pub struct Config {
 
     /// Limits on load: how fast clients may send and connect, and how much one identity may have.
     pub limits: Limits,
+    /// How often subscribers of `$SYS/broker/...` get the values there; 0s: there is no `$SYS`.
+    /// Default 10s.
+    pub sys_interval: Span,
 }
 
 impl Default for Config {
@@ -156,6 +159,7 @@ impl Default for Config {
             retained_messages_max: 10_000,
             retained_bytes_max: 16 << 20,
             limits: Limits::default(),
+            sys_interval: Span::from_secs(10),
         }
     }
 }

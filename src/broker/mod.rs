@@ -4,6 +4,9 @@
 //! (`upgrade`, `websocket`) and CONNECT (`protocol::connect`, `auth`) to a session (`hub`, `session`)
 //! and serves it (`connection`); `protocol` is the only module that knows MQTT's bytes, `acl` who may
 //! do what, `limits` what an address may do, `load` how fast and how much, `clients` who is there.
+//! `accept` takes a socket through TLS and CONNECT (`protocol::connect`, `auth`) to a session (`hub`,
+//! `session`) and serves it (`connection`); `protocol` is the only module that knows MQTT's bytes,
+//! `acl` who may do what, `limits` what an address may do, `sys` what the broker says of itself.
 //!
 //! What it never does: acknowledge a publish that a rule wants before intake says that it is on
 //! disk; hand a session to someone who has not shown that the client id is theirs; read faster
@@ -26,6 +29,7 @@ mod protocol;
 mod proxy;
 mod session;
 mod stream;
+mod sys;
 pub mod tls;
 mod upgrade;
 mod websocket;
@@ -47,6 +51,7 @@ use self::limits::{Addresses, FailedLogins, Repeats};
 use self::listener::{Bound, Listener, Transport, is_v6_only};
 use self::load::Load;
 use self::load::handshakes::Handshakes;
+use self::sys::Sys;
 use self::tls::files::{Note, TlsError};
 use self::tls::{Looked, Tls};
 use crate::clock::{Clock, Timestamp};
@@ -126,6 +131,7 @@ pub(crate) struct Shared {
     load: Load,
     handshakes: Handshakes,
     clients: Arc<clients::Clients>,
+    sys: Arc<Sys>,
 }
 
 impl Shared {
@@ -224,6 +230,7 @@ impl Broker {
                 config.handshake_wait.get(),
             ),
             clients: Arc::default(),
+            sys: Arc::new(Sys::new()),
             config: config.clone(),
             access,
         };
@@ -282,6 +289,7 @@ impl Broker {
                 // Without listeners there is nothing to wait for, and still sessions to tend.
                 () = async { listeners.await; std::future::pending().await } => {}
                 () = shared.hub.tend() => {}
+                () = sys::publish(&shared) => {}
             }
         }
         stop.told().await;

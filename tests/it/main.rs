@@ -9,6 +9,7 @@ mod broker;
 mod certs;
 mod cli;
 mod config;
+mod conformance;
 mod device;
 mod dispatch;
 mod fake;

@@ -18,6 +18,7 @@ use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
+use watchbell::certs::Init;
 use watchbell::clock::Clock;
 
 use crate::harness::{Harness, Place, found};
@@ -742,7 +743,8 @@ async fn a_renewed_certificate_is_taken_and_a_bad_one_is_not() {
 
     // Taken without being asked, in a while.
     let certs = harness.place.path("certs");
-    watchbell::certs::init(&certs, &[], true, Clock::System.now()).unwrap();
+    watchbell::certs::init(&certs, &Init { force: true, ..Init::default() }, Clock::System.now())
+        .unwrap();
     let renewed = CertificateDer::from_pem_file(certs.join("server.pem")).unwrap().to_vec();
     assert_ne!(first, renewed);
     let taken = async || (shown(&client, at).await == renewed).then_some(());

@@ -37,6 +37,7 @@ use super::protocol::connect::Will;
 use super::protocol::{self, Bad, Version, code};
 use super::session::{NotOwner, Owner, Session, Signal, Writer, bytes_of};
 use super::stream::Stream;
+use super::sys::Present;
 use super::websocket::Fault;
 use crate::intake::{Matches, Ticket, Verdict};
 use crate::model::{Publish, Qos, Reason};
@@ -70,6 +71,8 @@ pub(crate) struct Connection {
     /// That it is there, and its place among those of its identity; until it leaves.
     pub(crate) stays: Option<(Presence, Option<IdentityPlace>)>,
     pub(crate) state: State,
+    /// It counts as a connected client for as long as it lives.
+    pub(crate) _present: Present,
 }
 
 /// What a connection starts without.
@@ -103,6 +106,8 @@ pub(crate) struct State {
     paused_until: Option<Instant>,
     /// A publish on its way into intake, which is full.
     submitting: Option<BoxFuture<'static, ()>>,
+    /// How much of the output has been counted as sent.
+    counted: usize,
 }
 
 type Answer = (u64, Verdict);
@@ -125,6 +130,7 @@ impl State {
             received: 0,
             paused_until: None,
             submitting: None,
+            counted: 0,
         }
     }
 }
@@ -304,6 +310,7 @@ impl Connection {
         input: &mut Vec<u8>,
         mut sleep: Pin<&mut Sleep>,
     ) -> Woken {
+        self.count_sent();
         let room = self.has_room();
         if !room {
             // While nothing is read, nothing can be missed.
@@ -375,6 +382,7 @@ impl Connection {
             return Ok(());
         }
         let drained = stream.poll_drain(context, &mut self.out);
+        self.state.counted = self.out.len();
         match drained {
             Poll::Ready(Ok(())) => {
                 self.state.unflushed = false;
@@ -483,6 +491,11 @@ impl Connection {
         let result = self.take_in_from(input, &mut taken);
         if taken > 0 {
             self.state.last_packet = Instant::now();
+            let metrics = &self.shared.hub.metrics;
+            let tally = protocol::tally(input.get(..taken).unwrap_or_default());
+            metrics.packets_received.inc_by(tally.packets);
+            metrics.packet_bytes_received.inc_by(taken as u64);
+            metrics.publish_bytes_received.inc_by(tally.publish_bytes);
             input.drain(..taken);
         }
         if self.state.received > 0 {
@@ -529,6 +542,21 @@ impl Connection {
         if self.shared.is_first(self.peer, (client_id, limit)) {
             tracing::warn!(client_id, peer = %self.peer, %reason, limit, "a client is slowed down");
         }
+    }
+
+    /// Counts what has been added to the output since the last time.
+    fn count_sent(&mut self) {
+        let new = self.out.get(self.state.counted..).unwrap_or_default();
+        if new.is_empty() {
+            return;
+        }
+        let tally = protocol::tally(new);
+        let metrics = &self.shared.hub.metrics;
+        metrics.packets_sent.inc_by(tally.packets);
+        metrics.packet_bytes_sent.inc_by(new.len() as u64);
+        metrics.publishes_sent.inc_by(tally.publishes);
+        metrics.publish_bytes_sent.inc_by(tally.publish_bytes);
+        self.state.counted = self.out.len();
     }
 
     fn pump(&mut self) -> Result<(), NotOwner> {

@@ -366,6 +366,8 @@ impl Connection {
             if wants_retained && subscribed.group.is_none() {
                 let hub = &self.shared.hub;
                 hub.send_retained(&self.session, &subscribed, wanted, packet.identifier);
+                let own = self.shared.sys_matching(&subscribed.filter);
+                hub.send_now(&self.session, own, wanted, packet.identifier);
             }
         }
         Ok(())

@@ -397,6 +397,7 @@ impl Hub {
         let will = state.will.take_if(|(at, _)| *at <= now).map(|(_, will)| will);
         if state.ends_at.is_some_and(|at| at <= now) {
             drop(state);
+            self.metrics.sessions_expired.inc();
             sessions.remove(&session.client_id);
             self.count_sessions(&sessions);
             drop(sessions);
@@ -510,6 +511,17 @@ impl Hub {
         identifier: Option<u32>,
     ) {
         let found = read(&self.retained).matching(&subscribed.filter, self.clock.now());
+        self.send_now(session, found, wanted, identifier);
+    }
+
+    /// Queues what a subscription starts with, as retained messages.
+    pub(crate) fn send_now(
+        &self,
+        session: &Session,
+        found: Vec<Arc<Publish>>,
+        wanted: &Wanted,
+        identifier: Option<u32>,
+    ) {
         for publish in found {
             let qos = publish.qos.min(wanted.qos);
             let outgoing = Outgoing {
@@ -520,6 +532,11 @@ impl Hub {
             };
             self.note(session.push(outgoing, self.limits.retained_queue));
         }
+    }
+
+    /// How many subscriptions there are; a shared one counts once.
+    pub(crate) fn subscription_count(&self) -> usize {
+        self.route_count.load(Ordering::Acquire)
     }
 
     /// Unsubscribes. Says whether there was such a subscription.

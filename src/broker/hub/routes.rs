@@ -155,16 +155,17 @@ impl Routes {
     }
 
     /// Who gets a publish of `from` to `topic`: each session once, with the highest QoS of its
-    /// subscriptions that match (MQTT-3.3.5-1).
+    /// subscriptions that match (MQTT-3.3.5-1), and one member of each share.
     pub(super) fn targets(&self, topic: &TopicName, from: &str) -> Vec<Target> {
         let mut targets = Vec::new();
+        let mut shared = Vec::new();
         self.index.visit_matches(topic, &mut |route| match route {
             Route::One(member) => {
                 if !(member.options.no_local && member.session.client_id.as_ref() == from) {
                     targets.push(Target::of(member));
                 }
             }
-            Route::Shared(share) => targets.extend(share.pick().as_ref().map(Target::of)),
+            Route::Shared(share) => shared.extend(share.pick().as_ref().map(Target::of)),
         });
         if targets.len() > 1 {
             targets.sort_by_key(|target| Arc::as_ptr(&target.session).addr());
@@ -178,6 +179,8 @@ impl Routes {
                 same
             });
         }
+        // A share's copy is one of its own, also for a member that has another (MQTT 5, 4.8.2).
+        targets.append(&mut shared);
         targets
     }
 

@@ -16,7 +16,7 @@ use mqtt_protocol_core::mqtt::packet::{Property, Qos as CoreQos, v3_1_1, v5_0};
 use mqtt_protocol_core::mqtt::result_code::MqttError;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use super::read::{check_text, once, read_publish_property};
+use super::read::{check_length, check_strings, check_text, once, read_publish_property};
 use super::{Bad, Version, code, frame};
 use crate::broker::websocket::Fault;
 use crate::model::{PublishProperties, Qos, Reason};
@@ -229,11 +229,16 @@ fn parse_v3(body: &[u8], limits: TopicLimits) -> Result<Connect, Bad> {
     })
 }
 
+/// Protocol name, version, flags and Keep Alive: what stands before the properties.
+const BEFORE_PROPERTIES: usize = 10;
+
 fn parse_v5(body: &[u8], limits: TopicLimits) -> Result<Connect, Bad> {
     let (packet, used) = v5_0::Connect::parse(body).map_err(bad_connect)?;
     if used != body.len() {
         return Err(Bad::malformed("bytes after CONNECT"));
     }
+    check_length(body.get(BEFORE_PROPERTIES..).unwrap_or_default())?;
+    let mut authentication_data = false;
     let will = match (packet.will_topic(), packet.will_payload()) {
         (Some(topic), Some(payload)) => {
             let (delay_secs, properties) = will_properties(packet.will_props())?;
@@ -263,23 +268,22 @@ fn parse_v5(body: &[u8], limits: TopicLimits) -> Result<Connect, Bad> {
         will,
     };
     // The crate has refused what stands twice, and the values that MQTT forbids.
+    check_strings(packet.props())?;
     for property in packet.props() {
         match property {
             Property::SessionExpiryInterval(secs) => connect.session_expiry = secs.val(),
             Property::ReceiveMaximum(count) => connect.receive_max = count.val(),
             Property::MaximumPacketSize(bytes) => connect.packet_bytes_max = bytes.val() as usize,
             Property::TopicAliasMaximum(count) => connect.alias_max = count.val(),
-            Property::AuthenticationMethod(_) | Property::AuthenticationData(_) => {
-                connect.authentication_method = true;
-            }
-            Property::UserProperty(pair) => {
-                check_text(pair.key())?;
-                check_text(pair.val())?;
-            }
+            Property::AuthenticationMethod(_) => connect.authentication_method = true,
+            Property::AuthenticationData(_) => authentication_data = true,
             // Request Response Information may be ignored (3.1.2.11.6); the only reason strings
             // sent are those of CONNACK and DISCONNECT, which Request Problem Information allows.
             _ => {}
         }
+    }
+    if authentication_data && !connect.authentication_method {
+        return Err(Bad::protocol("authentication data without a method"));
     }
     Ok(connect)
 }
@@ -307,10 +311,14 @@ fn will_topic(text: &str, limits: TopicLimits) -> Result<TopicName, Bad> {
     })
 }
 
+/// First levels that no client publishes to: the process's own topics, and what begins a shared
+/// subscription.
+const RESERVED: [&str; 3] = ["$SYS", "$watchbell", "$share"];
+
 /// Checks a topic that a client publishes to: MQTT's rules, our limits, and no branch of our own.
 pub(crate) fn check_topic(text: &str, limits: TopicLimits) -> Result<TopicName, RefusedTopic> {
     let topic = TopicName::parse(text, limits).map_err(RefusedTopic::Bad)?;
-    if matches!(topic.levels().next(), Some("$SYS" | "$share")) {
+    if topic.levels().next().is_some_and(|first| RESERVED.contains(&first)) {
         return Err(RefusedTopic::Reserved);
     }
     Ok(topic)
@@ -321,7 +329,7 @@ pub(crate) fn check_topic(text: &str, limits: TopicLimits) -> Result<TopicName, 
 pub(crate) enum RefusedTopic {
     #[error("{0}")]
     Bad(BadTopic),
-    #[error("$SYS and $share are the broker's own")]
+    #[error("$SYS, $watchbell and $share are the broker's own")]
     Reserved,
 }
 

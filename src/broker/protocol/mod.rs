@@ -139,6 +139,30 @@ pub(crate) fn frame(buffer: &[u8], bytes_max: usize) -> Result<Option<Frame<'_>>
     Ok(buffer.get(1 + used..len).map(|body| Frame { header, body, len }))
 }
 
+/// Whole packets, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) packets: u64,
+    /// Of them, PUBLISH.
+    pub(crate) publishes: u64,
+    /// Bytes of the PUBLISH packets.
+    pub(crate) publish_bytes: u64,
+}
+
+/// Counts the packets in `bytes` by their headers.
+pub(crate) fn tally(mut bytes: &[u8]) -> Tally {
+    let mut tally = Tally::default();
+    while let Ok(Some(packet)) = frame(bytes, usize::MAX) {
+        tally.packets += 1;
+        if packet.header >> 4 == PUBLISH {
+            tally.publishes += 1;
+            tally.publish_bytes += packet.len as u64;
+        }
+        bytes = bytes.get(packet.len..).unwrap_or_default();
+    }
+    tally
+}
+
 /// What a client may say after its CONNECT.
 #[derive(Debug)]
 pub(crate) enum Packet<'a> {

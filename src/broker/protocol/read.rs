@@ -1,8 +1,8 @@
 //! Bytes to packets.
 
 use mqtt_protocol_core::mqtt::packet::{
-    MqttString, Properties, PropertiesParse, Property, Qos as CoreQos, RetainHandling, SubEntry,
-    v5_0,
+    DecodeResult, MqttString, Properties, Property, Qos as CoreQos, RetainHandling, SubEntry,
+    VariableByteInteger, v5_0,
 };
 
 use super::{
@@ -59,9 +59,54 @@ fn take_properties<'a>(body: &'a [u8], what: &'static str) -> Result<(Properties
     if let [0, rest @ ..] = body {
         return Ok((Properties::new(), rest));
     }
-    let (properties, used) =
-        Properties::parse(body).map_err(|error| Bad::from_core(error, what))?;
-    Ok((properties, body.get(used..).unwrap_or_default()))
+    let (mut inside, after) = match VariableByteInteger::decode_stream(body) {
+        DecodeResult::Ok(length, used) => body
+            .get(used..)
+            .and_then(|rest| rest.split_at_checked(length.to_u32() as usize))
+            .ok_or(Bad::malformed(what))?,
+        DecodeResult::Incomplete | DecodeResult::Err(_) => return Err(Bad::malformed(what)),
+    };
+    check_length(body)?;
+    let mut properties = Properties::new();
+    while !inside.is_empty() {
+        let (property, used) = Property::parse(inside).map_err(|error| match inside {
+            // MQTT5-3.3.2-8: it has a code of its own.
+            [0x23, 0, 0, ..] => Bad { code: code::TOPIC_ALIAS, ..Bad::protocol("topic alias 0") },
+            _ => Bad::from_core(error, what),
+        })?;
+        properties.push(property);
+        inside = inside.get(used..).unwrap_or_default();
+    }
+    Ok((properties, after))
+}
+
+/// MQTT5-1.5.5-1: the length that `body` begins with has its shortest form. (The crate checks all
+/// else about it.)
+pub(super) fn check_length(body: &[u8]) -> Result<(), Bad> {
+    let last = body.iter().take(4).position(|byte| byte & 0x80 == 0);
+    match last {
+        Some(last) if last > 0 && body.get(last) == Some(&0) => {
+            Err(Bad::malformed("a property length is not in its shortest form"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks the texts of properties that nobody looks at (MQTT5-1.5.4-2, -1.5.7-1).
+pub(super) fn check_strings(properties: &[Property]) -> Result<(), Bad> {
+    for property in properties {
+        match property {
+            Property::UserProperty(pair) => {
+                check_text(pair.key())?;
+                check_text(pair.val())?;
+            }
+            Property::ReasonString(text) => drop(check_text(text.val())?),
+            Property::AuthenticationMethod(text) => drop(check_text(text.val())?),
+            Property::ServerReference(text) => drop(check_text(text.val())?),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// MQTT-1.5.4-2: U+0000 makes a packet malformed. (The crate checks that it is UTF-8.)
@@ -166,6 +211,12 @@ fn parse_ack(version: Version, ack: Ack, body: &[u8]) -> Result<Packet<'_>, Bad>
         Ack::Pubrel => v5_0::Pubrel::parse(body).map(|(_, used)| used),
         Ack::Pubcomp => v5_0::Pubcomp::parse(body).map(|(_, used)| used),
     };
+    if let [_, properties @ ..] = rest
+        && parsed.is_ok()
+        && !properties.is_empty()
+    {
+        check_strings(&take_properties(properties, "bad property in an acknowledgement")?.0)?;
+    }
     match parsed {
         Ok(used) if used == body.len() => {
             Ok(Packet::Ack(ack, id, rest.first().copied().unwrap_or_default()))
@@ -181,6 +232,7 @@ fn parse_subscribe(version: Version, body: &[u8]) -> Result<Subscribe, Bad> {
     if version == Version::V5 {
         let (properties, after) = take_properties(rest, "bad property in SUBSCRIBE")?;
         rest = after;
+        check_strings(&properties)?;
         for property in &properties {
             match property {
                 // The crate refuses 0.
@@ -192,8 +244,13 @@ fn parse_subscribe(version: Version, body: &[u8]) -> Result<Subscribe, Bad> {
     }
     let mut filters = Vec::new();
     while !rest.is_empty() {
-        let (entry, used) = SubEntry::parse(rest)
-            .map_err(|error| Bad::from_core(error, "bad filter or options in SUBSCRIBE"))?;
+        let (entry, used) = SubEntry::parse(rest).map_err(|error| match options_of(rest) {
+            // The one value that MQTT 5 (3.8.3.1) calls a protocol error.
+            Some(options) if version == Version::V5 && options & 0xf0 == 0x30 => {
+                Bad::protocol("retain handling 3")
+            }
+            _ => Bad::from_core(error, "bad filter or options in SUBSCRIBE"),
+        })?;
         let options = entry.sub_opts();
         // MQTT-3.8.3-4: 3.1.1 knows only the two bits of QoS.
         if version == Version::V311 && options.to_buffer().iter().any(|bits| *bits > 2) {
@@ -222,6 +279,12 @@ fn parse_subscribe(version: Version, body: &[u8]) -> Result<Subscribe, Bad> {
     Ok(Subscribe { id, identifier, filters })
 }
 
+/// The options behind the filter that `entry` begins with.
+fn options_of(entry: &[u8]) -> Option<u8> {
+    let (length, rest) = take_u16(entry)?;
+    rest.get(usize::from(length)).copied()
+}
+
 fn parse_unsubscribe(version: Version, body: &[u8]) -> Result<Unsubscribe, Bad> {
     let (id, mut rest) = take_id(body)?;
     if version == Version::V5 {
@@ -230,6 +293,7 @@ fn parse_unsubscribe(version: Version, body: &[u8]) -> Result<Unsubscribe, Bad> 
         if !properties.iter().all(|property| matches!(property, Property::UserProperty(_))) {
             return Err(Bad::protocol("a property that UNSUBSCRIBE cannot have"));
         }
+        check_strings(&properties)?;
     }
     let mut filters = Vec::new();
     while !rest.is_empty() {
@@ -258,6 +322,11 @@ fn parse_disconnect(version: Version, body: &[u8]) -> Result<Disconnect, Bad> {
         return Err(Bad::malformed("bytes after DISCONNECT"));
     }
     packet.code = parsed.reason_code().map_or(code::SUCCESS, |code| code as u8);
+    if let [_, properties @ ..] = body
+        && !properties.is_empty()
+    {
+        check_strings(&take_properties(properties, "bad property in DISCONNECT")?.0)?;
+    }
     for property in parsed.props().iter().flatten() {
         if let Property::SessionExpiryInterval(secs) = property {
             packet.session_expiry = Some(secs.val());

@@ -65,7 +65,7 @@ fn what_the_crate_lets_through_is_refused_here() {
         (V5, b"\x30\x03\x00\x01a", "malformed_packet"),
         (V5, b"\x30\x04\x00\x01a\x00", "Publish"),
         // Topic alias 0, a subscription identifier, an expiry that stands twice.
-        (V5, b"\x30\x07\x00\x01a\x03\x23\x00\x00", "protocol_error"),
+        (V5, b"\x30\x07\x00\x01a\x03\x23\x00\x00", "protocol_error 0x94"),
         (V5, b"\x30\x06\x00\x01a\x02\x0b\x01", "protocol_error"),
         (V5, b"\x30\x0e\x00\x01a\x0a\x02\x00\x00\x00\x01\x02\x00\x00\x00\x01", "protocol_error"),
         (V5, b"\x30\x08\x00\x01a\x04\x08\x00\x01+", "protocol_error"),
@@ -75,7 +75,7 @@ fn what_the_crate_lets_through_is_refused_here() {
         (V5, b"\x40\x03\x00\x01\x01", "malformed_packet"),
         (V5, b"\x40\x05\x00\x01\x00\x00\x00", "malformed_packet"),
         (V5, b"\x82\x07\x00\x01\x00\x00\x01a\x2e", "Subscribe"),
-        (V5, b"\x82\x07\x00\x01\x00\x00\x01a\x30", "malformed_packet"),
+        (V5, b"\x82\x07\x00\x01\x00\x00\x01a\x30", "protocol_error 0x82"),
         (V5, b"\x82\x09\x00\x01\x02\x0b\x00\x00\x01a\x00", "protocol_error"),
         (V5, b"\xe0\x00", "Disconnect(Disconnect { code: 0, session_expiry: None })"),
         (
