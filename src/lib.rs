@@ -8,6 +8,8 @@
 // Floor 0: data.
 pub mod clock;
 pub mod model;
+pub mod network;
+pub mod password;
 pub mod problem;
 pub mod secret;
 pub mod span;

@@ -229,6 +229,12 @@ words! {
         BadCredentials = "bad_credentials",
         /// The access rules do not allow it.
         NotAuthorized = "not_authorized",
+        /// The client, its user, identity or address is banned.
+        Banned = "banned",
+        /// The token or the HTTP hook's answer that let the client in has expired.
+        CredentialExpired = "credential_expired",
+        /// Who the client is could not be found out in time: the hook, or too many passwords.
+        AuthUnavailable = "auth_unavailable",
         /// The TLS handshake failed.
         TlsFailed = "tls_failed",
         /// No TLS handshake or CONNECT within its time.

@@ -16,10 +16,12 @@
 //! | `POST /v1/providers/{name}/resume` | 204 |
 //! | `GET /v1/status` | version, listeners, lanes, outbox, rules, disk |
 //! | `GET`, `POST /v1/devices`, `DELETE /v1/devices/{user}` | credentials of devices |
+//! | `GET`, `POST /v1/bans`, `DELETE /v1/bans/{kind}/{value}` | who is not let in |
 //! | `GET /v1/phone`, `/v1/phone/events` | what the virtual phone showed; live as server-sent events |
 //! | `GET /healthz`, `/readyz`, `/metrics` | for machines |
 
 mod auth;
+mod bans;
 mod body;
 mod devices;
 mod messages;
@@ -328,6 +330,8 @@ fn router(state: &Shared) -> Router {
         .route("/v1/providers/{name}/resume", post(status::resume))
         .route("/v1/devices", get(devices::list).post(devices::add))
         .route("/v1/devices/{user}", axum::routing::delete(devices::remove))
+        .route("/v1/bans", get(bans::list).post(bans::add))
+        .route("/v1/bans/{kind}/{value}", axum::routing::delete(bans::remove))
         .route_layer(from_fn_with_state(Arc::clone(state), auth::holder));
     Router::new()
         .route("/healthz", get(status::health))

@@ -2,7 +2,7 @@
 //!
 //! `accept` takes a socket through TLS and CONNECT (`protocol::connect`, `auth`) to a session (`hub`,
 //! `session`) and serves it (`connection`); `protocol` is the only module that knows MQTT's bytes,
-//! `acl` who may do what, `limits` what an address may do.
+//! `acl` who may do what, `limits` what an address may do, `bans` who is not let in.
 //!
 //! What it never does: acknowledge a publish that a rule wants before intake says that it is on
 //! disk; hand a session to someone who has not shown that the client id is theirs; read faster
@@ -14,6 +14,7 @@
 mod accept;
 pub mod acl;
 pub mod auth;
+mod bans;
 pub mod config;
 mod connection;
 mod hub;
@@ -24,7 +25,7 @@ mod stream;
 pub mod tls;
 
 use std::hash::Hash;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
@@ -34,12 +35,13 @@ use tokio_rustls::TlsAcceptor;
 
 use self::acl::AccessEntry;
 use self::auth::Authenticator;
+use self::bans::{Bans, Flapping};
 use self::config::{Config, parse_address};
 use self::hub::Hub;
-use self::limits::{Addresses, FailedLogins, Repeats};
+use self::limits::{Addresses, Repeats};
 use crate::clock::Clock;
 use crate::intake::Intake;
-use crate::store::Store;
+use crate::store::{ReadError, Store};
 use crate::telemetry::Metrics;
 use crate::topic::TopicLimits;
 
@@ -79,6 +81,9 @@ pub enum BindError {
     /// The configuration is not valid; what [`Config::problems`] says.
     #[error("{}", .0.join("; "))]
     Config(Vec<String>),
+    /// The bans cannot be read, and nobody is let in without them.
+    #[error("the list of bans")]
+    Bans(#[from] ReadError),
     /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
@@ -97,7 +102,9 @@ pub(crate) struct Shared {
     access: Vec<AccessEntry>,
     hub: Hub,
     authenticator: Authenticator,
-    failed_logins: FailedLogins,
+    bans: Bans,
+    flapping: Flapping,
+    store: Store,
     repeats: Repeats,
     addresses: Arc<Addresses>,
     permits: Arc<Semaphore>,
@@ -115,6 +122,11 @@ impl Shared {
     fn session_expiry_max(&self) -> u32 {
         let secs = self.config.session_expiry_max.get().as_secs();
         u32::try_from(secs).unwrap_or(u32::MAX)
+    }
+
+    /// Whether limits hold for this address.
+    fn is_limited(&self, address: IpAddr) -> bool {
+        !self.config.limits_exempt.iter().any(|network| network.contains(address))
     }
 
     /// Whether a failure of this peer is to be logged in full: the first of its kind.
@@ -153,6 +165,10 @@ impl Broker {
         if !problems.is_empty() {
             return Err(BindError::Config(problems));
         }
+        let Parts { intake, store, metrics, clock } = parts;
+        let authenticator =
+            Authenticator::new(config, store.clone(), clock.clone()).map_err(BindError::Config)?;
+        let bans = Bans::load(&store, clock.now())?;
         let plain = listen(&config.listen, "broker.listen").await?;
         let tls = match listen(&config.listen_tls, "broker.listen_tls").await? {
             Some((listener, address)) => {
@@ -161,11 +177,12 @@ impl Broker {
             }
             None => None,
         };
-        let Parts { intake, store, metrics, clock } = parts;
         let shared = Shared {
             hub: Hub::new(config, intake, clock, metrics),
-            authenticator: Authenticator::new(store, config.anonymous, config.password_checks_max),
-            failed_logins: FailedLogins::new(config.failed_logins_max),
+            authenticator,
+            bans,
+            flapping: Flapping::new(config),
+            store,
             repeats: Repeats::default(),
             addresses: Addresses::new(config.connections_per_address_max),
             permits: Arc::new(Semaphore::new(config.connections_max)),
@@ -204,6 +221,7 @@ impl Broker {
                 () = told.told() => {}
                 () = listeners => {}
                 () = shared.hub.tend() => {}
+                () = bans::tend(&shared, &shared.store) => {}
             }
         }
         stop.told().await;

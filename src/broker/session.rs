@@ -15,6 +15,7 @@
 //! so that a late one cannot take the call that is for its successor.
 
 use std::collections::{HashSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Context;
@@ -90,6 +91,8 @@ pub(crate) struct State {
     pub(crate) ends_at: Option<Instant>,
     /// The will that waits for its delay, and until when.
     pub(crate) will: Option<(Instant, Box<Will>)>,
+    /// Where the owner comes from.
+    pub(crate) peer: Option<IpAddr>,
     /// Its entry in the hub's deadlines.
     pub(crate) deadline: Option<(Instant, u64)>,
     queue: VecDeque<Outgoing>,
@@ -248,6 +251,13 @@ impl Session {
         match self.owned(owner) {
             Ok(state) => state.word_to_end,
             Err(NotOwner) => Some(Reason::TakenOver),
+        }
+    }
+
+    /// Notes where its owner comes from.
+    pub(crate) fn set_peer(&self, owner: Owner, peer: IpAddr) {
+        if let Ok(mut state) = self.owned(owner) {
+            state.peer = Some(peer);
         }
     }
 

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 mod api;
+mod auth;
 mod broker;
 mod cli;
 mod config;

@@ -52,6 +52,8 @@ pub(crate) struct Connection {
     pub(crate) patience: Duration,
     /// Session Expiry Interval in force, seconds; `u32::MAX` for ever.
     pub(crate) session_expiry: u32,
+    /// When what let the client in is over.
+    pub(crate) ends_at: Option<Instant>,
     pub(crate) state: State,
 }
 
@@ -167,6 +169,8 @@ impl Close {
                 drops_will: true,
                 ..Self::new(reason, code::SHUTTING_DOWN, "the broker stops")
             },
+            // DISCONNECT has no code for a ban (MQTT 5, 2.4).
+            Reason::Banned => Self::new(reason, code::ADMINISTRATIVE, "this client is banned"),
             _ => Self::new(reason, code::TAKEN_OVER, "another connection took the session over"),
         }
     }
@@ -374,16 +378,13 @@ impl Connection {
         }
     }
 
-    /// When keep-alive or a stuck write is due next.
+    /// When keep-alive, a stuck write or the end of the credentials is due next.
     fn deadline(&self, room: bool) -> Option<Instant> {
         let watched = room && !self.patience.is_zero();
         let silent = watched.then(|| self.state.last_packet + self.patience);
         let stuck =
             self.state.stuck_since.map(|since| since + self.shared.config.write_timeout.get());
-        match (silent, stuck) {
-            (Some(silent), Some(stuck)) => Some(silent.min(stuck)),
-            (one, other) => one.or(other),
-        }
+        [silent, stuck, self.ends_at].into_iter().flatten().min()
     }
 
     fn check_times(&self) -> Result<(), Close> {
@@ -393,6 +394,10 @@ impl Connection {
         if stuck_since.is_some_and(|since| since + write_timeout <= now) {
             let what = "the client does not read what is written to it";
             return Err(Close::new(Reason::WriteTimeout, code::UNSPECIFIED, what));
+        }
+        if self.ends_at.is_some_and(|at| at <= now) {
+            let what = "the token that let it in has expired";
+            return Err(Close::new(Reason::CredentialExpired, code::CONNECT_TIME, what));
         }
         let watched = self.has_room() && !self.patience.is_zero();
         if watched && self.state.last_packet + self.patience <= now {

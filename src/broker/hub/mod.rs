@@ -13,6 +13,7 @@ mod retained;
 mod routes;
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
@@ -263,6 +264,24 @@ impl Hub {
         }
         self.let_go.notify_waiters();
         will_now
+    }
+
+    /// Ends the connections of those clients that `fits` says yes to, by session and the address
+    /// that the client comes from. Says how many.
+    pub(crate) fn disconnect(
+        &self,
+        reason: Reason,
+        fits: impl Fn(&Session, IpAddr) -> bool,
+    ) -> usize {
+        let sessions: Vec<_> = lock(&self.sessions).values().map(Arc::clone).collect();
+        let connected = |session: &&Arc<Session>| {
+            let state = session.state();
+            let peer = state.owner.and(state.peer);
+            drop(state);
+            peer.is_some_and(|peer| fits(session, peer))
+        };
+        let ended = sessions.iter().filter(connected);
+        ended.map(|session| session.tell_to_end(reason)).count()
     }
 
     /// Takes a session that is out of `sessions` out of everything else.
