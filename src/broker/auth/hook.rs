@@ -8,6 +8,7 @@
 //! Invariant: nobody is let in by anything but a 200 whose JSON says `"allow": true`.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -120,6 +121,7 @@ pub(super) struct Hook {
     permits: Semaphore,
     key: ProcessKey,
     kept: Mutex<HashMap<[u8; 32], (Instant, Answer)>>,
+    failing: AtomicBool,
 }
 
 impl Hook {
@@ -148,6 +150,7 @@ impl Hook {
                 config: config.clone(),
                 key,
                 kept: Mutex::default(),
+                failing: AtomicBool::new(false),
             })),
             _ => Err(problems),
         }
@@ -178,9 +181,24 @@ impl Hook {
                 0 => Unanswered::NoTurn,
                 _ => Unanswered::Lost("not within auth.http.timeout".to_owned()),
             })
-        })?;
-        self.keep(tag, &answer);
-        Ok(answer)
+        });
+        // Said once when it begins and once when it is over; each client that it concerns is
+        // counted.
+        let was_failing = self.failing.swap(answer.is_err(), Ordering::Relaxed);
+        match &answer {
+            Ok(answer) => {
+                if was_failing {
+                    tracing::info!("the service of auth.http answers again");
+                }
+                self.keep(tag, answer);
+            }
+            Err(error) if !was_failing => tracing::error!(
+                %error,
+                "the service of auth.http gives no answer: users that are not in the store wait"
+            ),
+            Err(error) => tracing::debug!(%error, "no answer of auth.http"),
+        }
+        answer
     }
 
     async fn ask_now(&self, question: &Question<'_>) -> Result<Answer, Unanswered> {

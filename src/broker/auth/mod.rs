@@ -355,7 +355,7 @@ impl Authenticator {
     fn is_remembered(&self, user: &str, credentials: &Credentials) -> bool {
         match (self.store.device(user), &credentials.password) {
             (Ok(Some(device)), Some(password)) => {
-                self.passwords.is_remembered(&device, &password.0)
+                self.passwords.is_remembered(&device, &password.0, Instant::now())
             }
             _ => false,
         }
@@ -386,7 +386,9 @@ impl Authenticator {
         credentials: &Credentials,
     ) -> Result<Admitted, Denied> {
         let remembered = match (&device, password) {
-            (Some(device), Some(password)) => self.passwords.is_remembered(device, password),
+            (Some(device), Some(password)) => {
+                self.passwords.is_remembered(device, password, Instant::now())
+            }
             _ => false,
         };
         if !remembered {
@@ -456,10 +458,7 @@ impl Authenticator {
         let yes = match hook.ask(&question).await {
             Ok(Answer::Yes(yes)) => yes,
             Ok(Answer::No) => return Err(Denied::CREDENTIALS),
-            Err(error) => {
-                tracing::debug!(%error, "auth.http");
-                return Err(Denied::UNANSWERED);
-            }
+            Err(_) => return Err(Denied::UNANSWERED),
         };
         let name = yes.identity.as_deref().unwrap_or(user);
         let mut client_id = credentials.client_id.clone();

@@ -87,13 +87,13 @@ impl Passwords {
     }
 
     /// Whether this password was right a short while ago, and the device is what it was.
-    pub(super) fn is_remembered(&self, device: &Device, password: &[u8]) -> bool {
+    pub(super) fn is_remembered(&self, device: &Device, password: &[u8], now: Instant) -> bool {
         if self.remember_for.is_zero() {
             return false;
         }
         let tag = self.tag(device, password);
         let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        remembered.get(&tag).is_some_and(|since| since.elapsed() < self.remember_for)
+        remembered.get(&tag).is_some_and(|since| now.duration_since(*since) < self.remember_for)
     }
 
     /// Checks a password, in turn. Costs the same whatever is wrong, also for a user that there is
@@ -120,18 +120,18 @@ impl Passwords {
             return Checked::Wrong;
         }
         if let Some(device) = device {
-            self.remember(self.tag(device, password));
+            self.remember(self.tag(device, password), Instant::now());
         }
         Checked::Right
     }
 
-    fn remember(&self, tag: Remembered) {
+    fn remember(&self, tag: Remembered, now: Instant) {
         if self.remember_for.is_zero() {
             return;
         }
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         if remembered.len() >= self.remembered_max {
-            remembered.retain(|_, since| since.elapsed() < self.remember_for);
+            remembered.retain(|_, since| now.duration_since(*since) < self.remember_for);
         }
         // Still full: any one goes, and costs its device one more check.
         if remembered.len() >= self.remembered_max
@@ -139,7 +139,7 @@ impl Passwords {
         {
             remembered.remove(&any);
         }
-        remembered.insert(tag, Instant::now());
+        remembered.insert(tag, now);
     }
 }
 
@@ -169,42 +169,44 @@ mod tests {
     async fn a_right_password_is_remembered_until_the_device_changes() {
         let passwords = passwords(MINUTE, 10);
         let pump = device("hunter2", Origin::Made);
-        assert!(!passwords.is_remembered(&pump, b"hunter2"));
+        let knows =
+            |device, password: &[u8]| passwords.is_remembered(device, password, Instant::now());
+        assert!(!knows(&pump, b"hunter2"));
         assert_eq!(passwords.check(Some(&pump), b"wrong", MINUTE).await, Checked::Wrong);
-        assert!(!passwords.is_remembered(&pump, b"wrong"));
+        assert!(!knows(&pump, b"wrong"));
         assert_eq!(passwords.check(Some(&pump), b"hunter2", MINUTE).await, Checked::Right);
-        assert!(passwords.is_remembered(&pump, b"hunter2"));
-        assert!(!passwords.is_remembered(&pump, b"hunter3"));
+        assert!(knows(&pump, b"hunter2") && !knows(&pump, b"hunter3"));
         let same_password = device("hunter2", Origin::Made);
-        assert!(!passwords.is_remembered(&same_password, b"hunter2"), "another salt");
+        assert!(!knows(&same_password, b"hunter2"), "another salt");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn what_is_remembered_is_bounded_and_ends() {
+    #[test]
+    fn what_is_remembered_is_bounded_and_ends() {
         let passwords = passwords(MINUTE, 3);
+        let mut now = Instant::now();
         for number in 0..10_u8 {
-            passwords.remember([number; 32]);
-            tokio::time::advance(Duration::from_secs(1)).await;
+            passwords.remember([number; 32], now);
+            now += Duration::from_secs(1);
         }
         let count = || passwords.remembered.lock().expect("no panic").len();
         assert_eq!(count(), 3);
         let pump = device("hunter2", Origin::Made);
-        passwords.remember(passwords.tag(&pump, b"hunter2"));
-        assert!(passwords.is_remembered(&pump, b"hunter2"));
-        tokio::time::advance(MINUTE).await;
-        assert!(!passwords.is_remembered(&pump, b"hunter2"));
-        passwords.remember([0; 32]);
+        passwords.remember(passwords.tag(&pump, b"hunter2"), now);
+        assert!(passwords.is_remembered(&pump, b"hunter2", now));
+        assert!(!passwords.is_remembered(&pump, b"hunter2", now + MINUTE));
+        passwords.remember([0; 32], now + MINUTE);
         assert_eq!(count(), 1, "those that are over go first");
         let off = super::tests::passwords(Duration::ZERO, 3);
-        off.remember(off.tag(&pump, b"hunter2"));
-        assert!(!off.is_remembered(&pump, b"hunter2"));
+        off.remember(off.tag(&pump, b"hunter2"), now);
+        assert!(!off.is_remembered(&pump, b"hunter2", now));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_check_that_does_not_get_its_turn_says_so() {
         let passwords = passwords(MINUTE, 3);
         let _both = passwords.permits.acquire_many(2).await.expect("free");
         let pump = device("hunter2", Origin::Made);
-        assert_eq!(passwords.check(Some(&pump), b"hunter2", MINUTE).await, Checked::NotInTime);
+        let patience = Duration::from_millis(5);
+        assert_eq!(passwords.check(Some(&pump), b"hunter2", patience).await, Checked::NotInTime);
     }
 }
