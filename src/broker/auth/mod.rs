@@ -71,8 +71,8 @@ pub fn hash_password(password: &str) -> Result<String, HashError> {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Where in a client certificate the identity is looked for, in this order: `san_uri`,
-    /// `san_dns`, `cn`. Default all three.
+    /// Where in a client certificate the identity is looked for, in this order. Default `san_dns`,
+    /// `san_uri`, `cn`.
     pub identity_from: Vec<IdentityFrom>,
     /// Which client ids an identity may use: exact, or with `*`; `{identity}` is filled in.
     /// Default `["{identity}"]`. With `["*"]` each identity can throw every other one out.
@@ -91,7 +91,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            identity_from: vec![IdentityFrom::SanUri, IdentityFrom::SanDns, IdentityFrom::Cn],
+            identity_from: vec![IdentityFrom::SanDns, IdentityFrom::SanUri, IdentityFrom::Cn],
             client_ids: vec![IDENTITY.to_owned()],
             password_cache: crate::span::Span::from_secs(3600),
             password_cache_max: 20_000,
