@@ -375,7 +375,7 @@ mod tests {
     fn the_tables_are_bounded() {
         let tally = tally(2);
         let start = Instant::now();
-        for number in 0..(KEYS_MAX as u32 + 1000) {
+        for number in 0..KEYS_MAX + 1000 {
             tally.note(number, start);
         }
         assert!(tally.table.lock().expect("no panic").len() <= KEYS_MAX);

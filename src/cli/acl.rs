@@ -82,9 +82,9 @@ struct Device {
 }
 
 impl Acl {
-    pub(super) fn run(self, context: Context<'_>, err: &mut dyn Write) -> ExitCode {
+    pub(super) fn run(self, mut context: Context<'_>, err: &mut dyn Write) -> ExitCode {
         let Command::Check(check) = self.command;
-        match check.run(context) {
+        match check.run(&mut context) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,
             Err(error) => {
@@ -96,12 +96,12 @@ impl Acl {
 }
 
 impl Check {
-    fn run(mut self, context: Context<'_>) -> anyhow::Result<bool> {
+    fn run(mut self, context: &mut Context<'_>) -> anyhow::Result<bool> {
         let access = crate::config::access_alone(&context.layers).map_err(problems)?;
         let action = self.action()?;
         let found = match self.user.as_deref().or(self.identity.is_none().then_some(&*self.client))
         {
-            Some(user) if !self.anonymous => device(&context, user)?,
+            Some(user) if !self.anonymous => device(context, user)?,
             _ => None,
         };
         let mut who = format!("client id {}", self.client);

@@ -390,7 +390,7 @@ fn shared_secret(source: &SecretSource) -> Result<DecodingKey, String> {
 
 fn public_key(path: &Path) -> Result<DecodingKey, String> {
     let at = |what: &str| format!("{}: {what}", path.display());
-    let pem = std::fs::read(path).map_err(|error| at(&error.to_string()))?;
+    let pem = std::fs::read(path).map_err(|error| unreadable(path, &error))?;
     // A private key would do as well, and has no place here.
     if String::from_utf8_lossy(&pem).contains("PRIVATE KEY-----") {
         return Err(at("a private key; write only the public one: `openssl pkey -pubout`"));
@@ -401,13 +401,17 @@ fn public_key(path: &Path) -> Result<DecodingKey, String> {
         .map_err(|_| at("no public key in PEM form: RSA, P-256, P-384 or Ed25519"))
 }
 
+fn unreadable(path: &Path, error: &std::io::Error) -> String {
+    format!("cannot read {}: {error}", path.display())
+}
+
 fn read_jwks(path: &Path) -> Result<(Vec<Verifier>, Option<SystemTime>), String> {
     let at = |what: String| format!("{}: {what}", path.display());
-    let metadata = std::fs::metadata(path).map_err(|error| at(error.to_string()))?;
+    let metadata = std::fs::metadata(path).map_err(|error| unreadable(path, &error))?;
     if metadata.len() > JWKS_BYTES_MAX {
         return Err(at(format!("at most {JWKS_BYTES_MAX} bytes")));
     }
-    let text = std::fs::read(path).map_err(|error| at(error.to_string()))?;
+    let text = std::fs::read(path).map_err(|error| unreadable(path, &error))?;
     // The library's words may repeat what is in the file, which may be a shared secret.
     let set: JwkSet = serde_json::from_slice(&text)
         .map_err(|error| at(format!("no JWKS (line {})", error.line())))?;
