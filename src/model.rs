@@ -231,7 +231,7 @@ words! {
         NotAuthorized = "not_authorized",
         /// The client, its user, identity or address is banned.
         Banned = "banned",
-        /// The token or the HTTP hook's answer that let the client in has expired.
+        /// The token that let the client in has expired.
         CredentialExpired = "credential_expired",
         /// Who the client is could not be found out in time: the hook, or too many passwords.
         AuthUnavailable = "auth_unavailable",
