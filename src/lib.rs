@@ -8,7 +8,9 @@
 // Floor 0: data.
 pub mod clock;
 pub mod model;
+pub mod network;
 pub mod online;
+pub mod password;
 pub mod problem;
 pub mod secret;
 pub mod span;

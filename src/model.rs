@@ -229,6 +229,12 @@ words! {
         BadCredentials = "bad_credentials",
         /// The access rules do not allow it.
         NotAuthorized = "not_authorized",
+        /// The client, its user, identity or address is banned.
+        Banned = "banned",
+        /// The token that let the client in has expired.
+        CredentialExpired = "credential_expired",
+        /// Who the client is could not be found out in time: the hook, or too many passwords.
+        AuthUnavailable = "auth_unavailable",
         /// The TLS handshake failed.
         TlsFailed = "tls_failed",
         /// The client's certificate is no longer accepted: its CA is gone, or it is revoked.

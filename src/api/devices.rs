@@ -1,11 +1,9 @@
 //! Credentials of devices: added, listed, removed.
 //!
 //! What is stored is an Argon2id hash; the password itself is answered once, where it was made
-//! here, and never again. Hashing takes about 20 MiB and some 20 ms, so it runs off the async
-//! threads and only for holders of the key.
+//! here, and never again. Hashing takes about 20 MiB and some 20 ms for one that was chosen, so it
+//! runs off the async threads and only for holders of the key.
 
-use argon2::Argon2;
-use argon2::password_hash::PasswordHasher as _;
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
@@ -19,12 +17,15 @@ use super::refusal::Refusal;
 use super::view::rfc_3339;
 use crate::clock::Timestamp;
 use crate::model::Reason;
+use crate::password::{self, Origin};
 use crate::problem::Fault;
 use crate::secret::Secret;
 use crate::store::{Device, RemoveError};
 
 /// Most client id patterns of one device.
 const CLIENT_IDS_MAX: usize = 64;
+/// Most groups of one device.
+const GROUPS_MAX: usize = 64;
 
 /// What a device is to be called, and what it proves itself with.
 #[derive(Debug, Default)]
@@ -35,6 +36,8 @@ pub struct Credential {
     pub password: Option<Secret>,
     /// Which client ids it may use; its own name where empty.
     pub client_ids: Vec<String>,
+    /// Which groups it is in, for `[[access]]`.
+    pub groups: Vec<String>,
 }
 
 /// Why a credential is refused: each fault names its field (`user`, `password`, `client_ids`).
@@ -69,20 +72,17 @@ pub fn credential(
     if !faults.is_empty() {
         return Err(CredentialError::Invalid(faults));
     }
-    let password = match credential.password {
-        Some(password) => password,
-        None => generate()?,
+    let (password, origin) = match credential.password {
+        Some(password) => (password, Origin::Chosen),
+        None => (generate()?, Origin::Made),
     };
-    let hash = Argon2::default()
-        .hash_password(password.expose().as_bytes())
-        .map_err(|error| CredentialError::Hash(error.to_string()))?
-        .to_string();
-    let client_ids = if credential.client_ids.is_empty() {
-        vec![credential.user.clone()]
-    } else {
-        credential.client_ids
-    };
-    let device = Device { user: credential.user, password_hash: hash, client_ids, added_at: now };
+    let password_hash = password::hash(password.expose(), origin)
+        .map_err(|error| CredentialError::Hash(error.to_string()))?;
+    let Credential { user, mut client_ids, groups, .. } = credential;
+    if client_ids.is_empty() {
+        client_ids.push(user.clone());
+    }
+    let device = Device { user, password_hash, client_ids, groups, added_at: now };
     Ok((device, password))
 }
 
@@ -102,6 +102,15 @@ impl Credential {
         }
         if self.client_ids.len() > CLIENT_IDS_MAX {
             faults.push(fault("client_ids", format!("at most {CLIENT_IDS_MAX}")));
+        }
+        if self.groups.len() > GROUPS_MAX {
+            faults.push(fault("groups", format!("at most {GROUPS_MAX}")));
+        }
+        for (index, group) in self.groups.iter().enumerate() {
+            if !is_name(group) {
+                let what = "1 to 64 characters, no spaces or control characters, none of / + # $ *";
+                faults.push(fault_in("groups", index, what));
+            }
         }
         for (index, pattern) in self.client_ids.iter().enumerate() {
             if !is_name(&pattern.replace('*', "x")) {
@@ -135,12 +144,15 @@ struct AddBody {
     user: String,
     password: Option<String>,
     client_ids: Vec<String>,
+    groups: Vec<String>,
 }
 
 #[derive(Serialize)]
 struct DeviceView<'a> {
     user: &'a str,
     client_ids: &'a [String],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    groups: &'a [String],
     #[serde(serialize_with = "rfc_3339")]
     added_at: Timestamp,
     /// Only in the answer to the request that had it made.
@@ -153,6 +165,7 @@ impl<'a> DeviceView<'a> {
         Self {
             user: &device.user,
             client_ids: &device.client_ids,
+            groups: &device.groups,
             added_at: device.added_at,
             password: None,
         }
@@ -182,6 +195,7 @@ pub(super) async fn add(
         user: body.user,
         password: body.password.map(Secret::new),
         client_ids: body.client_ids,
+        groups: body.groups,
     };
     if !faults.is_empty() {
         body::add(&mut faults, wanted.faults());
@@ -227,9 +241,6 @@ pub(super) async fn remove(
 
 #[cfg(test)]
 mod tests {
-    use argon2::password_hash::PasswordVerifier as _;
-    use argon2::password_hash::phc::PasswordHash;
-
     use super::*;
 
     #[test]
@@ -243,10 +254,10 @@ mod tests {
         assert_eq!(password.expose().len(), 24);
         assert!(password != other);
         assert!(device.password_hash.starts_with("$argon2id$v=19$"));
-        let hash = PasswordHash::new(&device.password_hash).expect("a PHC string");
-        let verify = |password: &str| Argon2::default().verify_password(password.as_bytes(), &hash);
-        assert!(verify(password.expose()).is_ok());
-        assert!(verify(other.expose()).is_err());
+        let verify = |password: &Secret| {
+            password::verify(Some(&device.password_hash), password.expose().as_bytes())
+        };
+        assert!(verify(&password) && !verify(&other));
     }
 
     #[test]
@@ -255,10 +266,11 @@ mod tests {
             user: "a/b".to_owned(),
             password: Some(Secret::new("short")),
             client_ids: vec!["pump-*".to_owned(), "a b".to_owned()],
+            groups: vec!["a/b".to_owned()],
         };
         let error = credential(wanted, Timestamp::default()).expect_err("wrong");
         let text = error.to_string();
-        for part in ["user: ", "password: 8 to 256", "client_ids[1]: "] {
+        for part in ["user: ", "password: 8 to 256", "client_ids[1]: ", "groups[0]: "] {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(!text.contains("short") && !text.contains("client_ids[0]"), "{text}");

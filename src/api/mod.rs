@@ -18,10 +18,12 @@
 //! | `GET`, `POST /v1/devices`, `DELETE /v1/devices/{user}` | credentials of devices |
 //! | `GET /v1/clients?identity=&prefix=&listener=&limit=&after=` | who is connected, by client id |
 //! | `POST /v1/clients/{client_id}/disconnect` | 204 |
+//! | `GET`, `POST /v1/bans`, `DELETE /v1/bans/{kind}/{value}` | who is not let in |
 //! | `GET /v1/phone`, `/v1/phone/events` | what the virtual phone showed; live as server-sent events |
 //! | `GET /healthz`, `/readyz`, `/metrics` | for machines |
 
 mod auth;
+mod bans;
 mod body;
 mod clients;
 mod devices;
@@ -340,6 +342,8 @@ fn router(state: &Shared) -> Router {
         .route("/v1/clients", get(clients::list))
         .route("/v1/clients/{client_id}/disconnect", post(clients::disconnect))
         .route("/v1/devices/{user}", axum::routing::delete(devices::remove))
+        .route("/v1/bans", get(bans::list).post(bans::add))
+        .route("/v1/bans/{kind}/{value}", axum::routing::delete(bans::remove))
         .route_layer(from_fn_with_state(Arc::clone(state), auth::holder));
     Router::new()
         .route("/healthz", get(status::health))

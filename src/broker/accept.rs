@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::acl::Grants;
-use super::auth::{Anonymous, Credentials, certificate_name};
+use super::auth::{Anonymous, Credentials, Holder, holder};
+use super::bans::Suspect;
 use super::clients::Connected;
 use super::connection::{Close, Connection, State};
 use super::hub::Attach;
@@ -33,6 +34,8 @@ use super::websocket::WebSocket;
 use super::{Shared, Stop};
 use crate::model::Reason;
 use crate::telemetry::ByReason;
+
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Accepts until dropped.
 pub(crate) async fn accept(
@@ -94,15 +97,20 @@ fn admit(
 ) {
     let metrics = &shared.hub.metrics;
     metrics.connections_accepted.inc();
-    let address = listener.knows_peers().then(|| peer.ip());
-    if let Err(limit) = shared.may_begin(listener, address) {
-        shared.note_end(peer, "", Reason::RateLimited, limit, true);
-        return;
-    }
-    let place = address.map_or(Ok(None), |address| shared.addresses.enter(address));
+    let place = match listener.knows_peers() {
+        true => match shared.admit(listener, peer.ip()) {
+            Ok(place) => place,
+            Err(Failed { reason, what, .. }) => {
+                shared.note_end(peer, "", reason, &what, true);
+                return;
+            }
+        },
+        // Who it is stands in the header.
+        false => None,
+    };
     let of_listener = Arc::clone(&listener.permits).try_acquire_owned();
     let permit = Arc::clone(&shared.permits).try_acquire_owned();
-    let (Ok(place), Ok(of_listener), Ok(permit)) = (place, of_listener, permit) else {
+    let (Ok(of_listener), Ok(permit)) = (of_listener, permit) else {
         // Closed before a word: it costs nothing, and the client tries again later.
         shared.note_end(peer, "", Reason::TooMany, "too many connections", true);
         return;
@@ -279,15 +287,7 @@ async fn hear_proxy(
         NoHeader::Bad(what) => Failed::silent(Reason::BadProxyHeader, what),
     })?;
     *peer = told.peer(*peer);
-    admission
-        .shared
-        .may_begin(&admission.listener, Some(peer.ip()))
-        .map_err(|limit| Failed::silent(Reason::RateLimited, limit))?;
-    admission.place = admission
-        .shared
-        .addresses
-        .enter(peer.ip())
-        .map_err(|reason| Failed::silent(reason, "too many connections"))?;
+    admission.place = admission.shared.admit(&admission.listener, peer.ip())?;
     Ok(())
 }
 
@@ -311,16 +311,16 @@ async fn open_websocket(
     }
 }
 
-/// The name in the certificate of a client that showed one. TLS has verified it.
-fn identity(stream: &Stream) -> Result<Option<String>, &'static str> {
+/// Who holds the certificate of a client that showed one. TLS has verified it.
+fn certified(shared: &Shared, stream: &Stream) -> Result<Option<Holder>, &'static str> {
     let Some(tls) = stream.tls() else {
         return Ok(None);
     };
     match tls.get_ref().1.peer_certificates().and_then(<[_]>::first) {
         None => Ok(None),
-        Some(certificate) => certificate_name(certificate)
+        Some(certificate) => holder(certificate, &shared.config.auth.identity_from)
             .map(Some)
-            .ok_or("the client certificate has no name in it"),
+            .ok_or("the client certificate has no name where auth.identity_from looks for one"),
     }
 }
 
@@ -377,32 +377,34 @@ async fn introduce(
         check_client_id(&connect.client_id, shared.config.client_id_chars_max)
             .map_err(|what| refusal(Reason::BadClientId, code::BAD_CLIENT_ID, what))?;
     }
-    let now = tokio::time::Instant::now();
-    if !shared.failed_logins.may_try(peer.ip(), now) {
-        return Err(refusal(
-            Reason::RateLimited,
-            code::CONNECTION_RATE,
-            "too many failed logins from this address",
-        ));
-    }
-    let identity = identity(stream)
+    let is_banned = |client_id: &str, identity: Option<&str>, user: Option<&str>| {
+        let suspect = Suspect { client_id, identity, user, address: peer.ip() };
+        let banned = shared.bans.has(&suspect, shared.hub.clock.now());
+        banned.then(|| refusal(Reason::Banned, code::BANNED, "this client is banned"))
+    };
+    let holder = certified(shared, stream)
         .map_err(|what| refusal(Reason::NotAuthorized, code::NOT_AUTHORIZED, what))?;
+    // Before any work is done for it, and again when it is known who it is.
+    let identity = holder.as_ref().map(|holder| &*holder.identity);
+    if let Some(refusal) = is_banned(&connect.client_id, identity, connect.user.as_deref()) {
+        return Err(refusal);
+    }
+    let is_limited = shared.is_limited(peer.ip());
     let credentials = Credentials {
-        identity,
+        holder,
         user: connect.user.take(),
         password: connect.password.take(),
         client_id: std::mem::take(&mut connect.client_id),
         peer: peer.ip(),
+        is_limited,
+        listener: Arc::clone(&listener.name),
         anonymous: *anonymous,
     };
     let asked_for_none = credentials.client_id.is_empty();
-    let (principal, mut client_id) =
-        shared.authenticator.check(credentials).await.map_err(|denied| {
-            if denied.reason == Reason::BadCredentials {
-                shared.failed_logins.note(peer.ip(), now);
-            }
-            refusal(denied.reason, denied.code, denied.what)
-        })?;
+    let mut admitted = Box::pin(shared.authenticator.check(credentials))
+        .await
+        .map_err(|denied| refusal(denied.reason, denied.code, denied.what))?;
+    let mut client_id = std::mem::take(&mut admitted.client_id);
     if client_id.is_empty() {
         client_id = made_up_client_id().ok_or_else(|| {
             let what = "the system has no random numbers";
@@ -412,7 +414,17 @@ async fn introduce(
     // Once more: it may come from a certificate or from the list of devices.
     check_client_id(&client_id, shared.config.client_id_chars_max)
         .map_err(|what| refusal(Reason::BadClientId, code::BAD_CLIENT_ID, what))?;
-    let (grants, problem) = Grants::of(&principal.as_client(&client_id), &shared.access);
+    let client = admitted.as_client(&client_id);
+    if let Some(refusal) = is_banned(&client_id, client.identity, client.user) {
+        return Err(refusal);
+    }
+    let name = admitted.principal.name().map(|name| &**name);
+    let now = tokio::time::Instant::now();
+    if is_limited && !shared.flapping.may_connect(name, &client_id, now) {
+        let what = "this client connects too often";
+        return Err(refusal(Reason::RateLimited, code::CONNECTION_RATE, what));
+    }
+    let (grants, problem) = Grants::of(&client, &shared.access);
     if let Some(problem) = problem {
         tracing::warn!(client_id, %peer, problem, "the client's access entry grants it nothing");
     }
@@ -426,7 +438,7 @@ async fn introduce(
             "the will's topic is not this client's",
         ));
     }
-    let place = match principal.name() {
+    let place = match admitted.principal.name() {
         None => None,
         Some(identity) => {
             let replaces = shared.clients.is_online(&client_id, identity);
@@ -449,7 +461,7 @@ async fn introduce(
         .hub
         .attach(Attach {
             client_id: client_id.as_str().into(),
-            principal,
+            principal: admitted.principal.clone(),
             clean_start: connect.clean_start,
             grants: (!grants.deny().is_empty()).then(|| Arc::clone(&grants)),
         })
@@ -464,6 +476,10 @@ async fn introduce(
         })?;
     if let Some(will) = attached.old_will {
         shared.hub.publish_will(&attached.session, *will).await;
+    }
+    // A ban that came in since the look above has not found this connection.
+    if is_banned(&client_id, client.identity, client.user).is_some() {
+        attached.session.tell_to_end(Reason::Banned);
     }
     connack.session_present = attached.present;
     out.clear();
@@ -496,6 +512,10 @@ async fn introduce(
         will: connect.will,
         patience: Duration::from_secs(keep_alive.into()) * 3 / 2,
         session_expiry,
+        // A token of a thousand years is one without an end.
+        ends_at: admitted
+            .ends_at
+            .and_then(|at| now.checked_add(at.since(shared.hub.clock.now()).min(YEAR * 10))),
         state: State::new(),
         _present: shared.sys.enter(),
     };
@@ -549,6 +569,20 @@ fn made_up_client_id() -> Option<String> {
 }
 
 impl Shared {
+    /// Whether one more connection from `address` may begin; its place among the others of it,
+    /// where there is a limit for them.
+    fn admit(&self, listener: &Listener, address: IpAddr) -> Result<Option<Place>, Failed> {
+        if self.bans.has_address(address, self.hub.clock.now()) {
+            return Err(Failed::silent(Reason::Banned, "its address is banned"));
+        }
+        let limited = self.is_limited(address).then_some(address);
+        self.load
+            .may_begin(&listener.load, limited, tokio::time::Instant::now())
+            .map_err(|limit| Failed::silent(Reason::RateLimited, limit))?;
+        let place = limited.map(|address| self.addresses.enter(address)).transpose();
+        place.map_err(|reason| Failed::silent(reason, "too many connections from its address"))
+    }
+
     /// Counts and logs the end of a connection.
     fn note_end(
         &self,

@@ -3,9 +3,12 @@
 //! Pure: no sockets, no clocks. The first entry whose `who` fits decides; `deny` wins over both
 //! lists. Where no entry fits, an authenticated client has its own `devices/{client_id}/#` and
 //! nothing else, and an anonymous one (only loopback peers can be anonymous) has everything.
+//! [`explain`] says the same in words, for `watchbell acl check`.
 //!
 //! Invariant: a placeholder never widens a pattern. If a value that would be filled in holds a
 //! level separator or a wildcard, the whole entry grants nothing.
+
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -35,6 +38,9 @@ pub struct Who {
     pub identity: Option<String>,
     /// The user name.
     pub user: Option<String>,
+    /// One of its groups: of the device in the store, of its token, of the HTTP hook's answer, or
+    /// an organizational unit (OU) in its certificate.
+    pub group: Option<String>,
     /// Everyone, anonymous loopback clients included.
     pub anyone: bool,
 }
@@ -43,10 +49,11 @@ impl AccessEntry {
     /// What is wrong with the entry; empty if nothing is.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        let named = [&self.who.client_id, &self.who.identity, &self.who.user];
+        let named = self.who.named();
         if !self.who.anyone && named.iter().all(|text| text.is_none()) {
             problems.push(
-                "who: names nobody; write client_id, identity, user, or anyone = true".to_owned(),
+                "who: names nobody; write client_id, identity, user, group, or anyone = true"
+                    .to_owned(),
             );
         }
         if self.who.anyone && named.iter().any(|text| text.is_some()) {
@@ -73,24 +80,36 @@ impl AccessEntry {
             (Some(glob), Some(text)) => glob_matches(glob, text),
             (Some(_), None) => false,
         };
-        let named =
-            self.who.client_id.is_some() || self.who.identity.is_some() || self.who.user.is_some();
+        let group_fits = match &self.who.group {
+            None => true,
+            Some(glob) => client.groups.iter().any(|group| glob_matches(glob, group)),
+        };
+        let named = self.who.named().iter().any(|text| text.is_some());
         (self.who.anyone || named)
             && text_fits(&self.who.client_id, Some(client.client_id))
             && text_fits(&self.who.identity, client.identity)
             && text_fits(&self.who.user, client.user)
+            && group_fits
+    }
+}
+
+impl Who {
+    fn named(&self) -> [&Option<String>; 4] {
+        [&self.client_id, &self.identity, &self.user, &self.group]
     }
 }
 
 /// What is known of a client when its rights are looked up.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Client<'a> {
+pub struct Client<'a> {
     /// Its MQTT client id.
-    pub(crate) client_id: &'a str,
-    /// The name in its certificate.
-    pub(crate) identity: Option<&'a str>,
+    pub client_id: &'a str,
+    /// The name in its certificate or token.
+    pub identity: Option<&'a str>,
     /// Its user name.
-    pub(crate) user: Option<&'a str>,
+    pub user: Option<&'a str>,
+    /// Its groups.
+    pub groups: &'a [Arc<str>],
 }
 
 impl<'a> Client<'a> {
@@ -122,17 +141,10 @@ impl Grants {
                 Err(problem) => (Self::nothing(), Some(problem)),
             },
             None if client.name().is_none() => (Self::everything(), None),
-            None => {
-                let own = AccessEntry {
-                    publish: vec!["devices/{client_id}/#".to_owned()],
-                    subscribe: vec!["devices/{client_id}/#".to_owned()],
-                    ..AccessEntry::default()
-                };
-                match Self::from_entry(client, &own) {
-                    Ok(grants) => (grants, None),
-                    Err(problem) => (Self::nothing(), Some(problem)),
-                }
-            }
+            None => match Self::from_entry(client, &own_branch()) {
+                Ok(grants) => (grants, None),
+                Err(problem) => (Self::nothing(), Some(problem)),
+            },
         }
     }
 
@@ -187,6 +199,126 @@ impl Grants {
     /// The denied patterns, for the delivery.
     pub(crate) fn deny(&self) -> &[TopicFilter] {
         &self.deny
+    }
+}
+
+/// What a client that has authenticated may do where no entry is about it.
+fn own_branch() -> AccessEntry {
+    let own = || vec![OWN_BRANCH.to_owned()];
+    AccessEntry { publish: own(), subscribe: own(), ..AccessEntry::default() }
+}
+
+/// The topics of a client's own.
+pub const OWN_BRANCH: &str = "devices/{client_id}/#";
+
+/// What a client wants to do.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Publish to a topic.
+    Publish(TopicName),
+    /// Subscribe to a filter.
+    Subscribe(TopicFilter),
+}
+
+/// A pattern of an entry: which list, and where in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// `publish`, `subscribe` or `deny`.
+    pub list: &'static str,
+    /// Counted from 0.
+    pub index: usize,
+}
+
+/// Whether an action is allowed, and what decided it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// Whether it is.
+    pub allowed: bool,
+    /// Which entry decides for this client; `None` where none fits.
+    pub entry: Option<usize>,
+    /// Which of its patterns decided; `None` where none fits.
+    pub line: Option<Line>,
+    /// Why the entry grants this client nothing at all, where a placeholder cannot be filled in.
+    pub problem: Option<String>,
+    /// Of a subscription: the patterns that concern a part of it. Denied ones are held back when
+    /// it is allowed; allowed ones are what could be subscribed to when it is not.
+    pub parts: Vec<Line>,
+}
+
+/// Says whether `client` may do `action`, and which pattern of which entry decides.
+pub fn explain(client: &Client<'_>, entries: &[AccessEntry], action: &Action) -> Explanation {
+    let entry = entries.iter().position(|entry| entry.fits(client));
+    let mut said =
+        Explanation { allowed: false, entry, line: None, problem: None, parts: Vec::new() };
+    let own = own_branch();
+    let decides = match entry.and_then(|index| entries.get(index)) {
+        Some(entry) => entry,
+        None if client.name().is_none() => {
+            said.allowed = true;
+            return said;
+        }
+        None => &own,
+    };
+    if let Err(problem) = Grants::from_entry(client, decides) {
+        said.problem = Some(problem);
+        return said;
+    }
+    let (list, allowing) = match action {
+        Action::Publish(_) => ("publish", &decides.publish),
+        Action::Subscribe(_) => ("subscribe", &decides.subscribe),
+    };
+    let filters = |list: &'static str, patterns: &[String]| -> Vec<(Line, TopicFilter)> {
+        let expanded = patterns.iter().enumerate().filter_map(|(index, pattern)| {
+            let filter = expand(pattern, client.client_id, client.name()).ok()?;
+            Some((Line { list, index }, filter))
+        });
+        expanded.collect()
+    };
+    let (allowing, denying) = (filters(list, allowing), filters("deny", &decides.deny));
+    let decisive = |filter: &TopicFilter| match action {
+        Action::Publish(topic) => filter.matches(topic),
+        Action::Subscribe(asked) => covers(filter, asked),
+    };
+    let first = |from: &[(Line, TopicFilter)]| {
+        from.iter().find(|(_, filter)| decisive(filter)).map(|(line, _)| *line)
+    };
+    let (allow, deny) = (first(&allowing), first(&denying));
+    said.allowed = allow.is_some() && deny.is_none();
+    said.line = deny.or(allow);
+    if let (Action::Subscribe(asked), None) = (action, deny) {
+        let partly = if said.allowed { denying } else { allowing };
+        let parts = partly.into_iter().filter(|(_, filter)| overlap(filter, asked));
+        said.parts = parts.map(|(line, _)| line).collect();
+    }
+    said
+}
+
+/// Whether there is a topic that both match.
+fn overlap(one: &TopicFilter, other: &TopicFilter) -> bool {
+    let (one, other) = (one.levels(), other.levels());
+    // MQTT-4.7.2-1, as in `covers`.
+    if let (Some(first), Some(second)) = (one.first(), other.first()) {
+        let is_wild = |level: &FilterLevel| matches!(level, FilterLevel::One | FilterLevel::Rest);
+        let is_hidden = |level: &FilterLevel| matches!(level, FilterLevel::Exact(text) if text.starts_with('$'));
+        if (is_wild(first) && is_hidden(second)) || (is_hidden(first) && is_wild(second)) {
+            return false;
+        }
+    }
+    let mut index = 0;
+    loop {
+        match (one.get(index), other.get(index)) {
+            (Some(FilterLevel::Rest), _) | (_, Some(FilterLevel::Rest)) | (None, None) => {
+                return true;
+            }
+            (Some(FilterLevel::Exact(text)), Some(FilterLevel::Exact(second))) => {
+                if text != second {
+                    return false;
+                }
+            }
+            (Some(_), Some(_)) => {}
+            (Some(_), None) | (None, Some(_)) => return false,
+        }
+        index += 1;
     }
 }
 
@@ -285,7 +417,7 @@ mod tests {
     }
 
     fn pump(client_id: &str) -> Client<'_> {
-        Client { client_id, identity: None, user: Some("pumps") }
+        Client { client_id, identity: None, user: Some("pumps"), groups: &[] }
     }
 
     const SITE: &str = r#"
@@ -337,7 +469,7 @@ mod tests {
         assert!(!grants.may_publish(&topic("devices/pump-8/t")));
         assert!(grants.may_subscribe(&filter("devices/pump-7/#")));
         assert!(!grants.may_subscribe(&filter("devices/#")));
-        let nobody = Client { client_id: "x", identity: None, user: None };
+        let nobody = Client { client_id: "x", identity: None, user: None, groups: &[] };
         let (grants, _) = Grants::of(&nobody, &[]);
         assert!(grants.may_publish(&topic("anything")) && grants.may_subscribe(&filter("#")));
     }
@@ -347,7 +479,7 @@ mod tests {
         let entries =
             entries("[[access]]\nwho = { user = '*' }\npublish = ['u/{identity}/x', 'y']");
         for user in ["a/b", "+", "#", ""] {
-            let client = Client { client_id: "c", identity: None, user: Some(user) };
+            let client = Client { client_id: "c", identity: None, user: Some(user), groups: &[] };
             let (grants, problem) = Grants::of(&client, &entries);
             assert!(problem.is_some(), "{user}");
             assert!(!grants.may_publish(&topic("y")), "{user}");
@@ -363,6 +495,60 @@ mod tests {
         assert_eq!(problems.len(), 4, "{problems:#?}");
         assert!(problems[0].starts_with("who: names nobody"));
         assert_eq!(entries[1].problems().len(), 1);
+    }
+
+    #[test]
+    fn a_group_is_one_of_those_that_the_client_is_in() {
+        let entries = entries(
+            "[[access]]\nwho = { group = 'pump*', client_id = 'a*' }\npublish = ['p']\n\
+             [[access]]\nwho = { group = 'valves' }\npublish = ['v']",
+        );
+        assert!(entries.iter().all(|entry| entry.problems().is_empty()));
+        for (client_id, groups, may) in [
+            ("a1", &["pumps"][..], "p"),
+            ("a1", &["valves", "pumps"], "p"),
+            ("b1", &["valves", "pumps"], "v"),
+            ("b1", &["pumps"], "devices/b1/x"),
+            ("a1", &[], "devices/a1/x"),
+        ] {
+            let groups: Vec<Arc<str>> = groups.iter().map(|group| Arc::from(*group)).collect();
+            let client = Client { client_id, identity: Some("x"), user: None, groups: &groups };
+            let (grants, _) = Grants::of(&client, &entries);
+            for name in ["p", "v", "devices/a1/x", "devices/b1/x"] {
+                assert_eq!(grants.may_publish(&topic(name)), name == may, "{client:?} {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_explanation_names_the_pattern() {
+        let entries = entries(SITE);
+        let line = |list, index| Some(Line { list, index });
+        for (client, action, asked, allowed, entry, expected, parts) in [
+            ("pump-7", "publish", "site/kiel/pump-7/t", true, Some(0), line("publish", 0), 0),
+            ("pump-7", "publish", "site/kiel/pump-7/keys/a", false, Some(0), line("deny", 0), 0),
+            ("pump-7", "publish", "lobby", false, Some(0), None, 0),
+            ("valve", "publish", "lobby", true, Some(1), line("publish", 0), 0),
+            ("pump-7", "subscribe", "all", true, Some(0), line("subscribe", 1), 0),
+            ("pump-7", "subscribe", "site/#", false, Some(0), None, 1),
+            ("pump-7", "subscribe", "#", false, Some(0), None, 2),
+        ] {
+            let action = match action {
+                "publish" => Action::Publish(topic(asked)),
+                _ => Action::Subscribe(filter(asked)),
+            };
+            let said = explain(&pump(client), &entries, &action);
+            assert_eq!(
+                (said.allowed, said.entry, said.line),
+                (allowed, entry, expected),
+                "{asked}"
+            );
+            assert_eq!(said.parts.len(), parts, "{asked}");
+        }
+        let own = explain(&pump("p"), &[], &Action::Publish(topic("devices/p/x")));
+        assert_eq!((own.allowed, own.entry), (true, None));
+        let bad = explain(&pump("a/b"), &[], &Action::Publish(topic("devices/p/x")));
+        assert!(bad.problem.is_some_and(|what| what.contains("{client_id}")));
     }
 
     #[test]
@@ -395,6 +581,29 @@ mod tests {
             if covers(&wide, &narrow) && narrow.matches(&name) {
                 prop_assert!(wide.matches(&name));
             }
+            if wide.matches(&name) && narrow.matches(&name) {
+                prop_assert!(overlap(&wide, &narrow) && overlap(&narrow, &wide));
+            }
+        }
+
+        #[test]
+        fn the_explanation_says_what_the_broker_does(
+            allow in "(\\+|a|b)(/(\\+|a|b)){0,2}(/#)?",
+            deny in "(\\+|a|b)(/(\\+|a|b)){0,2}(/#)?",
+            asked in "(\\+|a|b)(/(\\+|a|b)){0,2}(/#)?",
+            name in "(a|b)(/(a|b)){0,3}",
+        ) {
+            let entries = [AccessEntry {
+                who: Who { anyone: true, ..Who::default() },
+                publish: vec![allow.clone()],
+                subscribe: vec![allow],
+                deny: vec![deny],
+            }];
+            let (grants, _) = Grants::of(&pump("p"), &entries);
+            let said = |action| explain(&pump("p"), &entries, &action).allowed;
+            let (name, asked) = (topic(&name), filter(&asked));
+            prop_assert_eq!(said(Action::Publish(name.clone())), grants.may_publish(&name));
+            prop_assert_eq!(said(Action::Subscribe(asked.clone())), grants.may_subscribe(&asked));
         }
     }
 }

@@ -8,7 +8,7 @@
 //! a connection that was replaced takes nobody but itself out.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -56,6 +56,17 @@ impl Clients {
         let connected = by_id.get(client_id);
         connected.is_some_and(|connected| connected.identity() == Some(identity))
     }
+
+    /// Ends the connections that `fits` says yes to, by session and the address that they come from.
+    /// Says how many.
+    pub(crate) fn end(&self, reason: Reason, fits: impl Fn(&Session, IpAddr) -> bool) -> usize {
+        let all: Vec<Arc<Connected>> = {
+            let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
+            by_id.values().map(Arc::clone).collect()
+        };
+        let wanted = all.iter().filter(|one| fits(&one.session, one.peer.ip()));
+        wanted.filter(|one| one.tell_to_end(reason)).count()
+    }
 }
 
 impl Drop for Presence {
@@ -71,6 +82,16 @@ impl Drop for Presence {
 impl Connected {
     fn identity(&self) -> Option<&str> {
         self.session.principal.name().map(|name| &**name)
+    }
+
+    /// False where the session is another connection's by now.
+    fn tell_to_end(&self, reason: Reason) -> bool {
+        let mut state = self.session.state();
+        let is_its = state.owner == Some(self.owner);
+        if is_its {
+            state.tell_to_end(reason);
+        }
+        is_its
     }
 
     fn fits(&self, query: &Query) -> bool {
@@ -124,11 +145,6 @@ impl crate::online::Clients for Clients {
         let Some(connected) = connected else {
             return false;
         };
-        let mut state = connected.session.state();
-        let is_its = state.owner == Some(connected.owner);
-        if is_its {
-            state.tell_to_end(Reason::AdminDisconnect);
-        }
-        is_its
+        connected.tell_to_end(Reason::AdminDisconnect)
     }
 }

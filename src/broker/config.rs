@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 
-use super::auth::Anonymous;
+use super::auth::{self, Anonymous};
 use super::listener::{self, Settings};
 use super::load::config::Limits;
+use crate::network::Network;
 use crate::span::Span;
 
 /// The broker's settings.
@@ -49,10 +50,32 @@ pub struct Config {
     pub connections_max: usize,
     /// Most open connections from one address, this machine excepted; default 1000, at least 1.
     pub connections_per_address_max: usize,
-    /// Failed logins from one address within a minute after which it is refused unheard, this
-    /// machine excepted; default 10, at least 1.
+    /// Failed logins of one user name from one address within `failed_logins_window`, after which
+    /// that user is refused unheard there; default 10, at least 1.
     pub failed_logins_max: u32,
-    /// Passwords checked at a time; each takes about 19 MiB and a CPU. Default 2, 1 to 64.
+    /// Failed logins from one address in all within `failed_logins_window`, after which nobody is
+    /// heard there but certificates and passwords that were right a short while ago; default 100,
+    /// at least 1.
+    pub failed_logins_per_address_max: u32,
+    /// How long a failed login counts; default 1m, 1s to 24h.
+    pub failed_logins_window: Span,
+    /// How long the first such refusal lasts, and each further one twice as long as the one before;
+    /// default 1m, 1s to 24h.
+    pub failed_logins_ban: Span,
+    /// The longest such refusal; default 1h, at least `failed_logins_ban`, at most 30d.
+    pub failed_logins_ban_max: Span,
+    /// Connections of one client within `flapping_window`, after which it is refused for
+    /// `flapping_ban`; default 60, 0: as many as it likes.
+    pub flapping_connects_max: u32,
+    /// How long a connection counts; default 1m, 1s to 24h.
+    pub flapping_window: Span,
+    /// How long a client that flaps is refused; default 1m, 1s to 24h.
+    pub flapping_ban: Span,
+    /// Addresses for which the limits on addresses, failed logins and flapping do not hold; default
+    /// this machine, `["127.0.0.0/8", "::1/128"]`.
+    pub limits_exempt: Vec<Network>,
+    /// Passwords checked at a time; each takes about 19 MiB and a CPU. Default 2, 1 to 64. Who has
+    /// waited for its turn for `connect_timeout` is told to come again.
     pub password_checks_max: usize,
     /// Time for the PROXY protocol header, for the peer's first message of the TLS handshake, for the
     /// rest of that, and for the WebSocket upgrade, each; default 10s.
@@ -116,6 +139,9 @@ pub struct Config {
     /// How often subscribers of `$SYS/broker/...` get the values there; 0s: there is no `$SYS`.
     /// Default 10s.
     pub sys_interval: Span,
+    /// `[auth]`: a section of its own, put here by whoever reads the configuration.
+    #[serde(skip)]
+    pub auth: auth::Config,
 }
 
 impl Default for Config {
@@ -134,6 +160,16 @@ impl Default for Config {
             connections_max: 20_000,
             connections_per_address_max: 1000,
             failed_logins_max: 10,
+            failed_logins_per_address_max: 100,
+            failed_logins_window: Span::from_secs(60),
+            failed_logins_ban: Span::from_secs(60),
+            failed_logins_ban_max: Span::from_secs(3600),
+            flapping_connects_max: 60,
+            flapping_window: Span::from_secs(60),
+            flapping_ban: Span::from_secs(60),
+            limits_exempt: ["127.0.0.0/8", "::1/128"]
+                .map(|text| text.parse().expect("an address range"))
+                .to_vec(),
             password_checks_max: 2,
             handshake_timeout: Span::from_secs(10),
             handshakes_max: 64,
@@ -160,6 +196,7 @@ impl Default for Config {
             retained_bytes_max: 16 << 20,
             limits: Limits::default(),
             sys_interval: Span::from_secs(10),
+            auth: auth::Config::default(),
         }
     }
 }
@@ -180,6 +217,9 @@ impl Config {
         range("connections_max", self.connections_max, 1, 1_000_000);
         range("connections_per_address_max", self.connections_per_address_max, 1, usize::MAX);
         range("failed_logins_max", self.failed_logins_max as usize, 1, usize::MAX);
+        let per_address = self.failed_logins_per_address_max as usize;
+        range("failed_logins_per_address_max", per_address, 1, usize::MAX);
+        range("limits_exempt", self.limits_exempt.len(), 0, 1000);
         range("password_checks_max", self.password_checks_max, 1, 64);
         range("handshakes_max", self.handshakes_max, 1, 65_536);
         range("connect_bytes_max", self.connect_bytes_max, 256, 1 << 20);
@@ -207,6 +247,23 @@ impl Config {
             if span.is_zero() {
                 problems.push(format!("broker.{key}: nothing is done in no time; write 5s"));
             }
+        }
+        for (key, span) in [
+            ("failed_logins_window", self.failed_logins_window),
+            ("failed_logins_ban", self.failed_logins_ban),
+            ("flapping_window", self.flapping_window),
+            ("flapping_ban", self.flapping_ban),
+        ] {
+            if !(Span::from_secs(1)..=Span::from_secs(24 * 3600)).contains(&span) {
+                problems.push(format!("broker.{key}: 1s to 24h, found {span}"));
+            }
+        }
+        let longest = Span::from_secs(30 * 24 * 3600);
+        if !(self.failed_logins_ban..=longest).contains(&self.failed_logins_ban_max) {
+            let found = self.failed_logins_ban_max;
+            problems.push(format!(
+                "broker.failed_logins_ban_max: broker.failed_logins_ban to 30d, found {found}"
+            ));
         }
         if self.keep_alive_max > Span::from_secs(65_535) {
             problems.push("broker.keep_alive_max: MQTT has at most 65535s".to_owned());

@@ -1,7 +1,7 @@
-//! Limits by address: open connections, failed logins, and how often a failure is logged in full.
+//! Limits by address: open connections, and how often a failure is logged in full.
 //!
-//! Pure but for its locks: `now` is a parameter. Peers on this machine are not limited: they are
-//! the operator, and everything behind a local proxy.
+//! Pure but for its locks: `now` is a parameter. Whom limits do not hold for (`limits_exempt`) is
+//! for the caller to say.
 //!
 //! Invariant: each table is bounded, whatever addresses come.
 
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::model::Reason;
 
-/// How long failed logins count, and a logged failure keeps the next ones quiet.
+/// How long a logged failure keeps the next ones quiet.
 const WINDOW: Duration = Duration::from_secs(60);
 /// Most different failures of one address that are logged in full within the window.
 const FAILURES_MAX: usize = 20;
@@ -47,18 +47,15 @@ impl Addresses {
 
     /// A place for one more connection from `address`; `Err` if it has its fill. Bounded by the
     /// connections that are open.
-    pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Result<Option<Place>, Reason> {
+    pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Result<Place, Reason> {
         let address = address.to_canonical();
-        if address.is_loopback() {
-            return Ok(None);
-        }
         let mut open = lock(&self.open);
         let count = open.entry(address).or_insert(0);
         if *count >= self.each_max {
             return Err(Reason::TooMany);
         }
         *count += 1;
-        Ok(Some(Place { addresses: Arc::clone(self), address }))
+        Ok(Place { addresses: Arc::clone(self), address })
     }
 }
 
@@ -71,42 +68,6 @@ impl Drop for Place {
                 open.remove(&self.address);
             }
         }
-    }
-}
-
-/// Failed logins of each address within the last minute.
-#[derive(Debug)]
-pub(crate) struct FailedLogins {
-    each_max: u32,
-    table: Mutex<HashMap<IpAddr, (Instant, u32)>>,
-}
-
-impl FailedLogins {
-    pub(crate) fn new(each_max: u32) -> Self {
-        Self { each_max, table: Mutex::default() }
-    }
-
-    /// Whether `address` may try again.
-    pub(crate) fn may_try(&self, address: IpAddr, now: Instant) -> bool {
-        match lock(&self.table).get(&address.to_canonical()) {
-            Some((since, count)) => *count < self.each_max || now.duration_since(*since) >= WINDOW,
-            None => true,
-        }
-    }
-
-    /// Notes a failed login.
-    pub(crate) fn note(&self, address: IpAddr, now: Instant) {
-        let address = address.to_canonical();
-        if address.is_loopback() {
-            return;
-        }
-        let mut table = lock(&self.table);
-        make_room(&mut table, now, |(since, _)| *since);
-        let (since, count) = table.entry(address).or_insert((now, 0));
-        if now.duration_since(*since) >= WINDOW {
-            (*since, *count) = (now, 0);
-        }
-        *count += 1;
     }
 }
 
@@ -162,31 +123,13 @@ mod tests {
         let addresses = Addresses::new(2);
         let first = addresses.enter(address(1));
         let second = addresses.enter(address(1));
-        assert!(matches!((&first, &second), (Ok(Some(_)), Ok(Some(_)))));
+        assert!(first.is_ok() && second.is_ok());
         assert!(addresses.enter(address(1)).is_err());
         assert!(addresses.enter(address(2)).is_ok());
         drop(second);
         assert!(addresses.enter(address(1)).is_ok());
-        for _ in 0..5 {
-            assert!(matches!(addresses.enter(IpAddr::from([127, 0, 0, 1])), Ok(None)));
-        }
         drop(first);
         assert!(lock(&addresses.open).is_empty());
-    }
-
-    #[test]
-    fn failed_logins_count_for_a_minute() {
-        let logins = FailedLogins::new(2);
-        let start = Instant::now();
-        for _ in 0..2 {
-            assert!(logins.may_try(address(1), start));
-            logins.note(address(1), start);
-        }
-        assert!(!logins.may_try(address(1), start));
-        assert!(logins.may_try(address(2), start));
-        assert!(logins.may_try(address(1), start + WINDOW));
-        let mapped: IpAddr = "::ffff:192.0.2.1".parse().expect("an address");
-        assert!(!logins.may_try(mapped, start));
     }
 
     #[test]

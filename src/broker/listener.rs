@@ -18,10 +18,10 @@ use super::BindError;
 use super::auth::Anonymous;
 use super::config::{self, Paths, is_loopback};
 use super::load::Scope;
-use super::proxy::Net;
 use super::tls::Tls;
 use super::tls::files::{Files, Keyed};
 use super::upgrade::Terms;
+use crate::network::Network;
 
 /// Connections that the system keeps for us until they are accepted.
 const BACKLOG: i32 = 1024;
@@ -152,9 +152,9 @@ impl Config {
         }
         let mut proxy_from = Vec::new();
         for net in &self.proxy_from {
-            match net.parse::<Net>() {
+            match net.parse::<Network>() {
                 Ok(net) => proxy_from.push(net),
-                Err(what) => wrong("proxy_from", &what),
+                Err(what) => wrong("proxy_from", &what.to_string()),
             }
         }
         if self.proxy_protocol && self.proxy_from.is_empty() {
@@ -250,7 +250,7 @@ pub(super) struct Settings {
     pub(super) transport: Transport,
     pub(super) address: SocketAddr,
     terms: Option<Terms>,
-    proxy_from: Option<Vec<Net>>,
+    proxy_from: Option<Vec<Network>>,
     pub(super) files: Option<Files>,
     anonymous: Anonymous,
     connections_max: usize,
@@ -350,7 +350,7 @@ pub(crate) struct Listener {
     /// Of WebSockets.
     pub(crate) terms: Option<Terms>,
     /// Whose PROXY protocol header is believed; `None` where there is to be no header.
-    pub(crate) proxy_from: Option<Vec<Net>>,
+    pub(crate) proxy_from: Option<Vec<Network>>,
     pub(crate) tls: Option<Tls>,
     pub(crate) anonymous: Anonymous,
     /// One a connection.

@@ -6,7 +6,8 @@
 //! do what, `limits` what an address may do, `load` how fast and how much, `clients` who is there.
 //! `accept` takes a socket through TLS and CONNECT (`protocol::connect`, `auth`) to a session (`hub`,
 //! `session`) and serves it (`connection`); `protocol` is the only module that knows MQTT's bytes,
-//! `acl` who may do what, `limits` what an address may do, `sys` what the broker says of itself.
+//! `acl` who may do what, `limits` what an address may do, `bans` who is not let in, `sys` what the
+//! broker says of itself.
 //!
 //! What it never does: acknowledge a publish that a rule wants before intake says that it is on
 //! disk; hand a session to someone who has not shown that the client id is theirs; read faster
@@ -18,6 +19,7 @@
 mod accept;
 pub mod acl;
 pub mod auth;
+mod bans;
 mod clients;
 pub mod config;
 mod connection;
@@ -45,9 +47,10 @@ use tokio::time::Instant;
 
 use self::acl::AccessEntry;
 use self::auth::Authenticator;
+use self::bans::{Bans, Flapping};
 use self::config::Config;
 use self::hub::Hub;
-use self::limits::{Addresses, FailedLogins, Repeats};
+use self::limits::{Addresses, Repeats};
 use self::listener::{Bound, Listener, Transport, is_v6_only};
 use self::load::Load;
 use self::load::handshakes::Handshakes;
@@ -56,7 +59,7 @@ use self::tls::files::{Note, TlsError};
 use self::tls::{Looked, Tls};
 use crate::clock::{Clock, Timestamp};
 use crate::intake::Intake;
-use crate::store::Store;
+use crate::store::{ReadError, Store};
 use crate::telemetry::{ByCertificate, Metrics};
 use crate::topic::TopicLimits;
 
@@ -96,6 +99,9 @@ pub enum BindError {
     /// The configuration is not valid; what [`Config::problems`] says.
     #[error("{}", .0.join("; "))]
     Config(Vec<String>),
+    /// The bans cannot be read, and nobody is let in without them.
+    #[error("the list of bans")]
+    Bans(#[from] ReadError),
     /// TLS cannot be set up: everything wrong.
     #[error("{}", tls::files::lines(.0))]
     Tls(Vec<TlsError>),
@@ -124,7 +130,9 @@ pub(crate) struct Shared {
     access: Vec<AccessEntry>,
     hub: Hub,
     authenticator: Authenticator,
-    failed_logins: FailedLogins,
+    bans: Bans,
+    flapping: Flapping,
+    store: Store,
     repeats: Repeats,
     addresses: Arc<Addresses>,
     permits: Arc<Semaphore>,
@@ -148,16 +156,9 @@ impl Shared {
         u32::try_from(secs).unwrap_or(u32::MAX)
     }
 
-    /// Whether limits by address do not hold for it: the operator, and all behind a local proxy.
-    fn is_exempt(&self, address: IpAddr) -> bool {
-        address.to_canonical().is_loopback()
-    }
-
-    /// Whether one more connection may begin; the limit that forbids it. `address` is `None` where
-    /// it is not known yet, or limits by address do not hold for it.
-    fn may_begin(&self, listener: &Listener, address: Option<IpAddr>) -> Result<(), &'static str> {
-        let address = address.filter(|address| !self.is_exempt(*address));
-        self.load.may_begin(&listener.load, address, Instant::now())
+    /// Whether limits hold for this address.
+    fn is_limited(&self, address: IpAddr) -> bool {
+        !self.config.limits_exempt.iter().any(|network| network.contains(address))
     }
 
     /// Whether a failure of this peer is to be logged in full: the first of its kind.
@@ -216,10 +217,15 @@ impl Broker {
             return Err(BindError::Tls(errors));
         }
         let Parts { intake, store, metrics, clock } = parts;
+        let authenticator =
+            Authenticator::new(config, store.clone(), clock.clone()).map_err(BindError::Config)?;
+        let bans = Bans::load(&store, clock.now())?;
         let shared = Shared {
             hub: Hub::new(config, intake, clock, metrics),
-            authenticator: Authenticator::new(store, config.password_checks_max),
-            failed_logins: FailedLogins::new(config.failed_logins_max),
+            authenticator,
+            bans,
+            flapping: Flapping::new(config),
+            store,
             repeats: Repeats::default(),
             addresses: Addresses::new(config.connections_per_address_max),
             permits: Arc::new(Semaphore::new(config.connections_max)),
@@ -290,6 +296,7 @@ impl Broker {
                 () = async { listeners.await; std::future::pending().await } => {}
                 () = shared.hub.tend() => {}
                 () = sys::publish(&shared) => {}
+                () = bans::tend(&shared, &shared.store) => {}
             }
         }
         stop.told().await;

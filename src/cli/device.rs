@@ -26,6 +26,7 @@ const PAGE: usize = 500;
 const EXAMPLES: &str = "\
 Examples:
   watchbell device add pump-7                       the password is made and shown once
+  watchbell device add pump-8 --group pumps         for [[access]] entries about the group pumps
   watchbell device add gateway --client-id 'gw-*'   may use every client id that begins with gw-
   pass show pump-7 | watchbell device add pump-7 --password-stdin
   watchbell device remove pump-7
@@ -52,6 +53,9 @@ enum Command {
         /// A client id that it may use, exact or with `*`; may be repeated [default: its name]
         #[arg(long = "client-id", value_name = "PATTERN")]
         client_ids: Vec<String>,
+        /// A group that it is in, for `who.group` of [[access]]; may be repeated
+        #[arg(long = "group", value_name = "NAME")]
+        groups: Vec<String>,
         /// Read the password from standard input instead of making one
         #[arg(long)]
         password_stdin: bool,
@@ -116,6 +120,8 @@ struct OnlinePage {
 struct Row {
     user: String,
     client_ids: Vec<String>,
+    #[serde(default)]
+    groups: Vec<String>,
     added_at: String,
 }
 
@@ -131,9 +137,9 @@ impl Device {
             let client = Client::find(&data_dir).await?;
             let client = client.as_ref();
             match self.command {
-                Command::Add { name, client_ids, password_stdin } => {
+                Command::Add { name, client_ids, groups, password_stdin } => {
                     let password = if password_stdin { Some(read_password()?) } else { None };
-                    let wanted = Credential { user: name, password, client_ids };
+                    let wanted = Credential { user: name, password, client_ids, groups };
                     add(client, &data_dir, wanted, context).await
                 }
                 Command::List { online: true, identity, prefix, listener, limit, json } => {
@@ -167,12 +173,18 @@ async fn add(
     struct Added {
         user: String,
         client_ids: Vec<String>,
+        #[serde(default)]
+        groups: Vec<String>,
         password: Option<String>,
     }
     let made = wanted.password.is_none();
     let added = match client {
         Some(client) => {
-            let mut body = json!({ "user": wanted.user, "client_ids": wanted.client_ids });
+            let mut body = json!({
+                "user": wanted.user,
+                "client_ids": wanted.client_ids,
+                "groups": wanted.groups,
+            });
             if let Some(password) = &wanted.password {
                 body["password"] = password.expose().into();
             }
@@ -186,13 +198,18 @@ async fn add(
             Added {
                 user: device.user,
                 client_ids: device.client_ids,
+                groups: device.groups,
                 password: made.then(|| password.expose().to_owned()),
             }
         }
     };
     let port = context.tls_port();
     let (out, user) = (context.out, &added.user);
-    writeln!(out, "device {user}, client ids {}", added.client_ids.join(", "))?;
+    write!(out, "device {user}, client ids {}", added.client_ids.join(", "))?;
+    match added.groups.join(", ") {
+        groups if groups.is_empty() => writeln!(out)?,
+        groups => writeln!(out, ", groups {groups}")?,
+    }
     if let Some(password) = added.password {
         writeln!(out, "password {password}")?;
         writeln!(out, "It is shown this once; add the device again for a new one.")?;
@@ -222,6 +239,7 @@ async fn list(
             let row = |device: crate::store::Device| Row {
                 user: device.user,
                 client_ids: device.client_ids,
+                groups: device.groups,
                 added_at: device.added_at.to_string(),
             };
             devices.into_iter().map(row).collect()
@@ -234,10 +252,15 @@ async fn list(
         writeln!(out, "There are no devices; add one with `watchbell device add NAME`.")?;
     } else {
         let row = |row: &Row| {
-            vec![row.user.clone(), row.client_ids.join(", "), text::seconds(&row.added_at)]
+            vec![
+                row.user.clone(),
+                row.client_ids.join(", "),
+                row.groups.join(", "),
+                text::seconds(&row.added_at),
+            ]
         };
         let rows: Vec<_> = rows.iter().map(row).collect();
-        text::table(out, &["DEVICE", "CLIENT IDS", "ADDED"], &rows)?;
+        text::table(out, &["DEVICE", "CLIENT IDS", "GROUPS", "ADDED"], &rows)?;
     }
     Ok(())
 }

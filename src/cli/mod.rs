@@ -2,9 +2,12 @@
 //!
 //! Commands write through a `Write`, never to the terminal directly, so that tests read what
 //! people read. Errors say what, where and what next. Exit codes: 0 done, 1 not done, 2 the
-//! command line makes no sense, 3 `certs list --expiring` has found something. What looks into a running instance goes through its HTTP API
+//! command line makes no sense, 3 `certs list --expiring` has found something; `acl check` has its own:
+//! 0 allowed, 1 denied, 2 not known. What looks into a running instance goes through its HTTP API
 //! ([`client`]); numbers are masked there already.
 
+mod acl;
+mod ban;
 mod certs;
 mod check;
 mod client;
@@ -39,6 +42,7 @@ Then:
   watchbell check                                is the configuration right? are the rules?
   watchbell certs issue pump-7                   a certificate for a device
   watchbell device add pump-7                    a password for a device
+  watchbell acl check pump-7 publish site/a/b    may it, and which line says so?
   watchbell status                               lanes, outbox, listeners, rules
 
 Configuration: defaults < watchbell.toml < WATCHBELL_A__B < flags. Each command has its own --help.";
@@ -90,6 +94,10 @@ enum Command {
     Certs(certs::Certs),
     /// Devices: those that log in with a password, and those that are connected
     Device(device::Device),
+    /// Say whether a client may publish or subscribe, and which line decides
+    Acl(acl::Acl),
+    /// Keep somebody out: a client, an identity, a user, an address
+    Ban(ban::Bans),
     /// Publish one message by MQTT, as a device would
     Pub(publish::Publish),
     /// Send a message to a contact or an address, without a rule
@@ -178,6 +186,8 @@ pub fn execute(
         Command::Check(check) => check.run(context),
         Command::Certs(certs) => certs.run(context),
         Command::Device(device) => device.run(context),
+        Command::Acl(acl) => return acl.run(context, err),
+        Command::Ban(ban) => ban.run(context),
         Command::Pub(publish) => publish.run(context),
         Command::Send(send) => send.run(context),
         Command::Outbox(outbox) => outbox.run(context),
@@ -189,12 +199,16 @@ pub fn execute(
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) if error.is::<Due>() => ExitCode::from(3),
         Err(error) => {
-            let error: &(dyn std::error::Error + 'static) = error.as_ref();
-            // Nothing is left to be done where even this cannot be written.
-            drop(writeln!(err, "error: {}", crate::telemetry::chain(error)));
+            say(err, &error);
             ExitCode::FAILURE
         }
     }
+}
+
+fn say(err: &mut dyn Write, error: &anyhow::Error) {
+    let error: &(dyn std::error::Error + 'static) = error.as_ref();
+    // Nothing is left to be done where even this cannot be written.
+    drop(writeln!(err, "error: {}", crate::telemetry::chain(error)));
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

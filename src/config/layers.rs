@@ -185,16 +185,28 @@ impl Merged {
         found
     }
 
-    /// Notes a problem at `path`.
-    pub(super) fn problem(&mut self, path: &[Step], what: &str) {
-        let named = format!("{}: {what}", path_text(path));
-        // Who said it: of the value itself, or of the nearest table around it.
-        let said = (1..=path.len()).rev().find_map(|length| {
+    /// Who said it: of the value itself, or of the nearest table around it.
+    fn said_by(&self, path: &[Step]) -> Option<String> {
+        (1..=path.len()).rev().find_map(|length| {
             let key = dotted(path.get(..length)?)?;
             let metadata = self.figment.find_metadata(&key)?;
             Some(metadata.name.to_string())
-        });
-        match (said, &self.file) {
+        })
+    }
+
+    /// Where the value at `path` was said: `watchbell.toml:14`, `env WATCHBELL_A__B`, `--flag`.
+    pub(super) fn place(&self, path: &[Step]) -> String {
+        match (self.said_by(path), &self.file) {
+            (Some(by), _) if by.starts_with("env ") || by.starts_with("--") => by,
+            (_, Some(file)) => format!("{}:{}", file.name(), file.line(path)),
+            (_, None) => "configuration".to_owned(),
+        }
+    }
+
+    /// Notes a problem at `path`.
+    pub(super) fn problem(&mut self, path: &[Step], what: &str) {
+        let named = format!("{}: {what}", path_text(path));
+        match (self.said_by(path), &self.file) {
             (Some(by), _) if by.starts_with("env ") || by.starts_with("--") => {
                 self.problems.push((usize::MAX, Problem::new(by, what)));
             }

@@ -35,7 +35,7 @@ pub struct Config {
     pub grace: Span,
     /// `[telemetry]`: logs.
     pub telemetry: crate::telemetry::Config,
-    /// `[broker]` and `[[listener]]`: the MQTT edge.
+    /// `[broker]` and `[[listener]]`: the MQTT edge; and `[auth]`: how its clients are told apart.
     pub broker: crate::broker::config::Config,
     /// `[[access]]`: who may publish and subscribe where.
     pub access: Vec<AccessEntry>,
@@ -119,6 +119,8 @@ pub fn load(layers: &Layers, clock: &Clock) -> Result<Config, Vec<Problem>> {
     let listeners = merged.list("listener", |_, value| crate::problem::read(value));
     broker.listeners = listeners.into_iter().map(|(_, listener)| listener).collect();
     merged.said(broker.problems());
+    broker.auth = merged.section("auth");
+    merged.said(broker.auth.problems());
     let access = access(&mut merged);
     let api: crate::api::Config = merged.section("api");
     merged.said(api.problems());
@@ -217,6 +219,59 @@ pub fn store(layers: &Layers) -> Result<crate::store::Config, Vec<Problem>> {
             let problem = |what| Problem::new("configuration", what);
             Err(problems.into_iter().map(problem).collect())
         }
+    }
+}
+
+/// The access entries alone, and where each of their lines stands.
+///
+/// # Errors
+/// The file cannot be read, or something is wrong with them.
+pub fn access_alone(layers: &Layers) -> Result<Access, Vec<Problem>> {
+    let mut merged = Merged::new(layers)?;
+    merged.only("access");
+    let entries = access(&mut merged);
+    let place = |entry: usize, list: &'static str, index: usize| {
+        let path = ["access".into(), entry.into(), list.into(), index.into()];
+        merged.place(&path)
+    };
+    let places = |(index, entry): (usize, &AccessEntry)| {
+        let lists = [
+            ("publish", entry.publish.len()),
+            ("subscribe", entry.subscribe.len()),
+            ("deny", entry.deny.len()),
+        ];
+        let whole = merged.place(&["access".into(), index.into()]);
+        let lines =
+            lists.map(|(list, len)| (list, (0..len).map(|at| place(index, list, at)).collect()));
+        Places { whole, lines }
+    };
+    let places = entries.iter().enumerate().map(places).collect();
+    match merged.finish() {
+        problems if problems.is_empty() => Ok(Access { entries, places }),
+        problems => Err(problems),
+    }
+}
+
+/// The access entries of the configuration.
+pub struct Access {
+    /// The entries.
+    pub entries: Vec<AccessEntry>,
+    /// Where each of them stands.
+    pub places: Vec<Places>,
+}
+
+/// Where the lines of an entry stand: `watchbell.toml:14`.
+pub struct Places {
+    /// The entry itself.
+    pub whole: String,
+    lines: [(&'static str, Vec<String>); 3],
+}
+
+impl Places {
+    /// Where the pattern `index` of `list` stands.
+    pub fn of(&self, list: &str, index: usize) -> &str {
+        let found = self.lines.iter().find(|(name, _)| *name == list);
+        found.and_then(|(_, places)| places.get(index)).map_or(&self.whole, String::as_str)
     }
 }
 

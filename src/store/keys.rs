@@ -1,5 +1,6 @@
 //! How keys are made: `[table][partition][rest]`. The tables are listed in [`super`].
 
+use super::bans::BanKind;
 use crate::model::{AlertId, MessageId, partition};
 
 /// The first byte of a key.
@@ -22,6 +23,8 @@ pub enum Table {
     Idempotency = b'k',
     /// Devices' credentials.
     Device = b'd',
+    /// Who is not let in.
+    Ban = b'b',
 }
 
 /// A whole key.
@@ -71,4 +74,9 @@ pub fn idempotency(hash: &[u8; 32]) -> Key {
 /// The device's row.
 pub fn device(user: &str) -> Key {
     key(Table::Device, 0, &[user.as_bytes()])
+}
+
+/// The row of the ban.
+pub fn ban(kind: BanKind, value: &str) -> Key {
+    key(Table::Ban, 0, &[kind.as_str().as_bytes(), &[0], value.as_bytes()])
 }

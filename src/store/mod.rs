@@ -22,6 +22,7 @@
 //! | `r` reference | provider, NUL, provider's id | message id, 16 bytes |
 //! | `k` idempotency | SHA-256 of the API's key | [`rows::Idempotency`] |
 //! | `d` device | user name | [`Device`] |
+//! | `b` ban | kind, NUL, value | [`Ban`] |
 //!
 //! A value is one version byte (1) and JSON, but for the two that say otherwise: `strings` on a
 //! broken disk shows what was in it. Message and alert ids are UUID v7, whose first 48 bits are
@@ -36,6 +37,7 @@
 //! sled's `flush()` does not fsync on Linux (spacejam/sled#1351), so the writer thread follows it
 //! with `sync_data` on its own handle of the `db` file. See [`writer`] and [`open`].
 
+mod bans;
 pub mod keys;
 mod open;
 mod outbox;
@@ -50,6 +52,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use self::bans::{Ban, BanError, BanKind};
 use self::keys::{Key, Table};
 pub use self::open::OpenError;
 pub use self::outbox::{IDEMPOTENCY_KEPT, MessageFilter, RemoveError};
@@ -68,6 +71,8 @@ pub struct Config {
     pub retention: Span,
     /// Below this many free bytes on the disk nothing new is taken; default 209715200 (200 MiB).
     pub disk_free_min_bytes: u64,
+    /// Most bans; default 1000, 1 to 100000. Each connection is compared with all of them.
+    pub bans_max: usize,
 }
 
 impl Default for Config {
@@ -76,6 +81,7 @@ impl Default for Config {
             cache_bytes: 64 << 20,
             retention: Span::from_secs(7 * 24 * 3600),
             disk_free_min_bytes: 200 << 20,
+            bans_max: 1000,
         }
     }
 }
@@ -86,6 +92,9 @@ impl Config {
         let mut problems = Vec::new();
         if self.cache_bytes < 1 << 20 {
             problems.push("store.cache_bytes: at least 1048576 (1 MiB)".to_owned());
+        }
+        if !(1..=100_000).contains(&self.bans_max) {
+            problems.push(format!("store.bans_max: 1 to 100000, found {}", self.bans_max));
         }
         problems
     }
@@ -99,6 +108,8 @@ pub struct Store {
     failed: watch::Receiver<Option<CommitError>>,
     directory: Arc<Path>,
     retention: Duration,
+    bans_max: usize,
+    ban_changes: watch::Sender<u64>,
 }
 
 /// What is written together or not at all.
@@ -188,6 +199,8 @@ impl Store {
             failed,
             directory: directory.into(),
             retention: config.retention.into(),
+            bans_max: config.bans_max,
+            ban_changes: watch::Sender::new(0),
         })
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::keys::{self, Table};
 use super::rows::{Device, Idempotency, InstanceRow, Suppressed};
-use super::{CommitError, Op, ReadError, Store, decode};
+use super::{Ban, CommitError, Op, ReadError, Store, decode};
 use crate::clock::Timestamp;
 use crate::model::{Alert, AlertId, AlertState, Channel, Message, MessageId, Reason, Status};
 
@@ -226,6 +226,14 @@ impl Store {
             let (key, value) = item?;
             let Ok(row) = decode::<Idempotency>(&value) else { continue };
             if now.since(row.at) >= IDEMPOTENCY_KEPT {
+                let mut op = Op::new();
+                op.remove(key.to_vec());
+                ops.push(op);
+            }
+        }
+        for item in self.tree.scan_prefix([Table::Ban as u8]) {
+            let (key, value) = item?;
+            if ops.len() < limit && decode::<Ban>(&value).is_ok_and(|ban| ban.is_over(now)) {
                 let mut op = Op::new();
                 op.remove(key.to_vec());
                 ops.push(op);

@@ -55,6 +55,9 @@ pub struct Device {
     pub password_hash: String,
     /// Which client ids it may use: exact, or with `*`.
     pub client_ids: Vec<String>,
+    /// Which groups it is in, for `[[access]]`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
     /// When it was added.
     pub added_at: Timestamp,
 }

@@ -127,6 +127,7 @@ impl Served {
             user: user.to_owned(),
             password_hash: hash_password(password).unwrap(),
             client_ids: client_ids.iter().map(|id| (*id).to_owned()).collect(),
+            groups: Vec::new(),
             added_at: Timestamp::default(),
         };
         self.store.put_device(&device).await.unwrap();

@@ -102,6 +102,13 @@ impl Place {
         place
     }
 
+    /// With this configuration in place of the one that it was made with.
+    pub(crate) fn configured(mut self, config: &str) -> Self {
+        self.write("watchbell.toml", config);
+        config.clone_into(&mut self.config);
+        self
+    }
+
     /// With these rules, in `rules/rules.toml`.
     pub(crate) fn rules(self, rules: &str) -> Self {
         self.write("rules/rules.toml", rules);

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 mod api;
 mod attacks;
+mod auth;
 mod broker;
 mod certs;
 mod cli;

@@ -162,11 +162,6 @@ impl Process {
         self.api = Api::of(&self.place.path("data"));
     }
 
-    /// Its number in the process table.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 /// The floors of ARCHITECTURE.md, and what else a module of a floor may name.
 fn floor(module: &str) -> u8 {
     match module {
-        "clock" | "model" | "online" | "problem" | "secret" | "span" | "telemetry" | "topic" => 0,
+        "clock" | "model" | "network" | "online" | "password" | "problem" | "secret" | "span"
+        | "telemetry" | "topic" => 0,
         "payload" | "rules" | "notify" | "channel" => 1,
         "store" | "provider" => 2,
         "intake" | "dispatch" => 3,

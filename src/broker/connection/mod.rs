@@ -70,6 +70,8 @@ pub(crate) struct Connection {
     pub(crate) held: Input,
     /// That it is there, and its place among those of its identity; until it leaves.
     pub(crate) stays: Option<(Presence, Option<IdentityPlace>)>,
+    /// When what let the client in is over.
+    pub(crate) ends_at: Option<Instant>,
     pub(crate) state: State,
     /// It counts as a connected client for as long as it lives.
     pub(crate) _present: Present,
@@ -206,6 +208,10 @@ impl Close {
             },
             Reason::AdminDisconnect => {
                 Self::new(reason, code::ADMINISTRATIVE_ACTION, "an operator disconnected it")
+            }
+            // DISCONNECT has no code for a ban (MQTT 5, 2.4).
+            Reason::Banned => {
+                Self::new(reason, code::ADMINISTRATIVE_ACTION, "this client is banned")
             }
             _ => Self::new(reason, code::TAKEN_OVER, "another connection took the session over"),
         }
@@ -434,13 +440,13 @@ impl Connection {
         }
     }
 
-    /// When keep-alive, a stuck write or the end of a pause is due next.
+    /// When keep-alive, a stuck write, the end of a pause or of the credentials is due next.
     fn deadline(&self, room: bool) -> Option<Instant> {
         let watched = room && !self.patience.is_zero();
         let silent = watched.then(|| self.state.last_packet + self.patience);
         let stuck =
             self.state.stuck_since.map(|since| since + self.shared.config.write_timeout.get());
-        [silent, stuck, self.state.paused_until].into_iter().flatten().min()
+        [silent, stuck, self.state.paused_until, self.ends_at].into_iter().flatten().min()
     }
 
     fn check_times(&self) -> Result<(), Close> {
@@ -450,6 +456,10 @@ impl Connection {
         if stuck_since.is_some_and(|since| since + write_timeout <= now) {
             let what = "the client does not read what is written to it";
             return Err(Close::new(Reason::WriteTimeout, code::UNSPECIFIED, what));
+        }
+        if self.ends_at.is_some_and(|at| at <= now) {
+            let what = "the token that let it in has expired";
+            return Err(Close::new(Reason::CredentialExpired, code::CONNECT_TIME, what));
         }
         let watched = self.has_room() && !self.patience.is_zero();
         if watched && self.state.last_packet + self.patience <= now {

@@ -48,6 +48,8 @@ pub(crate) mod code {
     pub(crate) const BAD_CREDENTIALS: u8 = 0x86;
     pub(crate) const NOT_AUTHORIZED: u8 = 0x87;
     pub(crate) const UNAVAILABLE: u8 = 0x88;
+    pub(crate) const BUSY: u8 = 0x89;
+    pub(crate) const BANNED: u8 = 0x8a;
     pub(crate) const SHUTTING_DOWN: u8 = 0x8b;
     pub(crate) const BAD_AUTHENTICATION_METHOD: u8 = 0x8c;
     pub(crate) const KEEP_ALIVE: u8 = 0x8d;
@@ -61,6 +63,7 @@ pub(crate) mod code {
     pub(crate) const QUOTA: u8 = 0x97;
     pub(crate) const ADMINISTRATIVE_ACTION: u8 = 0x98;
     pub(crate) const CONNECTION_RATE: u8 = 0x9f;
+    pub(crate) const CONNECT_TIME: u8 = 0xa0;
 }
 
 /// Why bytes are refused. The connection ends with it.

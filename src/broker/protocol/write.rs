@@ -76,7 +76,7 @@ pub(crate) fn write_refusal(
                 code::UNSUPPORTED_VERSION => ConnectReturnCode::UnacceptableProtocolVersion,
                 code::BAD_CLIENT_ID => ConnectReturnCode::IdentifierRejected,
                 code::BAD_CREDENTIALS => ConnectReturnCode::BadUserNameOrPassword,
-                code::NOT_AUTHORIZED => ConnectReturnCode::NotAuthorized,
+                code::NOT_AUTHORIZED | code::BANNED => ConnectReturnCode::NotAuthorized,
                 _ => ConnectReturnCode::ServerUnavailable,
             };
             let built =
