@@ -43,7 +43,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::clock::{Clock, Timestamp};
 use crate::dispatch::Dispatch;
 use crate::intake::Intake;
-use crate::model::{Reason, RunId, Severity};
+use crate::model::{Reason, RunId, Severity, UpstreamState};
 use crate::provider::phone::Screen;
 use crate::secret::Secret;
 use crate::span::Span;
@@ -166,6 +166,8 @@ pub struct Parts {
     pub ready: watch::Receiver<Readiness>,
     /// The rules in force.
     pub rules: Arc<ArcSwap<RulesInForce>>,
+    /// How each upstream stands.
+    pub upstreams: Vec<watch::Receiver<UpstreamState>>,
     /// The pages of the console, served without a key.
     pub console: Router,
 }

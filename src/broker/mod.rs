@@ -18,10 +18,12 @@ pub mod config;
 mod connection;
 mod hub;
 mod limits;
+mod local;
 mod protocol;
 mod session;
 mod stream;
 pub mod tls;
+pub mod upstream;
 
 use std::hash::Hash;
 use std::net::SocketAddr;
@@ -173,6 +175,11 @@ impl Broker {
             access,
         };
         Ok(Self { shared: Arc::new(shared), plain, tls })
+    }
+
+    /// The upstreams, which come and go by this broker's door.
+    pub fn upstreams(&self, upstreams: Vec<upstream::config::Upstream>) -> upstream::Bridges {
+        upstream::Bridges::new(&local::Local::new(Arc::clone(&self.shared)), upstreams)
     }
 
     /// Where it listens without TLS.

@@ -21,6 +21,7 @@ mod raw;
 mod restart;
 mod store;
 mod tidy;
+mod upstream;
 
 /// Waits until a level is reached; never for a fixed time. Generous, so that a slow machine only
 /// makes the test slow.

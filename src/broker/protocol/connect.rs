@@ -305,7 +305,7 @@ fn will_topic(text: &str, limits: TopicLimits) -> Result<TopicName, Bad> {
 /// Checks a topic that a client publishes to: MQTT's rules, our limits, and no branch of our own.
 pub(crate) fn check_topic(text: &str, limits: TopicLimits) -> Result<TopicName, RefusedTopic> {
     let topic = TopicName::parse(text, limits).map_err(RefusedTopic::Bad)?;
-    if matches!(topic.levels().next(), Some("$SYS" | "$share")) {
+    if matches!(topic.levels().next(), Some("$SYS" | "$share" | "$watchbell")) {
         return Err(RefusedTopic::Reserved);
     }
     Ok(topic)
@@ -316,7 +316,7 @@ pub(crate) fn check_topic(text: &str, limits: TopicLimits) -> Result<TopicName, 
 pub(crate) enum RefusedTopic {
     #[error("{0}")]
     Bad(BadTopic),
-    #[error("$SYS and $share are the broker's own")]
+    #[error("$SYS, $share and $watchbell are the broker's own")]
     Reserved,
 }
 
