@@ -86,22 +86,26 @@ fn io(error: &std::io::Error) -> String {
         std::io::ErrorKind::ConnectionReset
         | std::io::ErrorKind::UnexpectedEof
         | std::io::ErrorKind::ConnectionAborted => CLOSED.to_owned(),
-        _ => error.to_string(),
+        _ => with_next(error.to_string()),
     }
 }
 
 fn tls(error: &(dyn std::error::Error + 'static)) -> String {
-    let text = chain(error);
-    let next = if text.contains("UnknownIssuer") {
-        "; its certificate comes from a CA that is not in `ca`"
+    format!("TLS: {}", with_next(chain(error)))
+}
+
+/// What to do about a fault of TLS, which also comes as one of the socket.
+fn with_next(text: String) -> String {
+    let next = if text.contains("UnknownIssuer") || text.contains("BadSignature") {
+        "its certificate comes from a CA that is not in `ca`"
     } else if text.contains("NotValidForName") {
-        "; its certificate has another name than the host in `url`"
+        "its certificate has another name than the host in `url`"
     } else if text.contains("CertificateRequired") {
-        "; it wants a client certificate: set cert and key"
+        "it wants a client certificate: set cert and key"
     } else {
-        ""
+        return text;
     };
-    format!("TLS: {text}{next}")
+    format!("{text}; {next}")
 }
 
 fn too_large(bytes: usize) -> String {
