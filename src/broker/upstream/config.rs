@@ -541,7 +541,7 @@ mod tests {
             ("name = 'a'\nsubscribe = ['#']", "url: one to 16"),
             ("name = 'a'\nurl = ['mqtt://b.example.org']\nsubscribe = ['#']", "allow_plain"),
             ("name = 'a'\nurl = ['mqtts://localhost']\nsubscribe = ['#']", "ca: mqtts needs"),
-            (&format!("{base}"), "subscribe: nothing"),
+            (base, "subscribe: nothing"),
             (&format!("{base}subscribe = ['a/#/b']"), "subscribe[0]: \"a/#/b\""),
             (&format!("{base}subscribe = ['$share/g/a']"), "in `share`"),
             (&format!("{base}subscribe = [{{ filter = 'a', qos = 2 }}]"), "0 or 1, found 2"),

@@ -247,19 +247,19 @@ impl Incoming {
             self.first_number += 1;
             if let Some(publish) = first.publish {
                 self.local.metrics().upstream_taken.get_or_create(&self.by()).inc();
-                self.deliver(publish);
+                self.deliver(&publish);
             }
             acknowledge(first.owed);
         }
     }
 
     /// What the upstream keeps for its subscribers is not kept here a second time.
-    fn deliver(&self, publish: Arc<Publish>) {
+    fn deliver(&self, publish: &Arc<Publish>) {
         if publish.retain {
-            let news = Publish { retain: false, ..Publish::clone(&publish) };
+            let news = Publish { retain: false, ..Publish::clone(publish) };
             self.local.deliver(&Arc::new(news));
         } else {
-            self.local.deliver(&publish);
+            self.local.deliver(publish);
         }
     }
 
