@@ -3,7 +3,8 @@
 //! The only module that knows all the others. **Invariant:** a core task that ends early ends the
 //! process, with the reason: a broker that accepts and cannot store is worse than none.
 //!
-//! The order of stopping: not ready, no new connections -> sessions get their acknowledgements and
+//! The order of stopping: not ready -> upstreams get their acknowledgements and DISCONNECT -> no new
+//! connections -> sessions get their acknowledgements and
 //! DISCONNECT -> intake drains -> dispatch waits for calls in flight -> HTTP -> the last commit.
 
 use std::path::{Path, PathBuf};
@@ -51,6 +52,7 @@ pub struct App {
     instance: Instance,
     living: Living,
     broker: Part,
+    upstreams: Part,
     dispatcher: Part,
     http: Part,
     chores: Part,
@@ -212,6 +214,7 @@ impl App {
             .collect();
         let certificates = broker.certificates();
         let certificate_problems = Arc::new(ArcSwap::default());
+        let upstreams = broker.upstreams(config.upstreams);
         let (ready, readiness) = watch::channel(Readiness::Ready);
         let api = {
             let about = About {
@@ -234,6 +237,7 @@ impl App {
                 ready: readiness,
                 rules: Arc::clone(&in_force),
                 certificate_problems: Arc::clone(&certificate_problems),
+                upstreams: upstreams.states(),
                 console: console::router(),
             };
             Api::bind(&config.api, parts)?
@@ -274,6 +278,7 @@ impl App {
         };
         Ok(Self {
             broker: Part::start("broker", |stop| broker.run(stop)),
+            upstreams: Part::start("upstreams", |stop| upstreams.run(stop)),
             dispatcher: Part::start("dispatch", |stop| dispatcher.run(stop)),
             http: Part::start("api", |stop| api.run(stop)),
             chores: Part::start("chores", |stop| chores.run(reloads, stop)),
@@ -337,6 +342,7 @@ impl App {
             },
             _ = &mut self.intake_ended => ended("intake"),
             _ = &mut self.broker.task => ended("broker"),
+            _ = &mut self.upstreams.task => ended("upstreams"),
             _ = &mut self.dispatcher.task => ended("dispatcher"),
             _ = &mut self.http.task => ended("HTTP server"),
             _ = &mut self.chores.task => ended("housekeeping"),
@@ -354,6 +360,8 @@ impl App {
         let grace = self.grace;
         let intake = self.intake;
         let stopped = tokio::time::timeout(grace, async {
+            now_for("upstreams' last acknowledgements");
+            self.upstreams.stop().await;
             now_for("devices' last acknowledgements");
             self.broker.stop().await;
             self.chores.stop().await;

@@ -52,6 +52,24 @@ pub struct Publish {
     pub properties: Option<Box<PublishProperties>>,
 }
 
+/// How an upstream stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct UpstreamState {
+    /// Its name in the configuration.
+    #[serde(skip)]
+    pub name: Arc<str>,
+    /// Whether it is connected and has answered the subscriptions.
+    pub connected: bool,
+    /// Since when.
+    pub since: String,
+    /// The address last tried.
+    pub address: String,
+    /// Why it is not connected.
+    pub reason: Option<String>,
+    /// Filters that it refuses, each with its reason: nothing comes by these.
+    pub refused: Vec<String>,
+}
+
 /// MQTT 5 publish properties that are passed on to subscribers (MQTT 5, 3.3.2.3).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishProperties {

@@ -134,6 +134,22 @@ pub struct ByOutcome {
     pub outcome: &'static str,
 }
 
+/// `{upstream="..."}`: the names come from the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByUpstream {
+    /// The upstream's name in the configuration.
+    pub upstream: String,
+}
+
+/// `{upstream="...",reason="..."}`
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByUpstreamReason {
+    /// The upstream's name in the configuration.
+    pub upstream: String,
+    /// Why.
+    pub reason: Reason,
+}
+
 /// `{channel="..."}`
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByChannel {
@@ -266,6 +282,20 @@ metrics! {
     certificate_ends: Family<ByCertificate, Gauge<i64, AtomicI64>> = "certificate_ends_timestamp_seconds", Family::default();
     /// Reloads of a listener's certificates that were refused because a file was bad.
     tls_reloads_failed: Counter = "tls_reloads_failed", Counter::default();
+    /// 1 while an upstream is connected and subscribed.
+    upstream_connected: Family<ByUpstream, Gauge<i64, AtomicI64>> = "upstream_connected", Family::default();
+    /// Connections made to an upstream.
+    upstream_connects: Family<ByUpstream, Counter> = "upstream_connects", Family::default();
+    /// Publishes read from an upstream, those that came again included.
+    upstream_received: Family<ByUpstream, Counter> = "upstream_received", Family::default();
+    /// Publishes of an upstream that are on disk, or that no rule wants.
+    upstream_taken: Family<ByUpstream, Counter> = "upstream_taken", Family::default();
+    /// Publishes of an upstream that were not taken, by reason; what is tried again counts each time.
+    upstream_refused: Family<ByUpstreamReason, Counter> = "upstream_refused", Family::default();
+    /// Publishes passed on to an upstream, and acknowledged by it.
+    upstream_passed: Family<ByUpstream, Counter> = "upstream_passed", Family::default();
+    /// Publishes that an upstream refused, or that are too large for it, by reason.
+    upstream_pass_failures: Family<ByUpstreamReason, Counter> = "upstream_pass_failures", Family::default();
     /// HTTP requests refused, by reason.
     http_refused: Family<ByReason, Counter> = "http_refused", Family::default();
 }

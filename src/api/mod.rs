@@ -48,7 +48,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::clock::{Clock, Timestamp};
 use crate::dispatch::Dispatch;
 use crate::intake::Intake;
-use crate::model::{Reason, RunId, Severity};
+use crate::model::{Reason, RunId, Severity, UpstreamState};
 use crate::online::Clients;
 use crate::provider::phone::Screen;
 use crate::secret::Secret;
@@ -176,6 +176,8 @@ pub struct Parts {
     pub rules: Arc<ArcSwap<RulesInForce>>,
     /// Why certificates that have changed on disk are not in force; empty where they are.
     pub certificate_problems: Arc<ArcSwap<Vec<String>>>,
+    /// How each upstream stands.
+    pub upstreams: Vec<watch::Receiver<UpstreamState>>,
     /// The pages of the console, served without a key.
     pub console: Router,
 }

@@ -1,17 +1,19 @@
 //! What stands how: health, readiness, metrics, the operator's overview, and resuming a lane.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use tokio::sync::watch;
 
 use super::refusal::Refusal;
 use super::view::LaneView;
 use super::{About, Readiness, RulesInForce, Shared, messages};
-use crate::model::Reason;
+use crate::model::{Reason, UpstreamState};
 
 /// `GET /healthz`: the process lives.
 pub(super) async fn health() -> &'static str {
@@ -53,11 +55,19 @@ struct StatusView<'a> {
     reason: Option<Reason>,
     outbox: Outbox,
     lanes: Vec<LaneView>,
+    upstreams: Vec<UpstreamView>,
     rules: &'a RulesInForce,
     /// Why certificates that have changed on disk are not in force.
     certificate_problems: &'a [String],
     disk_free_bytes: Option<u64>,
     data_dir: String,
+}
+
+#[derive(Serialize)]
+struct UpstreamView {
+    name: Arc<str>,
+    #[serde(flatten)]
+    state: UpstreamState,
 }
 
 #[derive(Serialize)]
@@ -97,12 +107,18 @@ pub(super) async fn show(State(state): State<Shared>) -> Response {
             dead: dead.collect(),
         },
         lanes: parts.dispatch.lanes().into_iter().map(LaneView::from).collect(),
+        upstreams: parts.upstreams.iter().map(upstream).collect(),
         rules: &rules,
         certificate_problems: &certificate_problems,
         disk_free_bytes: parts.store.disk_free_bytes().ok(),
         data_dir: parts.store.directory().display().to_string(),
     };
     Json(view).into_response()
+}
+
+fn upstream(state: &watch::Receiver<UpstreamState>) -> UpstreamView {
+    let state = state.borrow().clone();
+    UpstreamView { name: Arc::clone(&state.name), state }
 }
 
 /// `POST /v1/providers/{name}/resume`

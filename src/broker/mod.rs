@@ -27,6 +27,7 @@ mod hub;
 mod limits;
 pub mod listener;
 mod load;
+mod local;
 mod protocol;
 mod proxy;
 mod session;
@@ -34,6 +35,7 @@ mod stream;
 mod sys;
 pub mod tls;
 mod upgrade;
+pub mod upstream;
 mod websocket;
 
 use std::collections::BTreeMap;
@@ -241,6 +243,11 @@ impl Broker {
             access,
         };
         Ok(Self { shared: Arc::new(shared), bound })
+    }
+
+    /// The upstreams, which come and go by this broker's door.
+    pub fn upstreams(&self, upstreams: Vec<upstream::config::Upstream>) -> upstream::Bridges {
+        upstream::Bridges::new(&local::Local::new(Arc::clone(&self.shared)), upstreams)
     }
 
     /// Where it listens without TLS by `broker.listen`.

@@ -482,6 +482,67 @@ impl State {
     }
 }
 
+/// What the process itself takes out of a session: the way of upstreams, which have no [`Writer`].
+impl Session {
+    /// The next publish, as [`Session::pump`] would write it: first what was under way when the
+    /// last connection ended, then the queue. One with QoS 0 has id 0 and is gone with this.
+    pub(crate) fn take(
+        &self,
+        owner: Owner,
+        window_max: usize,
+        now: Timestamp,
+        dropped: &mut dyn FnMut(Reason),
+    ) -> Result<Option<Taken>, NotOwner> {
+        let mut guard = self.owned(owner)?;
+        let state = &mut *guard;
+        let taken = |id: u16, outgoing: Outgoing| Taken {
+            id,
+            expires_after_secs: seconds_left(&outgoing.publish, now),
+            outgoing,
+        };
+        while state.sent < state.window.len() && state.sent < window_max {
+            let entry = state.window.get(state.sent);
+            let again = entry.and_then(|entry| Some((entry.id, entry.outgoing.clone()?)));
+            state.sent += 1;
+            if let Some((id, outgoing)) = again {
+                return Ok(Some(taken(id, outgoing)));
+            }
+        }
+        while state.sent == state.window.len() && state.window.len() < window_max {
+            let Some(next) = state.queue.pop_front() else { break };
+            if is_expired(&next.publish, now) {
+                state.bytes -= next.bytes();
+                dropped(Reason::MessageExpired);
+                continue;
+            }
+            if next.qos == Qos::AtMostOnce {
+                state.bytes -= next.bytes();
+                return Ok(Some(taken(0, next)));
+            }
+            let id = state.free_id();
+            state.window.push_back(InFlight { id, outgoing: Some(next.clone()) });
+            state.sent += 1;
+            return Ok(Some(taken(id, next)));
+        }
+        Ok(None)
+    }
+
+    /// Everything under way is to be taken again.
+    pub(crate) fn again(&self, owner: Owner) -> Result<(), NotOwner> {
+        self.owned(owner)?.sent = 0;
+        Ok(())
+    }
+}
+
+/// A publish on its way to an upstream.
+pub(crate) struct Taken {
+    /// To acknowledge it by; 0 where that is not needed.
+    pub(crate) id: u16,
+    pub(crate) outgoing: Outgoing,
+    /// What is left of its Message Expiry Interval.
+    pub(crate) expires_after_secs: Option<u32>,
+}
+
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -645,5 +706,31 @@ mod tests {
         session.state().last_id = u16::MAX;
         session.push(outgoing("b", Qos::AtLeastOnce), LIMITS);
         assert_eq!(pumped(&session, 1, &mut writer(5)), ["2:b"]);
+    }
+
+    #[test]
+    fn what_is_taken_and_not_acknowledged_is_taken_again() {
+        let session = session();
+        for (payload, qos) in
+            [("a", Qos::AtLeastOnce), ("b", Qos::AtMostOnce), ("c", Qos::AtLeastOnce)]
+        {
+            session.push(outgoing(payload, qos), LIMITS);
+        }
+        let take = |window_max| {
+            let taken = session.take(1, window_max, Timestamp::default(), &mut |_| {});
+            taken.expect("the owner").map(|taken| {
+                (taken.id, String::from_utf8_lossy(&taken.outgoing.publish.payload).into_owned())
+            })
+        };
+        assert_eq!(take(1), Some((1, "a".to_owned())));
+        assert_eq!(take(1), None);
+        assert_eq!(take(2), Some((0, "b".to_owned())));
+        assert_eq!(take(2), Some((2, "c".to_owned())));
+        session.acknowledge(1, Ack::Puback, 1, 0).expect("the owner");
+        session.again(1).expect("the owner");
+        assert_eq!(take(2), Some((2, "c".to_owned())));
+        assert_eq!(take(2), None);
+        session.acknowledge(1, Ack::Puback, 2, 0).expect("the owner");
+        assert_eq!(session.state().bytes, 0);
     }
 }

@@ -35,6 +35,8 @@ struct Answer {
     reason: Option<String>,
     outbox: Outbox,
     lanes: Vec<Lane>,
+    #[serde(default)]
+    upstreams: Vec<Upstream>,
     rules: Rules,
     disk_free_bytes: Option<u64>,
     data_dir: String,
@@ -66,6 +68,16 @@ struct Lane {
     until: Option<String>,
     in_flight: usize,
     ready: usize,
+}
+
+#[derive(Deserialize)]
+struct Upstream {
+    name: String,
+    connected: bool,
+    since: String,
+    address: String,
+    reason: Option<String>,
+    refused: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -123,6 +135,12 @@ impl Answer {
         let rows: Vec<Vec<String>> = self.lanes.iter().map(|lane| lane.row(now)).collect();
         let head = ["LANE", "KIND", "CHANNELS", "STATE", "IN FLIGHT", "READY", "WHY"];
         text::table(out, &head, &rows)?;
+        if !self.upstreams.is_empty() {
+            let rows: Vec<Vec<String>> =
+                self.upstreams.iter().map(|upstream| upstream.row(now)).collect();
+            writeln!(out)?;
+            text::table(out, &["UPSTREAM", "STATE", "SINCE", "ADDRESS", "WHY"], &rows)?;
+        }
         if let Some(stopped) = self.lanes.iter().find(|lane| lane.state == "stopped") {
             writeln!(
                 out,
@@ -141,6 +159,20 @@ impl Listener {
             return format!("{protocol} {address}");
         }
         format!("{protocol} {address} ({name})")
+    }
+}
+
+impl Upstream {
+    fn row(&self, now: Timestamp) -> Vec<String> {
+        let mut why: Vec<String> = self.reason.clone().into_iter().collect();
+        why.extend(self.refused.iter().map(|filter| format!("refuses {filter}")));
+        vec![
+            self.name.clone(),
+            if self.connected { "connected" } else { "away" }.to_owned(),
+            text::distance(&self.since, now),
+            self.address.clone(),
+            why.join("; "),
+        ]
     }
 }
 

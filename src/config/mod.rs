@@ -16,6 +16,7 @@ use toml::Value;
 
 use self::layers::{Layers, Merged};
 use crate::broker::acl::AccessEntry;
+use crate::broker::upstream::config::{Config as UpstreamConfig, Upstream};
 use crate::clock::Clock;
 use crate::dispatch::LaneSpec;
 use crate::model::Channel;
@@ -23,6 +24,7 @@ use crate::problem::{Fault, Problem, Step, closest};
 use crate::provider::phone::Screen;
 use crate::provider::registry::{self, Entry};
 use crate::span::Span;
+use crate::topic::TopicLimits;
 
 /// Everything that an operator can set, read and checked.
 pub struct Config {
@@ -39,6 +41,8 @@ pub struct Config {
     pub broker: crate::broker::config::Config,
     /// `[[access]]`: who may publish and subscribe where.
     pub access: Vec<AccessEntry>,
+    /// `[[upstream]]`: brokers that Watchbell is a client of.
+    pub upstreams: Vec<Upstream>,
     /// `[api]`: the HTTP edge.
     pub api: crate::api::Config,
     /// `[rules]` and `[notify]`: bounds on rules and contacts.
@@ -122,6 +126,7 @@ pub fn load(layers: &Layers, clock: &Clock) -> Result<Config, Vec<Problem>> {
     broker.auth = merged.section("auth");
     merged.said(broker.auth.problems());
     let access = access(&mut merged);
+    let upstreams = upstreams(&mut merged, &broker);
     let api: crate::api::Config = merged.section("api");
     merged.said(api.problems());
     let rules: crate::rules::Config = merged.section("rules");
@@ -148,6 +153,7 @@ pub fn load(layers: &Layers, clock: &Clock) -> Result<Config, Vec<Problem>> {
         telemetry,
         broker,
         access,
+        upstreams,
         api,
         limits: crate::intake::ruleset::Limits { rules, contacts },
         intake,
@@ -312,6 +318,29 @@ fn access(merged: &mut Merged) -> Vec<AccessEntry> {
         merged.said(problems.map(|what| format!("access[{index}].{what}")));
     }
     entries.into_iter().map(|(_, entry)| entry).collect()
+}
+
+fn upstreams(merged: &mut Merged, broker: &crate::broker::config::Config) -> Vec<Upstream> {
+    let limits =
+        TopicLimits { bytes_max: broker.topic_bytes_max, levels_max: broker.topic_levels_max };
+    let entries: Vec<(usize, UpstreamConfig)> =
+        merged.list("upstream", |_, value| crate::problem::read(value));
+    let mut upstreams: Vec<Upstream> = Vec::new();
+    for (index, entry) in entries {
+        match entry.check(limits) {
+            Err(problems) => {
+                let problems = problems.into_iter();
+                merged.said(problems.map(|what| format!("upstream[{index}].{what}")));
+            }
+            // The name stands in topics, metrics and a session.
+            Ok(new) if upstreams.iter().any(|one| one.name() == new.name()) => {
+                let what = format!("upstream[{index}].name: another is `{}` already", new.name());
+                merged.said([what]);
+            }
+            Ok(new) => upstreams.push(new),
+        }
+    }
+    upstreams
 }
 
 /// The providers that could be made, and what the tables say of all.

@@ -165,7 +165,7 @@ fn environment_and_flags_are_named() {
     env WATCHBELL_API__PAGE_MAX: 1 to 5000, found 0
     env WATCHBELL_DISPATCH__EXPIRES_IN: `10` has no unit; write 10s for seconds (units are ms, s, m, h, d)
     env WATCHBELL_PROVIDER: expected [[provider]] tables, found string
-    env WATCHBELL_NOSUCH: unknown key; known here are data_dir, rules_dir, grace, telemetry, broker, listener, auth, access, api, rules, notify, intake, dispatch, store, provider, channel
+    env WATCHBELL_NOSUCH: unknown key; known here are data_dir, rules_dir, grace, telemetry, broker, listener, auth, access, upstream, api, rules, notify, intake, dispatch, store, provider, channel
     "#);
 }
 
@@ -287,5 +287,5 @@ fn what_the_example_shows_is_accepted() {
         })
         .collect();
     assert_eq!(other, [""; 0], "{said}");
-    assert_eq!(said.lines().count(), 9, "{said}");
+    assert_eq!(said.lines().count(), 11, "{said}");
 }

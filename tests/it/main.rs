@@ -27,6 +27,7 @@ mod restart;
 mod store;
 mod tidy;
 mod transports;
+mod upstream;
 
 /// Waits until a level is reached; never for a fixed time. Generous, so that a slow machine only
 /// makes the test slow.

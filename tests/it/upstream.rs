@@ -1,0 +1,492 @@
+//! Watchbell as a client of brokers that are there already: rumqttd in this process, and Debian's
+//! mosquitto where it is installed.
+//!
+//! `WATCHBELL_MOSQUITTO=required`, as CI has it, makes it a failure where mosquitto is missing.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::device::{Options, Seen, Version};
+use crate::fake::Twilio;
+use crate::harness::{ALARM, Harness, Place, QUICK, found, twilio};
+use crate::process::Process;
+
+/// Every publish of the plant is an alert of its own.
+const PLANT_ALARM: &str = r#"
+[[rule]]
+name = "plant-alarm"
+topic = "plant/devices/{device}/alarm"
+decode = "text"
+to = ["ana"]
+by = ["push"]
+text = "alarm {{ payload }}"
+"#;
+
+/// The plant's broker is away.
+const AWAY: &str = r#"
+[[rule]]
+name = "upstream-away"
+topic = "$watchbell/upstream/{upstream}"
+when = "!payload.connected"
+to = ["ana"]
+by = ["push"]
+text = "{{ upstream }} is away"
+text_clear = "{{ upstream }} is back"
+"#;
+
+/// `[[upstream]]`, quick to come back.
+fn upstream(address: SocketAddr, more: &str) -> String {
+    format!(
+        "
+        [[upstream]]
+        name = 'plant'
+        url = ['mqtt://{address}']
+        backoff_min = '10ms'
+        backoff_max = '50ms'
+        {more}
+        "
+    )
+}
+
+/// A port of this machine that nobody had a moment ago.
+fn free_port() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// Debian's mosquitto, in a directory of its own. Dropped, it is killed.
+struct Mosquitto {
+    child: Child,
+    address: SocketAddr,
+    directory: TempDir,
+}
+
+impl Drop for Mosquitto {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+impl Mosquitto {
+    fn program() -> Option<PathBuf> {
+        let places = ["/usr/sbin/mosquitto", "/usr/bin/mosquitto", "/usr/local/sbin/mosquitto"];
+        let program = places.iter().map(PathBuf::from).find(|place| place.exists());
+        if program.is_none() {
+            let is_required = std::env::var_os("WATCHBELL_MOSQUITTO").is_some();
+            assert!(!is_required, "mosquitto is not installed");
+            let told = std::io::stderr().write_all(b"SKIPPED: mosquitto is not installed\n");
+            told.unwrap();
+        }
+        program
+    }
+
+    /// One that keeps sessions over restarts; `more` is of its configuration. `None` where it is
+    /// not installed.
+    async fn start(more: &str) -> Option<Self> {
+        let program = Self::program()?;
+        let directory = tempfile::tempdir().unwrap();
+        // Whoever else has taken the port meanwhile: then another.
+        for _ in 0..20 {
+            let address = free_port();
+            let path = directory.path().display();
+            // Started by root it would become another user, who has no rights in this directory.
+            let config = format!(
+                "user root\nlistener {} 127.0.0.1\npersistence true\npersistence_location {path}/\n\
+                 max_inflight_messages 20\n{more}\n",
+                address.port()
+            );
+            std::fs::write(directory.path().join("mosquitto.conf"), config).unwrap();
+            let mut child = Self::spawn(&program, &directory);
+            if Self::listens(&mut child, address).await {
+                return Some(Self { child, address, directory });
+            }
+        }
+        panic!("no port for mosquitto: {}", Self::log(&directory));
+    }
+
+    fn spawn(program: &PathBuf, directory: &TempDir) -> Child {
+        let path = directory.path().join("log.txt");
+        let log = std::fs::File::options().create(true).append(true).open(path).unwrap();
+        Command::new(program)
+            .arg("-c")
+            .arg(directory.path().join("mosquitto.conf"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap()
+    }
+
+    fn log(directory: &TempDir) -> String {
+        std::fs::read_to_string(directory.path().join("log.txt")).unwrap_or_default()
+    }
+
+    async fn listens(child: &mut Child, address: SocketAddr) -> bool {
+        found("mosquitto, listening or ended", async || {
+            if child.try_wait().unwrap().is_some() {
+                return Some(false);
+            }
+            tokio::net::TcpStream::connect(address).await.ok().map(|_| true)
+        })
+        .await
+    }
+
+    /// Stops it in order: its sessions are written.
+    async fn stop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let child = &mut self.child;
+        found("mosquitto's end", async || child.try_wait().unwrap()).await;
+    }
+
+    /// Starts it again, on the same port.
+    async fn restart(&mut self) {
+        let program = Self::program().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            self.child = Self::spawn(&program, &self.directory);
+            if Self::listens(&mut self.child, self.address).await {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{}", Self::log(&self.directory));
+        }
+    }
+
+    fn client(&self, id: &str) -> Options {
+        Place::plain(self.address, id)
+    }
+}
+
+/// rumqttd in this process, for each version of MQTT a port; it lasts as long as the process.
+fn rumqttd(version: Version) -> SocketAddr {
+    let address = free_port();
+    let connections = rumqttd::ConnectionSettings {
+        connection_timeout_ms: 10_000,
+        max_payload_size: 1 << 20,
+        max_inflight_count: 100,
+        auth: None,
+        external_auth: None,
+        dynamic_filters: false,
+    };
+    let server = rumqttd::ServerSettings {
+        name: "plant".to_owned(),
+        listen: address,
+        tls: None,
+        next_connection_delay_ms: 1,
+        connections,
+    };
+    let servers = std::collections::HashMap::from([("plant".to_owned(), server)]);
+    let (v4, v5) = match version {
+        Version::V311 => (Some(servers), None),
+        Version::V5 => (None, Some(servers)),
+    };
+    let router = rumqttd::RouterConfig {
+        max_connections: 100,
+        max_outgoing_packet_count: 200,
+        max_segment_size: 1 << 20,
+        max_segment_count: 10,
+        custom_segment: None,
+        initialized_filters: None,
+        shared_subscriptions_strategy: rumqttd::Strategy::default(),
+    };
+    let config = rumqttd::Config {
+        id: 0,
+        router,
+        v4,
+        v5,
+        ws: None,
+        cluster: None,
+        console: None,
+        bridge: None,
+        prometheus: None,
+        metrics: None,
+    };
+    std::thread::spawn(move || rumqttd::Broker::new(config).start().unwrap());
+    address
+}
+
+async fn connected(harness: &Harness) {
+    harness.api.counted("upstream_connected{upstream=\"plant\"}", 1).await;
+}
+
+/// The alarms that became messages, in any order, each once.
+async fn alarms(harness: &Harness) -> Vec<String> {
+    let messages = harness.api.messages("").await;
+    let mut texts: Vec<String> = messages
+        .iter()
+        .filter_map(|message| message["text"].as_str()?.strip_prefix("alarm ").map(str::to_owned))
+        .collect();
+    texts.sort();
+    texts
+}
+
+async fn check_rumqttd(version: Version) {
+    let address = rumqttd(version);
+    let word = if version == Version::V5 { "5.0" } else { "3.1.1" };
+    let more = format!(
+        "version = '{word}'\nsubscribe = ['devices/#']\nprefix = 'plant/'\npublish = ['cmd/#']"
+    );
+    let harness = Place::new(&upstream(address, &more)).rules(PLANT_ALARM).start().await;
+    connected(&harness).await;
+    let mut watcher = harness.anonymous("watcher").connect().await;
+    watcher.subscribe("plant/#").await;
+    let mut device = Place::plain(address, "pump-7").version(version).connect().await;
+    device.subscribe("cmd/#").await;
+    device.publishes("devices/pump-7/alarm", "hot").await;
+    // On disk before it is handed on.
+    let (topic, payload) = watcher.receive().await;
+    assert_eq!((topic.as_str(), payload.as_str()), ("plant/devices/pump-7/alarm", "hot"));
+    assert_eq!(alarms(&harness).await, ["hot"]);
+
+    watcher.publishes("plant/cmd/pump-7", "stop").await;
+    assert_eq!(device.receive().await, ("cmd/pump-7".to_owned(), "stop".to_owned()));
+    harness.api.counted("upstream_passed_total{upstream=\"plant\"}", 1).await;
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn rules_apply_to_the_devices_of_rumqttd_by_mqtt_3() {
+    check_rumqttd(Version::V311).await;
+}
+
+#[tokio::test]
+async fn rules_apply_to_the_devices_of_rumqttd_by_mqtt_5() {
+    check_rumqttd(Version::V5).await;
+}
+
+#[tokio::test]
+async fn what_came_while_we_were_away_and_what_was_to_go_is_there_after_both_restart() {
+    let Some(mut plant) = Mosquitto::start("allow_anonymous true").await else { return };
+    let more = "subscribe = ['devices/#']\nprefix = 'plant/'\npublish = ['cmd/#']";
+    let rules = format!("{PLANT_ALARM}{AWAY}");
+    let harness = Place::new(&upstream(plant.address, more)).rules(&rules).start().await;
+    connected(&harness).await;
+    assert!(harness.api.messages("").await.is_empty(), "a start is no alert");
+    let mut local = harness.anonymous("local").connect().await;
+
+    plant.stop().await;
+    harness.api.message_that_is("delivered", "plant is away").await;
+    let state = &harness.api.status().await["upstreams"][0];
+    assert_eq!((&state["name"], &state["connected"]), (&json!("plant"), &json!(false)));
+    assert!(state["reason"].as_str().unwrap().len() > 5, "{state}");
+    local.publishes("plant/cmd/1", "while away").await;
+    plant.restart().await;
+    harness.api.message_that_is("delivered", "plant is back").await;
+    harness.api.counted("upstream_passed_total{upstream=\"plant\"}", 1).await;
+
+    // And the other way round: the upstream keeps what comes while we are down.
+    let place = harness.stop().await;
+    let mut device = plant.client("pump-7").connect().await;
+    for number in 0..5 {
+        device.publishes("devices/pump-7/alarm", &number.to_string()).await;
+    }
+    let harness = place.start().await;
+    found("all five", async || (alarms(&harness).await.len() == 5).then_some(())).await;
+    assert_eq!(alarms(&harness).await, ["0", "1", "2", "3", "4"]);
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn a_publish_that_is_not_taken_is_not_acknowledged_and_offered_again() {
+    let Some(plant) = Mosquitto::start("allow_anonymous true").await else { return };
+    let (fake, _) = Twilio::start().await;
+    fake.stop().await;
+    let config = format!(
+        "{}{QUICK}\n[intake]\noutbox_messages_max = 1\n{}",
+        twilio("twilio-main", &fake),
+        upstream(plant.address, "subscribe = ['devices/#']\ninflight_max = 2"),
+    );
+    let harness = Place::new(&config).rules(ALARM).start().await;
+    connected(&harness).await;
+    let mut device = plant.client("pump-7").connect().await;
+    for number in 0..10 {
+        device.publishes("devices/pump-7/alarm", &number.to_string()).await;
+    }
+    let refused = "upstream_refused_total{upstream=\"plant\",reason=\"outbox_full\"}";
+    found("a refusal", async || (harness.api.metric(refused).await > 0).then_some(())).await;
+    // The first is with the store, or is there already; no second follows it.
+    harness.api.counted("upstream_taken_total{upstream=\"plant\"}", 1).await;
+    // Another run gets from the upstream what this one has not acknowledged.
+    let harness = harness.stop().await.start().await;
+    fake.restart().await;
+    found("all ten", async || (alarms(&harness).await.len() >= 10).then_some(())).await;
+    let expected: Vec<String> = (0..10).map(|number| number.to_string()).collect();
+    assert_eq!(alarms(&harness).await, expected);
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn two_instances_share_one_stream_and_one_takes_over_when_the_other_ends() {
+    let Some(plant) = Mosquitto::start("allow_anonymous true").await else { return };
+    let start = async |id: &str| {
+        let more = format!(
+            "client_id = '{id}'\nshare = 'watchbell'\nsubscribe = ['devices/#']\nprefix = 'plant/'"
+        );
+        let place = Place::new(&upstream(plant.address, &more)).rules(PLANT_ALARM);
+        let harness = place.start().await;
+        connected(&harness).await;
+        harness
+    };
+    let (one, other) = (start("one").await, start("other").await);
+    let mut device = plant.client("pump-7").connect().await;
+    for number in 10..30 {
+        device.publishes("devices/pump-7/alarm", &number.to_string()).await;
+    }
+    let both = async || {
+        let mut all = [alarms(&one).await, alarms(&other).await].concat();
+        all.sort();
+        (all.len() == 20).then_some(all)
+    };
+    let all = found("all twenty", both).await;
+    let expected: Vec<String> = (10..30).map(|number| number.to_string()).collect();
+    assert_eq!(all, expected);
+    assert!(!alarms(&one).await.is_empty() && !alarms(&other).await.is_empty());
+    one.stop().await;
+    other.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_certificate_opens_a_broker_that_wants_one() {
+    let place = Place::new("");
+    let pair = place.certificate("watchbell");
+    let path = |name: &str| place.path(name).display().to_string();
+    let more = format!(
+        "cafile {}\ncertfile {}\nkeyfile {}\nrequire_certificate true\nuse_identity_as_username true",
+        path("certs/ca.pem"),
+        path("certs/server.pem"),
+        path("certs/server.key"),
+    );
+    let Some(plant) = Mosquitto::start(&more).await else { return };
+    let upstream = |ca: &str, cert: &str| {
+        let port = plant.address.port();
+        format!(
+            "
+            [[upstream]]
+            name = 'plant'
+            url = ['mqtts://localhost:{port}']
+            backoff_max = '1s'
+            subscribe = ['devices/#']
+            ca = '{ca}'
+            {cert}
+            "
+        )
+    };
+    let ours = format!("cert = '{}'\nkey = '{}'", pair.cert.display(), pair.key.display());
+    let good = Harness::start(&upstream(&path("certs/ca.pem"), &ours)).await;
+    connected(&good).await;
+    good.stop().await;
+
+    let stranger = Place::new("");
+    let foreign = stranger.path("certs/ca.pem").display().to_string();
+    for (ca, cert, expected) in [
+        (foreign, ours.as_str(), "a CA that is not in `ca`"),
+        (path("certs/ca.pem"), "", "set cert and key"),
+    ] {
+        let bad = Harness::start(&upstream(&ca, cert)).await;
+        let told = async || {
+            let status = bad.api.status().await;
+            let reason = status["upstreams"][0]["reason"].as_str()?.to_owned();
+            reason.contains(expected).then_some(())
+        };
+        found(expected, told).await;
+        bad.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_refused_login_and_a_refused_filter_are_told_with_their_reason() {
+    let directory = tempfile::tempdir().unwrap();
+    let acl = directory.path().join("acl");
+    std::fs::write(&acl, "topic readwrite devices/#\n").unwrap();
+    let passwords = directory.path().join("passwords");
+    std::fs::write(&passwords, "").unwrap();
+    let more = format!(
+        "allow_anonymous false\npassword_file {}\nacl_file {}",
+        passwords.display(),
+        acl.display()
+    );
+    let Some(plant) = Mosquitto::start(&more).await else { return };
+    for version in ["3.1.1", "5.0"] {
+        let login = format!("version = '{version}'\nuser = 'ana'\npassword = 'hunter2'");
+        let more = format!("{login}\nsubscribe = ['devices/#']");
+        let harness = Harness::start(&upstream(plant.address, &more)).await;
+        let told = async || {
+            let status = harness.api.status().await;
+            assert!(!status.to_string().contains("hunter2"));
+            let reason = status["upstreams"][0]["reason"].as_str()?.to_owned();
+            reason.contains("see user, password and cert").then_some(())
+        };
+        found("a refused login", told).await;
+        harness.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn nobody_but_the_process_publishes_below_its_own_topic() {
+    let harness = Place::new("").rules(AWAY).start().await;
+    let mut device = harness.anonymous("liar").connect().await;
+    let said = device.publish("$watchbell/upstream/plant", r#"{"connected": false}"#).await;
+    assert_eq!(said, "TopicNameInvalid");
+    assert!(harness.api.messages("").await.is_empty());
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn everything_that_a_plant_s_broker_acknowledged_is_an_alert_after_kill_9() {
+    let Some(plant) = Mosquitto::start("allow_anonymous true\nmax_queued_messages 0").await else {
+        return;
+    };
+    let config = upstream(plant.address, "subscribe = ['devices/#']\nprefix = 'plant/'");
+    let mut process = Process::start(Place::new(&config).rules(PLANT_ALARM)).await;
+    process.api.counted("upstream_connected{upstream=\"plant\"}", 1).await;
+    let mut device = plant.client("pump-7").connect().await;
+    let total = 200;
+    let (mut sent, mut answered) = (0, 0);
+    while answered < total {
+        // Some at a time, so that it is killed in the middle of a stream.
+        while sent < total && sent < answered + 10 {
+            device.send("devices/pump-7/alarm", 1, &format!("{sent:03}")).await;
+            sent += 1;
+        }
+        if let Seen::Answered(..) = device.see().await {
+            answered += 1;
+            if answered == 60 || answered == 130 {
+                process.kill();
+                process.restart().await;
+            }
+        }
+    }
+    let texts = async || {
+        let mut texts: Vec<String> = Vec::new();
+        for message in process.api.messages("").await {
+            texts.extend(message["text"].as_str().map(str::to_owned));
+        }
+        texts.sort();
+        texts.dedup();
+        (texts.len() == total).then_some(texts)
+    };
+    let texts = found("every alarm", texts).await;
+    let expected: Vec<String> = (0..total).map(|number| format!("alarm {number:03}")).collect();
+    assert_eq!(texts, expected);
+}
+
+#[tokio::test]
+async fn every_upstream_is_in_the_status_that_people_read() {
+    let nobody = free_port();
+    let place = Place::new(&upstream(nobody, "subscribe = ['#']"));
+    let process = Process::start(place).await;
+    let told = async || {
+        let out = process.done(&["status"]).await;
+        out.contains("nothing listens there").then_some(out)
+    };
+    let out = found("the reason", told).await;
+    assert!(out.contains("UPSTREAM") && out.contains("plant") && out.contains("away"), "{out}");
+    let status: Value = process.api.status().await;
+    assert_eq!(status["upstreams"][0]["address"], json!(format!("mqtt://{nobody}")));
+}
