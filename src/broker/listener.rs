@@ -428,7 +428,7 @@ mod tests {
             ),
             (
                 "name = 'a'\naddress = '0.0.0.0:1'\nproxy_from = ['x']",
-                "listener[0].proxy_from: does nothing here: a listener by mqtts does not ask for a header without proxy_protocol = true\nlistener[0].proxy_from: `x` is no address or network; write 10.0.0.7, 10.0.0.0/8 or fd00::/8",
+                "listener[0].proxy_from: does nothing here: a listener by mqtts does not ask for a header without proxy_protocol = true\nlistener[0].proxy_from: `x` is no address range; write an address, as 192.0.2.7, or a range, as 10.0.0.0/8",
             ),
             (
                 "name = 'a'\naddress = '0.0.0.0:1'\nclient_ca = ''\nrequire_client_cert = true",
