@@ -347,6 +347,7 @@ async fn introduce(
             client_id: client_id.as_str().into(),
             principal,
             clean_start: connect.clean_start,
+            expiry_secs: session_expiry,
             grants: (!grants.deny().is_empty()).then(|| Arc::clone(&grants)),
         })
         .await
@@ -358,9 +359,12 @@ async fn introduce(
             }
             _ => refusal(reason, code::QUOTA, "there are too many sessions"),
         })?;
-    if let Some(will) = attached.old_will {
-        shared.hub.publish_will(&attached.session, *will).await;
+    if let Some((will, row)) = attached.old_will {
+        shared.hub.publish_will(&attached.session, *will, Some(row)).await;
     }
+    // From here on publishes go out: what was queued before may have been sent when a crash comes.
+    // A failure has ended the process' work anyway; the client notices with its first packet.
+    shared.hub.journal().wait(attached.position).await.ok();
     connack.session_present = attached.present;
     out.clear();
     protocol::write_connack(&mut out, version, &connack);

@@ -8,8 +8,8 @@
 //! disk; hand a session to someone who has not shown that the client id is theirs; read faster
 //! than it can store.
 //!
-//! In memory until a later version: sessions, subscriptions, retained messages and delayed wills
-//! end with the process.
+//! Sessions, subscriptions, what waits for them, retained messages and delayed wills survive the
+//! process, kill -9 included: see `hub`.
 
 mod accept;
 pub mod acl;
@@ -79,6 +79,9 @@ pub enum BindError {
     /// The configuration is not valid; what [`Config::problems`] says.
     #[error("{}", .0.join("; "))]
     Config(Vec<String>),
+    /// The sessions of before the start cannot be read.
+    #[error("reading the sessions of before the start failed; the log says where")]
+    Saved,
     /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
@@ -162,8 +165,12 @@ impl Broker {
             None => None,
         };
         let Parts { intake, store, metrics, clock } = parts;
+        let reading = store.clone();
+        let saved = tokio::task::spawn_blocking(move || reading.saved());
+        let hub = Hub::new(config, (intake, store.clone()), clock, metrics);
+        hub.restore(saved.await.map_err(|_| BindError::Saved)?, &access);
         let shared = Shared {
-            hub: Hub::new(config, intake, clock, metrics),
+            hub,
             authenticator: Authenticator::new(store, config.anonymous, config.password_checks_max),
             failed_logins: FailedLogins::new(config.failed_logins_max),
             repeats: Repeats::default(),
@@ -189,6 +196,15 @@ impl Broker {
     /// more, every connection finishes the acknowledgements that it owes, says DISCONNECT and
     /// ends, and this returns. Wills are not published at a stop.
     pub async fn run(self, stop: watch::Receiver<bool>) {
+        let shared = Arc::clone(&self.shared);
+        let serve = async {
+            self.serve(stop).await;
+            shared.hub.journal().close();
+        };
+        tokio::join!(serve, shared.hub.write());
+    }
+
+    async fn serve(self, stop: watch::Receiver<bool>) {
         let Self { shared, plain, tls } = self;
         let mut stop = Stop(stop);
         let accept =
