@@ -363,6 +363,7 @@ async fn introduce(
         shared.hub.publish_will(&attached.session, *will, Some(row)).await;
     }
     // From here on publishes go out: what was queued before may have been sent when a crash comes.
+    // And a session that the client was told to be gone must not be back after it.
     // A failure has ended the process' work anyway; the client notices with its first packet.
     shared.hub.journal().wait(attached.position).await.ok();
     connack.session_present = attached.present;

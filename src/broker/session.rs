@@ -444,11 +444,12 @@ impl Session {
     }
 
     /// Takes everything out that it holds, and all its rows but that of a will, which whoever
-    /// took the will removes. It has ended.
-    pub(crate) fn end(&self) -> Vec<Arc<str>> {
+    /// took the will removes. It has ended; what it subscribed to is given back, and when it is
+    /// certain that a restart does not bring it back.
+    pub(crate) fn end(&self) -> (Vec<Arc<str>>, Position) {
         let mut state = self.state();
         let subscriptions = std::mem::take(&mut state.subscriptions).into_keys().collect();
-        self.queues.journal.note(|op| {
+        let position = self.queues.journal.note(|op| {
             if state.is_saved {
                 op.remove(keys::session(self.number));
             }
@@ -464,7 +465,7 @@ impl Session {
             }
         });
         state.clear();
-        subscriptions
+        (subscriptions, position)
     }
 
     /// Puts a publish into the queue. `draft` is there where the session may need a row of it.
@@ -504,8 +505,9 @@ impl Session {
         }
         if let Some(draft) = draft.filter(|_| self.persistent && !expendable) {
             let packet_id = state.free_id();
-            let turn = state.next_turn;
-            state.next_turn += 1;
+            // From 1: 0 is no row.
+            let turn = state.next_turn.max(1);
+            state.next_turn = turn + 1;
             state.ids.insert(packet_id);
             let body = draft.add(self.number, turn, outgoing.row(packet_id));
             let position = draft.position;

@@ -7,7 +7,7 @@
 //! noted goes to the store at once. What nobody waits for (an acknowledgement that takes a row
 //! out) is written with the next commit, or after [`LAZY`].
 //!
-//! A publish to many sessions is one note, so that all of it is on disk or nothing. Its place is
+//! A publish to many sessions is one note; with QoS 2 all of it is on disk or nothing. Its place is
 //! taken first ([`Journal::draft`]), it is filled while one session after the other is locked, and
 //! nothing behind it is written before it is complete. Retained messages are kept by topic and not
 //! in order: the last of each topic is what is written.
@@ -26,7 +26,7 @@ use tokio::time::Instant;
 
 use crate::broker::session::Signal;
 use crate::intake::{Ticket, Verdict};
-use crate::model::{Publish, Reason};
+use crate::model::{Publish, Qos, Reason};
 use crate::store::sessions::QueuedRow;
 use crate::store::{Op, Store, keys};
 use crate::topic::TopicName;
@@ -39,6 +39,9 @@ const LAZY: Duration = Duration::from_millis(50);
 /// The same for a retained message.
 const LAZY_RETAINED: Duration = Duration::from_secs(1);
 
+/// Keys of one operation of a publish to many sessions: sled pays for larger batches.
+const KEYS_MAX: usize = 64;
+
 /// Notes on their way to the store.
 pub(crate) struct Journal {
     buffer: Mutex<Buffer>,
@@ -50,7 +53,7 @@ struct Buffer {
     /// The position of the first in `notes`.
     first: Position,
     /// `None` is a draft that is not complete.
-    notes: VecDeque<Option<Op>>,
+    notes: VecDeque<Option<Vec<Op>>>,
     retained: BTreeMap<TopicName, Option<Arc<Publish>>>,
     waiting: Vec<(Position, Waiter)>,
     /// When what nobody waits for is to be written.
@@ -80,6 +83,9 @@ pub(crate) struct Body {
 pub(crate) struct Draft<'a> {
     journal: &'a Journal,
     pub(crate) position: Position,
+    /// Those that are full. QoS 2 has none: all or nothing holds for it, and it is what a large
+    /// batch costs.
+    full: Vec<Op>,
     op: Op,
     body: Arc<Body>,
     publish: Arc<Publish>,
@@ -131,7 +137,7 @@ impl Journal {
             return 0;
         }
         let is_first = buffer.due.is_none();
-        let position = buffer.push(Some(op));
+        let position = buffer.push(Some(vec![op]));
         buffer.due_within(LAZY);
         drop(buffer);
         if is_first {
@@ -145,7 +151,7 @@ impl Journal {
         let position = self.lock().push(None);
         let body = Arc::new(Body { number, references: AtomicUsize::new(1) });
         let (publish, op) = (Arc::clone(publish), Op::new());
-        Draft { journal: self, position, op, body, publish, is_stored: false }
+        Draft { journal: self, position, full: Vec::new(), op, body, publish, is_stored: false }
     }
 
     /// Notes what a topic now retains. Call under the lock of the retained messages.
@@ -285,7 +291,7 @@ impl Journal {
 }
 
 impl Buffer {
-    fn push(&mut self, note: Option<Op>) -> Position {
+    fn push(&mut self, note: Option<Vec<Op>>) -> Position {
         self.notes.push_back(note);
         self.first + self.notes.len() as u64 - 1
     }
@@ -310,7 +316,7 @@ impl Buffer {
             return None;
         }
         self.first += complete as u64;
-        let notes = self.notes.drain(..complete).flatten();
+        let notes = self.notes.drain(..complete).flatten().flatten();
         let mut ops: Vec<Op> = notes.filter(|op| !op.is_empty()).collect();
         for (topic, publish) in std::mem::take(&mut self.retained) {
             let mut op = Op::new();
@@ -344,6 +350,9 @@ impl Draft<'_> {
         self.op.put_queued(session, turn, &row);
         self.body.references.fetch_add(1, Ordering::Relaxed);
         self.is_stored = true;
+        if self.op.len() >= KEYS_MAX && self.publish.qos != Qos::ExactlyOnce {
+            self.full.push(std::mem::take(&mut self.op));
+        }
         Arc::clone(&self.body)
     }
 
@@ -365,16 +374,18 @@ impl Drop for Draft<'_> {
         if self.is_stored {
             op.put_body(self.body.number, &self.publish);
         }
+        let mut ops = std::mem::take(&mut self.full);
+        ops.push(op);
         let mut buffer = self.journal.lock();
         let index = self.position.checked_sub(buffer.first).and_then(|at| usize::try_from(at).ok());
         if let Some(note) = index.and_then(|index| buffer.notes.get_mut(index)) {
-            *note = Some(op);
+            *note = Some(ops);
         }
         let mut rest = Op::new();
         Journal::release(&mut rest, &self.body);
         if self.is_stored && !rest.is_empty() {
             // All have acknowledged it already.
-            buffer.push(Some(rest));
+            buffer.push(Some(vec![rest]));
         }
         buffer.due_within(LAZY);
         drop(buffer);

@@ -104,7 +104,8 @@ pub(crate) struct Attached {
     pub(crate) signal: Arc<Signal>,
     /// It was there before.
     pub(crate) present: bool,
-    /// When this is durable it is on disk that the session has its client again.
+    /// When this is durable it is on disk that the session has its client again, or that the one
+    /// that was replaced is gone.
     pub(crate) position: Position,
     /// The will of a session that this one replaced, to be published now, and its row.
     pub(crate) old_will: Option<(Box<Will>, u64)>,
@@ -239,7 +240,7 @@ impl Hub {
         if self.stopping.load(Ordering::Acquire) {
             return Err(Reason::ShuttingDown);
         }
-        let mut old_will = None;
+        let (mut old_will, mut position) = (None, 0);
         if let Some(session) = sessions.get(&wish.client_id).map(Arc::clone) {
             let mut state = session.state();
             if state.newest > owner {
@@ -280,7 +281,7 @@ impl Hub {
             old_will = state.will.take().map(|pending| (pending.will, pending.number));
             drop(state);
             sessions.remove(&wish.client_id);
-            self.end(&session);
+            position = self.end(&session);
         }
         if sessions.len() >= self.limits.sessions_max {
             return Err(Reason::TooMany);
@@ -301,7 +302,7 @@ impl Hub {
         sessions.insert(Arc::clone(&wish.client_id), Arc::clone(&session));
         self.count_sessions(&sessions);
         let signal = session.signal();
-        Ok(Some(Attached { session, owner, signal, present: false, position: 0, old_will }))
+        Ok(Some(Attached { session, owner, signal, present: false, position, old_will }))
     }
 
     /// Takes the session from its connection. Gives back the will if it is to be published now.
@@ -314,8 +315,8 @@ impl Hub {
         let mut will_now = None;
         let mut sessions = lock(&self.sessions);
         let mut state = session.state();
-        if state.owner != Some(owner) {
-            // Another connection has it, and with it the say over its will.
+        if state.owner != Some(owner) || state.ended {
+            // Another connection has it, or its successor, and with it the say over its will.
             return leaving.will.filter(|will| will.delay_secs == 0);
         }
         state.owner = None;
@@ -361,12 +362,13 @@ impl Hub {
         will_now
     }
 
-    /// Takes a session that is out of `sessions` out of everything else.
-    fn end(&self, session: &Arc<Session>) {
+    /// Takes a session that is out of `sessions` out of everything else. Its rows are gone when the
+    /// position is durable.
+    fn end(&self, session: &Arc<Session>) -> Position {
         self.clear_deadline(&mut session.state());
-        let subscriptions = session.end();
+        let (subscriptions, position) = session.end();
         if subscriptions.is_empty() {
-            return;
+            return position;
         }
         let mut routes = write(&self.routes);
         for text in &subscriptions {
@@ -375,6 +377,7 @@ impl Hub {
             }
         }
         self.route_count.store(routes.len(), Ordering::Release);
+        position
     }
 
     fn count_sessions(&self, sessions: &HashMap<Arc<str>, Arc<Session>>) {
