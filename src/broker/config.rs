@@ -86,7 +86,7 @@ pub struct Config {
     /// How long a publish waits for one client at most; default 24h. Then it is dropped.
     pub queue_age_max: Span,
     /// Bytes of topics and payloads that wait for all clients together, each copy counted; default
-    /// 268435456 (256 MiB), at least `queue_bytes_max`. More are dropped.
+    /// 268435456 (256 MiB), at least `packet_bytes_max`. More are dropped.
     pub queued_bytes_max: usize,
     /// Most subscriptions of one client; default 100, at least 1.
     pub subscriptions_max: usize,
@@ -171,7 +171,7 @@ impl Config {
         range("inflight_max", self.inflight_max, 1, 10_000);
         range("queue_messages_max", self.queue_messages_max, 1, 60_000);
         range("queue_bytes_max", self.queue_bytes_max, self.packet_bytes_max, usize::MAX);
-        range("queued_bytes_max", self.queued_bytes_max, self.queue_bytes_max, usize::MAX);
+        range("queued_bytes_max", self.queued_bytes_max, self.packet_bytes_max, usize::MAX);
         range("subscriptions_max", self.subscriptions_max, 1, usize::MAX);
         range("sessions_max", self.sessions_max, self.connections_max, usize::MAX);
         for (key, span) in [
