@@ -96,7 +96,7 @@ pub struct PublishRow {
 }
 
 /// What a will has beside its publish.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WillRow {
     /// The session that it belongs to; it may have ended.
     pub session: u64,

@@ -112,6 +112,7 @@ pub(crate) struct Attached {
 }
 
 /// Whose QoS 2 publish it is, and its packet id, where that is to be on disk with the copies.
+#[derive(Clone, Copy)]
 pub(crate) struct Origin<'a> {
     pub(crate) session: &'a Session,
     pub(crate) id: u16,
