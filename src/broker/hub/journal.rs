@@ -408,3 +408,81 @@ impl Body {
         self.number
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::topic::TopicLimits;
+
+    fn publish(topic: &str) -> Arc<Publish> {
+        Arc::new(Publish {
+            topic: TopicName::parse(topic, TopicLimits::default()).expect("valid"),
+            payload: Bytes::from_static(b"x"),
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            client_id: "p".into(),
+            identity: None,
+            received_at: Timestamp::default(),
+            properties: None,
+        })
+    }
+
+    fn row() -> QueuedRow {
+        QueuedRow {
+            body: None,
+            at: Timestamp::default(),
+            packet_id: 1,
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            identifiers: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_behind_a_draft_is_written_before_it_is_complete() {
+        let journal = Journal::default();
+        let before = journal.note(|op| op.remove(keys::session(1)));
+        let mut draft = journal.draft(5, &publish("t"));
+        let behind = journal.note(|op| op.remove(keys::session(2)));
+        assert_eq!(journal.write_all().len(), 1);
+        assert!(journal.is_durable(before) && !journal.is_durable(behind));
+        let body = draft.add(1, 1, row());
+        // Acknowledged before its draft is complete: the publish's row is written and goes again.
+        journal.note(|op| Journal::forget(op, 1, 1, Some(&body)));
+        assert!(journal.write_all().is_empty());
+        drop(draft);
+        let sizes: Vec<_> = journal.write_all().iter().map(Op::len).collect();
+        assert_eq!(sizes, [2, 1, 1, 1]);
+        assert_eq!(journal.wait(behind).await, Ok(()));
+    }
+
+    #[test]
+    fn the_last_retained_message_of_a_topic_is_written() {
+        let journal = Journal::default();
+        let (a, b) = (publish("a"), publish("b"));
+        for publish in [&a, &a, &b] {
+            journal.note_retained(&publish.topic, Some(publish));
+        }
+        journal.note_retained(&b.topic, None);
+        assert_eq!(journal.write_all().len(), 2);
+    }
+
+    #[test]
+    fn a_publish_to_very_many_sessions_is_several_operations_but_with_qos_2() {
+        for (qos, expected) in [(Qos::AtLeastOnce, 4), (Qos::ExactlyOnce, 1)] {
+            let journal = Journal::default();
+            let publish = Arc::new(Publish { qos, ..(*publish("t")).clone() });
+            let mut draft = journal.draft(1, &publish);
+            for session in 0..200 {
+                draft.add(session, 1, row());
+            }
+            drop(draft);
+            let ops = journal.write_all();
+            assert_eq!(ops.len(), expected, "{qos:?}");
+            assert_eq!(ops.iter().map(Op::len).sum::<usize>(), 201);
+        }
+    }
+}
