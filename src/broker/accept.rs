@@ -463,6 +463,8 @@ async fn introduce(
             client_id: client_id.as_str().into(),
             principal: admitted.principal.clone(),
             clean_start: connect.clean_start,
+            expiry_secs: session_expiry,
+            groups: admitted.groups.clone(),
             grants: (!grants.deny().is_empty()).then(|| Arc::clone(&grants)),
         })
         .await
@@ -474,9 +476,13 @@ async fn introduce(
             }
             _ => refusal(reason, code::QUOTA, "there are too many sessions"),
         })?;
-    if let Some(will) = attached.old_will {
-        shared.hub.publish_will(&attached.session, *will).await;
+    if let Some((will, row)) = attached.old_will {
+        shared.hub.publish_will(&attached.session, *will, Some(row)).await;
     }
+    // From here on publishes go out: what was queued before may have been sent when a crash comes.
+    // And a session that the client was told to be gone must not be back after it.
+    // A failure has ended the process' work anyway; the client notices with its first packet.
+    shared.hub.journal().wait(attached.position).await.ok();
     // A ban that came in since the look above has not found this connection.
     if is_banned(&client_id, client.identity, client.user).is_some() {
         attached.session.tell_to_end(Reason::Banned);

@@ -117,17 +117,25 @@ pub struct Config {
     pub output_bytes_max: usize,
     /// Most unacknowledged publishes on the way to one client; default 64, 1 to 10000.
     pub inflight_max: usize,
-    /// Most publishes that wait for one client; default 1000, at least 1. More are dropped.
+    /// Most publishes that wait for one client; default 1000, 1 to 60000. QoS 0 makes room for the
+    /// others; then the newest is dropped, and a connected client whose queue has been full for
+    /// `write_timeout` is disconnected.
     pub queue_messages_max: usize,
     /// Bytes of topics and payloads that wait for one client; default 4194304 (4 MiB), at least
     /// `packet_bytes_max`. More are dropped. When as many that it sent wait for the store, it is
     /// not read from.
     pub queue_bytes_max: usize,
+    /// How long a publish waits for one client at most; default 24h. Then it is dropped.
+    pub queue_age_max: Span,
+    /// Bytes of topics and payloads that wait for all clients together, each copy counted; default
+    /// 268435456 (256 MiB), at least `packet_bytes_max`. More are dropped.
+    pub queued_bytes_max: usize,
     /// Most subscriptions of one client; default 100, at least 1.
     pub subscriptions_max: usize,
     /// Most sessions, connected or not; default 50000, at least `connections_max`.
     pub sessions_max: usize,
-    /// How long a session waits for its client at most; default 24h.
+    /// How long a session waits for its client at most; default 24h. On disk with what waits in it
+    /// as soon as it has a subscription.
     pub session_expiry_max: Span,
     /// Most retained messages; default 10000.
     pub retained_messages_max: usize,
@@ -189,6 +197,8 @@ impl Default for Config {
             inflight_max: 64,
             queue_messages_max: 1000,
             queue_bytes_max: 4 << 20,
+            queue_age_max: Span::from_secs(24 * 3600),
+            queued_bytes_max: 256 << 20,
             subscriptions_max: 100,
             sessions_max: 50_000,
             session_expiry_max: Span::from_secs(24 * 3600),
@@ -231,8 +241,9 @@ impl Config {
         range("commits_max", self.commits_max, 1, 65_535);
         range("output_bytes_max", self.output_bytes_max, 1024, 16 << 20);
         range("inflight_max", self.inflight_max, 1, 10_000);
-        range("queue_messages_max", self.queue_messages_max, 1, usize::MAX);
+        range("queue_messages_max", self.queue_messages_max, 1, 60_000);
         range("queue_bytes_max", self.queue_bytes_max, self.packet_bytes_max, usize::MAX);
+        range("queued_bytes_max", self.queued_bytes_max, self.packet_bytes_max, usize::MAX);
         let key = "limits.total.input_bytes_max";
         range(key, self.limits.total.input_bytes_max, self.packet_bytes_max, usize::MAX);
         range("subscriptions_max", self.subscriptions_max, 1, usize::MAX);
@@ -243,6 +254,7 @@ impl Config {
             ("connect_timeout", self.connect_timeout),
             ("write_timeout", self.write_timeout),
             ("close_timeout", self.close_timeout),
+            ("queue_age_max", self.queue_age_max),
         ] {
             if span.is_zero() {
                 problems.push(format!("broker.{key}: nothing is done in no time; write 5s"));

@@ -8,12 +8,12 @@
 //! Invariant: a publish that a rule matches is delivered by [`Local::deliver`] only after its
 //! [`crate::intake::Verdict::Durable`].
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::task::Poll;
 
 use super::Shared;
 use super::auth::Principal;
+use super::hub::journal::Waiter;
 use super::hub::{Attach, Attached, Detach, Subscribed};
 use super::protocol::connect::{RefusedTopic, check_topic};
 use super::protocol::{Ack, Retained, Wanted, code};
@@ -58,12 +58,28 @@ impl Local {
         true
     }
 
-    /// Hands a publish to its subscribers, and keeps it if it is to be retained.
-    pub(crate) fn deliver(&self, publish: &Arc<Publish>) {
+    /// Hands a publish to its subscribers, and keeps it if it is to be retained. True if all that
+    /// it left is on disk; otherwise `ticket` is told when it is.
+    pub(crate) fn deliver(&self, publish: &Arc<Publish>, ticket: Ticket) -> bool {
+        let hub = &self.shared.hub;
+        let targets = hub.targets(&publish.topic, &publish.client_id);
+        if !publish.retain && targets.is_empty() {
+            return true;
+        }
+        let position = hub.deliver(publish, targets, None).position;
+        let is_durable = hub.journal().is_durable(position);
+        if !is_durable {
+            hub.journal().tell(position, Waiter::Ticket(ticket));
+        }
+        is_durable
+    }
+
+    /// The same for news of ours, which nobody waits for.
+    pub(crate) fn tell(&self, publish: &Arc<Publish>) {
         let hub = &self.shared.hub;
         let targets = hub.targets(&publish.topic, &publish.client_id);
         if publish.retain || !targets.is_empty() {
-            hub.deliver(publish, targets);
+            hub.deliver(publish, targets, None);
         }
     }
 
@@ -75,7 +91,15 @@ impl Local {
         filters: &[String],
     ) -> Result<LocalSession, Reason> {
         let principal = Principal::default();
-        let wish = Attach { client_id, principal, clean_start: false, grants: None };
+        let wish = Attach {
+            client_id,
+            principal,
+            clean_start: false,
+            // What waits for an upstream waits over restarts.
+            expiry_secs: u32::MAX,
+            groups: Vec::new(),
+            grants: None,
+        };
         let Attached { session, owner, signal, .. } = self.shared.hub.attach(wish).await?;
         let attached = LocalSession { local: self.clone(), session, owner, signal };
         attached.subscribe(filters)?;
@@ -94,7 +118,8 @@ pub(crate) struct LocalSession {
 impl LocalSession {
     fn subscribe(&self, filters: &[String]) -> Result<(), Reason> {
         let (hub, limits) = (&self.local.shared.hub, self.local.shared.topic_limits());
-        let known: HashSet<Arc<str>> = self.session.state().subscriptions.clone();
+        let known: Vec<Arc<str>> =
+            self.session.state().subscriptions.keys().map(Arc::clone).collect();
         // Those of an earlier configuration.
         for old in known.iter().filter(|old| !filters.iter().any(|one| *one == ***old)) {
             if let Ok(subscribed) = Subscribed::parse(old, limits) {
@@ -121,7 +146,7 @@ impl LocalSession {
     /// The next publish to pass on, while fewer than `window_max` are under way.
     pub(crate) fn take(&self, window_max: usize) -> Option<Taken> {
         let hub = &self.local.shared.hub;
-        let now = self.local.now();
+        let now = (self.local.now(), hub.age_max());
         let mut dropped = |reason| hub.note_dropped(reason);
         self.session.take(self.owner, window_max, now, &mut dropped).ok().flatten()
     }

@@ -13,8 +13,8 @@
 //! disk; hand a session to someone who has not shown that the client id is theirs; read faster
 //! than it can store.
 //!
-//! In memory until a later version: sessions, subscriptions, retained messages and delayed wills
-//! end with the process.
+//! Sessions, subscriptions, what waits for them, retained messages and delayed wills survive the
+//! process, kill -9 included: see `hub`.
 
 mod accept;
 pub mod acl;
@@ -104,6 +104,9 @@ pub enum BindError {
     /// The bans cannot be read, and nobody is let in without them.
     #[error("the list of bans")]
     Bans(#[from] ReadError),
+    /// The sessions of before the start cannot be read.
+    #[error("reading the sessions of before the start failed; the log says where")]
+    Saved,
     /// TLS cannot be set up: everything wrong.
     #[error("{}", tls::files::lines(.0))]
     Tls(Vec<TlsError>),
@@ -222,8 +225,12 @@ impl Broker {
         let authenticator =
             Authenticator::new(config, store.clone(), clock.clone()).map_err(BindError::Config)?;
         let bans = Bans::load(&store, clock.now())?;
+        let reading = store.clone();
+        let saved = tokio::task::spawn_blocking(move || reading.saved());
+        let hub = Hub::new(config, (intake, store.clone()), clock, metrics);
+        hub.restore(saved.await.map_err(|_| BindError::Saved)?, &access);
         let shared = Shared {
-            hub: Hub::new(config, intake, clock, metrics),
+            hub,
             authenticator,
             bans,
             flapping: Flapping::new(config),
@@ -289,6 +296,15 @@ impl Broker {
     /// more, every connection finishes the acknowledgements that it owes, says DISCONNECT and
     /// ends, and this returns. Wills are not published at a stop.
     pub async fn run(self, stop: watch::Receiver<bool>) {
+        let shared = Arc::clone(&self.shared);
+        let serve = async {
+            self.serve(stop).await;
+            shared.hub.journal().close();
+        };
+        tokio::join!(serve, shared.hub.write());
+    }
+
+    async fn serve(self, stop: watch::Receiver<bool>) {
         let Self { shared, bound } = self;
         let mut stop = Stop(stop);
         {

@@ -153,7 +153,7 @@ pub(crate) async fn publish(shared: &Shared) {
         for (topic, (_, value)) in shared.sys.topics.iter().zip(VALUES) {
             let targets = shared.hub.targets(topic, "");
             if !targets.is_empty() {
-                shared.hub.deliver(&shared.sys_publish(topic, value(shared)), targets);
+                shared.hub.deliver(&shared.sys_publish(topic, value(shared)), targets, None);
             }
         }
     }

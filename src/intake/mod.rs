@@ -27,7 +27,7 @@ use crate::dispatch::Dispatch;
 use crate::model::{Channel, IdSource, Message, Publish, Reason, Severity, Target, Template};
 use crate::rules::engine::Engine;
 use crate::rules::set::Matched;
-use crate::store::Store;
+use crate::store::{Op, Store};
 use crate::telemetry::Metrics;
 use crate::topic::TopicName;
 
@@ -95,7 +95,8 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    fn answer(self, verdict: Verdict) {
+    /// Tells the asker; never waits.
+    pub(crate) fn answer(self, verdict: Verdict) {
         // No room breaks the contract above; no receiver means that the asker has gone.
         if let Err(mpsc::error::TrySendError::Full(_)) = self.to.try_send((self.number, verdict)) {
             tracing::error!("a verdict found no room; its publish stays unacknowledged");
@@ -153,7 +154,7 @@ pub struct Sent {
 type SendAnswer = oneshot::Sender<Result<Sent, SendError>>;
 
 enum Job {
-    Publish(Arc<Publish>, Matches, Ticket),
+    Publish(Arc<Publish>, Matches, Ticket, Op),
     Send(Box<SendRequest>, SendAnswer),
     Drain(oneshot::Sender<()>),
 }
@@ -169,8 +170,20 @@ impl Intake {
     /// Hands a publish in. Waits while intake is full, which is how devices are slowed down.
     /// The verdict comes to the ticket; one also comes when the process stops.
     pub async fn submit(&self, publish: Arc<Publish>, matches: Matches, ticket: Ticket) {
-        if let Err(stopped) = self.jobs.send(Job::Publish(publish, matches, ticket)).await
-            && let Job::Publish(_, _, ticket) = stopped.0
+        self.submit_with(publish, matches, ticket, Op::new()).await;
+    }
+
+    /// The same; `also` is written with what the publish causes, in one operation: both are on
+    /// disk or neither.
+    pub async fn submit_with(
+        &self,
+        publish: Arc<Publish>,
+        matches: Matches,
+        ticket: Ticket,
+        also: Op,
+    ) {
+        if let Err(stopped) = self.jobs.send(Job::Publish(publish, matches, ticket, also)).await
+            && let Job::Publish(_, _, ticket, _) = stopped.0
         {
             ticket.answer(Verdict::Refused(Reason::ShuttingDown));
         }
@@ -178,19 +191,22 @@ impl Intake {
 
     /// Hands a publish in, for those who have more to do than to wait. `None` if it is in; where
     /// intake is full, what waits for room and then hands it in. Dropped before that, the publish
-    /// is not taken and no verdict comes.
+    /// is not taken and no verdict comes. `also` as in [`Intake::submit_with`].
     pub fn offer(
         &self,
         publish: Arc<Publish>,
         matches: Matches,
         ticket: Ticket,
+        also: Op,
     ) -> Option<BoxFuture<'static, ()>> {
-        match self.jobs.try_send(Job::Publish(publish, matches, ticket)) {
-            Err(mpsc::error::TrySendError::Full(Job::Publish(publish, matches, ticket))) => {
+        match self.jobs.try_send(Job::Publish(publish, matches, ticket, also)) {
+            Err(mpsc::error::TrySendError::Full(Job::Publish(publish, matches, ticket, also))) => {
                 let intake = self.clone();
-                Some(Box::pin(async move { intake.submit(publish, matches, ticket).await }))
+                Some(Box::pin(async move {
+                    intake.submit_with(publish, matches, ticket, also).await;
+                }))
             }
-            Err(mpsc::error::TrySendError::Closed(Job::Publish(_, _, ticket))) => {
+            Err(mpsc::error::TrySendError::Closed(Job::Publish(_, _, ticket, _))) => {
                 ticket.answer(Verdict::Refused(Reason::ShuttingDown));
                 None
             }
@@ -232,6 +248,11 @@ impl Intake {
     /// Stops or resumes the taking of anything new, for want of disk space.
     pub fn set_disk_low(&self, low: bool) {
         self.disk_low.store(low, Ordering::Relaxed);
+    }
+
+    /// Whether nothing new is taken for want of disk space.
+    pub fn is_disk_low(&self) -> bool {
+        self.disk_low.load(Ordering::Relaxed)
     }
 }
 

@@ -73,8 +73,8 @@ impl Worker {
             let mut batch = Batch::default();
             for job in jobs.drain(..) {
                 match job {
-                    Job::Publish(publish, matches, ticket) => {
-                        self.publish(&publish, &matches, ticket, now, &mut batch);
+                    Job::Publish(publish, matches, ticket, also) => {
+                        self.publish(&publish, &matches, (ticket, also), now, &mut batch);
                     }
                     Job::Send(request, answer) => self.send(&request, answer, now, &mut batch),
                     Job::Drain(done) => batch.drains.push(done),
@@ -102,7 +102,7 @@ impl Worker {
         &mut self,
         publish: &Publish,
         matches: &Matches,
-        ticket: Ticket,
+        (ticket, mut op): (Ticket, Op),
         now: Timestamp,
         batch: &mut Batch,
     ) {
@@ -132,7 +132,6 @@ impl Worker {
                 "a rule came to no result on a publish"
             );
         }
-        let mut op = Op::new();
         for change in &effects.changes {
             self.change(change, rules, now, &mut op, batch);
         }

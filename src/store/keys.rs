@@ -24,7 +24,19 @@ pub enum Table {
     /// Devices' credentials.
     Device = b'd',
     /// Who is not let in.
-    Ban = b'b',
+    Ban = b'x',
+    /// Sessions of clients that come back.
+    Session = b'q',
+    /// What waits for a session.
+    Queued = b'n',
+    /// Publishes that wait for sessions, once each.
+    Body = b'b',
+    /// QoS 2 publishes that were taken and not released.
+    Received = b'c',
+    /// Wills that wait for their delay.
+    Will = b'l',
+    /// Retained messages.
+    Retained = b't',
 }
 
 /// A whole key.
@@ -79,4 +91,34 @@ pub fn device(user: &str) -> Key {
 /// The row of the ban.
 pub fn ban(kind: BanKind, value: &str) -> Key {
     key(Table::Ban, 0, &[kind.as_str().as_bytes(), &[0], value.as_bytes()])
+}
+
+/// The session's row.
+pub fn session(session: u64) -> Key {
+    key(Table::Session, 0, &[&session.to_be_bytes()])
+}
+
+/// The row of what waits for the session at this place of its queue.
+pub fn queued(session: u64, turn: u64) -> Key {
+    key(Table::Queued, 0, &[&session.to_be_bytes(), &turn.to_be_bytes()])
+}
+
+/// The row of a publish that waits for sessions.
+pub fn body(body: u64) -> Key {
+    key(Table::Body, 0, &[&body.to_be_bytes()])
+}
+
+/// The row of a QoS 2 publish that the session's client sent under this packet id.
+pub fn received(session: u64, packet_id: u16) -> Key {
+    key(Table::Received, 0, &[&session.to_be_bytes(), &packet_id.to_be_bytes()])
+}
+
+/// The row of a will.
+pub fn will(will: u64) -> Key {
+    key(Table::Will, 0, &[&will.to_be_bytes()])
+}
+
+/// The row of the topic's retained message.
+pub fn retained(topic: &str) -> Key {
+    key(Table::Retained, 0, &[topic.as_bytes()])
 }

@@ -22,7 +22,18 @@
 //! | `r` reference | provider, NUL, provider's id | message id, 16 bytes |
 //! | `k` idempotency | SHA-256 of the API's key | [`rows::Idempotency`] |
 //! | `d` device | user name | [`Device`] |
-//! | `b` ban | kind, NUL, value | [`Ban`] |
+//! | `x` ban | kind, NUL, value | [`Ban`] |
+//! | `q` session | session number | [`sessions::SessionRow`] |
+//! | `n` queued | session number, turn | [`sessions::QueuedRow`]: a publish that waits for the session, or whose exchange with it is not over |
+//! | `b` body | body number | a publish that `n` rows name |
+//! | `c` received | session number, packet id (2 bytes) | [`sessions::ReceivedRow`]: a QoS 2 publish of the client that was taken and not released |
+//! | `l` will | will number | a will that waits for its delay |
+//! | `t` retained | topic | the topic's retained message |
+//!
+//! Numbers are 8 bytes, the most significant first, count up and are never used twice: a row whose
+//! session or body is not there is left over from a crash and is deleted at the next start. `b`,
+//! `l` and `t` are a version byte (1), the length of the JSON that follows (4 bytes), that JSON
+//! ([`sessions::PublishRow`]), and the payload as it came.
 //!
 //! A value is one version byte (1) and JSON, but for the two that say otherwise: `strings` on a
 //! broken disk shows what was in it. Message and alert ids are UUID v7, whose first 48 bits are
@@ -30,7 +41,9 @@
 //! partition, so that a row is found by its id alone. What can be rebuilt is not stored: the due
 //! order and the counts are made anew by the opening scan.
 //!
-//! Places kept for later: `q` sessions, `t` retained, `w` windows and timers.
+//! A table that is not there is empty, so a store that was written before sessions were kept opens
+//! as it is, and its format is the same; an older program leaves the tables alone that it does not
+//! know. Place kept for later: `w` windows and timers.
 //!
 //! # How it is made durable
 //!
@@ -42,6 +55,7 @@ pub mod keys;
 mod open;
 mod outbox;
 pub mod rows;
+pub mod sessions;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -229,6 +243,19 @@ impl Store {
     ) {
         let request = writer::Request::new(ops, Box::new(done));
         if let Err(refused) = self.requests.blocking_send(request) {
+            (refused.0.done)(Err(CommitError::closed()));
+        }
+    }
+
+    /// Queues `ops` and calls `done` on the writer's thread once they are durable, as
+    /// [`Store::submit`] does; for async code. Waits only while the writer's queue is full.
+    pub async fn enqueue(
+        &self,
+        ops: Vec<Op>,
+        done: impl FnOnce(Result<(), CommitError>) + Send + 'static,
+    ) {
+        let request = writer::Request::new(ops, Box::new(done));
+        if let Err(refused) = self.requests.send(request).await {
             (refused.0.done)(Err(CommitError::closed()));
         }
     }

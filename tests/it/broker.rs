@@ -858,7 +858,7 @@ async fn a_client_that_is_silent_too_long_is_closed_and_one_without_keep_alive_i
 async fn a_client_that_does_not_read_is_closed_and_slows_nobody() {
     let served = Served::with("", |config| {
         config.write_timeout = "300ms".parse().unwrap();
-        config.queue_messages_max = 100_000;
+        config.queue_messages_max = 60_000;
         config.queue_bytes_max = 1 << 30;
     })
     .await;
@@ -873,6 +873,62 @@ async fn a_client_that_does_not_read_is_closed_and_slows_nobody() {
     source.expect_alive().await;
     eventually(|| served.closed(Reason::WriteTimeout) == 1).await;
     source.expect_alive().await;
+}
+
+#[tokio::test]
+async fn while_the_disk_is_low_only_what_has_to_be_on_disk_is_refused() {
+    let served = Served::start().await;
+    let keeping = Connect { keep: true, ..v3("keeping") };
+    let mut waiting = served.connected(keeping).await;
+    waiting.send(&subscribe(1, "kept", 1, None)).await;
+    waiting.expect(b"\x90\x03\x00\x01\x01").await;
+    let mut watcher = served.subscriber("watcher", "passing").await;
+    served.intake.set_disk_low(true);
+    let mut device = served.connected(v5("device")).await;
+    for (flags, topic) in [(2, "kept"), (3, "passing")] {
+        device.send(&publish(flags, 1, topic, Some(b""), b"x")).await;
+        device.expect(b"\x40\x03\x00\x01\x97").await;
+    }
+    assert_eq!(served.refused(Reason::DiskLow), 2);
+    let mut old = served.connected(v3("old")).await;
+    old.send(&publish(2, 1, "kept", None, b"x")).await;
+    old.expect_closed().await;
+    device.send(&publish(2, 2, "passing", Some(b""), b"x")).await;
+    device.expect(b"\x40\x02\x00\x02").await;
+    watcher.expect(&publish(2, 1, "passing", None, b"x")).await;
+    // Nor is QoS 0 touched.
+    device.send(&publish(0, 0, "kept", Some(b""), b"y")).await;
+    waiting.expect(&publish(0, 0, "kept", None, b"y")).await;
+    served.intake.set_disk_low(false);
+    device.send(&publish(2, 3, "kept", Some(b""), b"z")).await;
+    device.expect(b"\x40\x02\x00\x03").await;
+    waiting.expect(&publish(2, 1, "kept", None, b"z")).await;
+}
+
+#[tokio::test]
+async fn a_client_that_acknowledges_nothing_is_disconnected_and_its_session_goes_on() {
+    let served = Served::with("", |config| {
+        config.write_timeout = "100ms".parse().unwrap();
+        config.queue_messages_max = 2;
+        config.inflight_max = 1;
+    })
+    .await;
+    let keeping = Connect { keep: true, properties: b"\x11\x00\x00\x0e\x10", ..v5("keeping") };
+    let mut stuck = served.connected(keeping.clone()).await;
+    stuck.send(&subscribe(1, "t", 1, Some(b""))).await;
+    stuck.expect(b"\x90\x04\x00\x01\x00\x01").await;
+    let mut source = served.connected(v3("source")).await;
+    let mut id = 0;
+    while served.closed(Reason::QueueFull) == 0 {
+        id += 1;
+        source.send(&publish(2, id, "t", None, b"x")).await;
+        source.expect(&packet(0x40, &id.to_be_bytes())).await;
+    }
+    assert!(served.dropped(Reason::QueueFull) > 0);
+    stuck.expect(&publish(2, 1, "t", Some(b""), b"x")).await;
+    let goodbye = stuck.packet().await.unwrap();
+    assert_eq!((goodbye[0], goodbye[2]), (0xe0, 0x97), "{goodbye:02x?}");
+    assert!(served.resumed(&keeping).await.1);
 }
 
 // Wills and retained messages.

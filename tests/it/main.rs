@@ -24,6 +24,7 @@ mod process;
 mod providers;
 mod raw;
 mod restart;
+mod sessions;
 mod store;
 mod tidy;
 mod transports;

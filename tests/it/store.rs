@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use watchbell::clock::Timestamp;
 use watchbell::model::{
-    Address, AlertId, AlertState, Channel, Content, IdSource, Message, MessageId, Severity, Status,
-    Target,
+    Address, AlertId, AlertState, Channel, Content, IdSource, Message, MessageId, Publish, Qos,
+    Severity, Status, Target,
 };
 use watchbell::span::Span;
-use watchbell::store::{Config, MessageFilter, Op, OpenError, Store};
+use watchbell::store::sessions::{QueuedRow, ReceivedRow, SessionRow, WillRow};
+use watchbell::store::{Config, MessageFilter, Op, OpenError, Store, keys};
 use watchbell::telemetry::Metrics;
 
 fn open(directory: &Path) -> Result<Store, OpenError> {
@@ -141,6 +142,74 @@ proptest! {
             prop_assert_eq!(waiting, expected);
         }
     }
+}
+
+#[test]
+fn a_row_of_a_session_that_cannot_be_read_costs_nothing_but_itself() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let store = open(directory.path()).unwrap();
+    let session = SessionRow {
+        client_id: "pump".into(),
+        identity: None,
+        user: Some("pump".into()),
+        groups: Vec::new(),
+        expiry_secs: 60,
+        ends_at: None,
+        unsent_from: Some(3),
+        subscriptions: Vec::new(),
+    };
+    let at = Timestamp::from_millis(5);
+    let queued = QueuedRow {
+        body: Some(9),
+        at,
+        packet_id: 65_535,
+        qos: Qos::ExactlyOnce,
+        retain: true,
+        identifiers: vec![1, 268_435_455],
+    };
+    let publish = Publish {
+        topic: watchbell::topic::TopicName::parse("a/é", Default::default()).unwrap(),
+        payload: bytes::Bytes::from_static(b"{\0\xff"),
+        qos: Qos::AtLeastOnce,
+        retain: true,
+        client_id: "pump".into(),
+        identity: None,
+        received_at: at,
+        properties: None,
+    };
+    let will = WillRow { session: 70, due_at: at };
+    let mut op = Op::new();
+    op.put_session(1, &session);
+    op.put_queued(1, 2, &queued);
+    op.put_body(9, &publish);
+    op.put_received(1, 7, ReceivedRow::Ruled);
+    op.put_will(8, will, &publish);
+    op.put_retained(&publish);
+    let ours = op.len();
+    for key in [
+        keys::session(2),
+        keys::queued(1, 3),
+        keys::body(60),
+        keys::received(1, 8),
+        keys::will(4),
+        keys::retained("b"),
+    ] {
+        op.put(key, &"nonsense");
+    }
+    assert_eq!(op.len(), 2 * ours);
+    runtime.block_on(store.commit(vec![op])).unwrap();
+    let saved = store.saved();
+    assert_eq!(saved.sessions, [(1, session)]);
+    assert_eq!(saved.queued, [((1, 2), queued)]);
+    assert_eq!(saved.received, [((1, 7), ReceivedRow::Ruled)]);
+    assert_eq!((saved.wills[0].0, saved.wills[0].1), (8, will));
+    for found in [&saved.bodies[0].1, &saved.wills[0].2, &saved.retained[0]] {
+        assert_eq!((&found.topic, &found.payload), (&publish.topic, &publish.payload));
+        assert_eq!((found.received_at, found.retain), (at, true));
+    }
+    assert_eq!(saved.unreadable.len(), ours, "{:#?}", saved.unreadable);
+    assert_eq!(saved.largest_number, 70, "no number is used twice, also not an ended session's");
 }
 
 #[test]

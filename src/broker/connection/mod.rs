@@ -6,9 +6,12 @@
 //!
 //! A PUBLISH that a rule wants goes to intake and waits in `pending` for its verdict; what comes
 //! behind it waits too, so that fan-out and acknowledgements keep the order of receipt
-//! (MQTT-4.6.0). While `commits_max` or `queue_bytes_max` wait, or `output_bytes_max` are unsent,
-//! nothing is read: that is how a fast client is slowed down. So it is while intake has no room, and
-//! while a rate of `[broker.limits]` is overdrawn.
+//! (MQTT-4.6.0). One that also has to be on disk for subscribers, or to be retained, waits there a
+//! second time, for the hub's journal: it is fanned out as soon as all before it are, so those
+//! commits run beside each other, and acknowledged in order. While `commits_max` or
+//! `queue_bytes_max` wait, or `output_bytes_max` are unsent, nothing is read: that is how a fast
+//! client is slowed down. So it is while intake has no room, and while a rate of `[broker.limits]`
+//! is overdrawn.
 //!
 //! Invariant: nothing is acknowledged or fanned out before intake has said that it is durable, and
 //! nothing that intake refused ever is.
@@ -34,13 +37,15 @@ use super::hub::Detach;
 use super::listener::Listener;
 use super::load::{IdentityPlace, Input, Pace};
 use super::protocol::connect::Will;
-use super::protocol::{self, Bad, Version, code};
+use super::protocol::{self, Bad, Subscribe, Unsubscribe, Version, code};
 use super::session::{NotOwner, Owner, Session, Signal, Writer, bytes_of};
 use super::stream::Stream;
 use super::sys::Present;
 use super::websocket::Fault;
 use crate::intake::{Matches, Ticket, Verdict};
 use crate::model::{Publish, Qos, Reason};
+use crate::store::Op;
+use crate::store::sessions::ReceivedRow;
 use crate::telemetry::ByReason;
 use crate::topic::TopicName;
 
@@ -89,6 +94,8 @@ pub(crate) struct State {
     pending_bytes: usize,
     /// The ticket number of the first in `pending`.
     first_number: u64,
+    /// How many at the front of `pending` have been fanned out, or never will be.
+    fanned_out: usize,
     /// How many in `pending` have QoS 1 or 2.
     unacknowledged: usize,
     /// QoS 2 publishes that were taken on this connection and not released. Those of an earlier
@@ -123,6 +130,7 @@ impl State {
             pending: VecDeque::new(),
             pending_bytes: 0,
             first_number: 0,
+            fanned_out: 0,
             unacknowledged: 0,
             unreleased: 0,
             verdicts: None,
@@ -137,13 +145,19 @@ impl State {
     }
 }
 
-/// A PUBLISH that has not been answered.
+/// A PUBLISH that has not been answered, or a PUBREL.
 struct Pending {
     qos: Qos,
     id: u16,
     /// To be fanned out when it is durable.
     publish: Option<Arc<Publish>>,
     outcome: Option<Outcome>,
+    /// A rule wants it: intake says what becomes of it.
+    is_matched: bool,
+    /// Its packet id has a row.
+    is_saved: bool,
+    /// It is a PUBREL.
+    is_release: bool,
 }
 
 impl Pending {
@@ -154,8 +168,10 @@ impl Pending {
 
 /// What is to become of a PUBLISH.
 enum Outcome {
-    /// Fan it out and acknowledge it.
+    /// What the rules make of it is on disk: fan it out.
     Durable,
+    /// All of it is: acknowledge it.
+    Settled,
     /// Neither.
     Refused(Reason),
     /// Only answer it, with this code.
@@ -166,6 +182,8 @@ enum Outcome {
 enum Next {
     Go,
     Commit(Arc<Publish>, Matches, Ticket),
+    Subscribe(Box<Subscribe>),
+    Unsubscribe(Box<Unsubscribe>),
 }
 
 /// Why a connection ends.
@@ -212,6 +230,9 @@ impl Close {
             // DISCONNECT has no code for a ban (MQTT 5, 2.4).
             Reason::Banned => {
                 Self::new(reason, code::ADMINISTRATIVE_ACTION, "this client is banned")
+            }
+            Reason::QueueFull => {
+                Self::new(reason, code::QUOTA, "the client does not take what waits for it")
             }
             _ => Self::new(reason, code::TAKEN_OVER, "another connection took the session over"),
         }
@@ -267,7 +288,7 @@ impl Connection {
     ) -> Result<std::convert::Infallible, Close> {
         let mut sleep = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         loop {
-            self.take_in(input)?;
+            self.take_in(input).await?;
             if !self.held.note(input.len()) {
                 let what = "packets that have begun are too many bytes in all";
                 return Err(Close::new(Reason::TooMany, code::QUOTA, what));
@@ -286,7 +307,7 @@ impl Connection {
                     // A client that said DISCONNECT and came back at once is not to get its will
                     // published, only because the new connection was faster.
                     self.look_once(stream, input).await;
-                    self.take_in(input)?;
+                    self.take_in(input).await?;
                 }
                 return Err(Close::told(reason));
             }
@@ -432,10 +453,19 @@ impl Connection {
     fn note_verdict(&mut self, number: u64, verdict: Verdict) {
         let index = number.checked_sub(self.state.first_number);
         let index = index.and_then(|index| usize::try_from(index).ok());
-        if let Some(pending) = index.and_then(|index| self.state.pending.get_mut(index)) {
+        let Some(index) = index else { return };
+        let was_fanned_out = index < self.state.fanned_out;
+        if let Some(pending) = self.state.pending.get_mut(index) {
             pending.outcome = Some(match verdict {
+                Verdict::Durable if was_fanned_out => Outcome::Settled,
                 Verdict::Durable => Outcome::Durable,
-                Verdict::Refused(reason) => Outcome::Refused(reason),
+                Verdict::Refused(reason) => {
+                    if was_fanned_out {
+                        // Intake has counted its own.
+                        self.shared.hub.metrics.refuse(reason);
+                    }
+                    Outcome::Refused(reason)
+                }
             });
         }
     }
@@ -493,12 +523,12 @@ impl Connection {
     // Packets.
 
     /// Handles the packets in `input` while there is room.
-    fn take_in(&mut self, input: &mut Vec<u8>) -> Result<(), Close> {
+    async fn take_in(&mut self, input: &mut Vec<u8>) -> Result<(), Close> {
         let mut taken = 0;
         if self.state.paused_until.is_some_and(|until| until <= Instant::now()) {
             self.state.paused_until = None;
         }
-        let result = self.take_in_from(input, &mut taken);
+        let result = self.take_in_from(input, &mut taken).await;
         if taken > 0 {
             self.state.last_packet = Instant::now();
             let metrics = &self.shared.hub.metrics;
@@ -515,7 +545,7 @@ impl Connection {
         result
     }
 
-    fn take_in_from(&mut self, input: &[u8], taken: &mut usize) -> Result<(), Close> {
+    async fn take_in_from(&mut self, input: &[u8], taken: &mut usize) -> Result<(), Close> {
         while self.has_room() {
             let rest = input.get(*taken..).unwrap_or_default();
             let Some(frame) = protocol::frame(rest, self.shared.config.packet_bytes_max)? else {
@@ -528,9 +558,12 @@ impl Connection {
             match self.handle(packet)? {
                 Next::Go => {}
                 Next::Commit(publish, matches, ticket) => {
+                    let also = self.packet_id_row(&publish).await;
                     let intake = &self.shared.hub.intake;
-                    self.state.submitting = intake.offer(publish, matches, ticket);
+                    self.state.submitting = intake.offer(publish, matches, ticket, also);
                 }
+                Next::Subscribe(packet) => self.subscribe(&packet).await?,
+                Next::Unsubscribe(packet) => self.unsubscribe(&packet).await?,
             }
             self.charge(self.state.received - before, bytes);
         }
@@ -569,9 +602,26 @@ impl Connection {
         self.state.counted = self.out.len();
     }
 
+    /// What is to be on disk with what the rules make of a QoS 2 publish, so that it makes that only
+    /// once: its packet id, and before it, once, the session that the id belongs to.
+    async fn packet_id_row(&mut self, publish: &Publish) -> Op {
+        let mut also = Op::new();
+        if publish.qos != Qos::ExactlyOnce || !self.session.persistent {
+            return also;
+        }
+        let position = self.session.save_first();
+        // Without it the id is of no use, and the store has failed for intake too.
+        self.shared.hub.journal().wait(position).await.ok();
+        if let Some(pending) = self.state.pending.back_mut() {
+            also.put_received(self.session.number, pending.id, ReceivedRow::Ruled);
+            pending.is_saved = true;
+        }
+        also
+    }
+
     fn pump(&mut self) -> Result<(), NotOwner> {
         let hub = &self.shared.hub;
-        let now = hub.clock.now();
+        let now = (hub.clock.now(), hub.age_max());
         self.session.pump(self.owner, &mut self.writer, &mut self.out, now, &mut |reason| {
             hub.note_dropped(reason);
         })
@@ -617,7 +667,7 @@ impl Connection {
         let leaving = Detach { expires_after, will };
         let hub = &self.shared.hub;
         if let Some(will) = hub.detach(&self.session, self.owner, leaving) {
-            hub.publish_will(&self.session, *will).await;
+            hub.publish_will(&self.session, *will, None).await;
         }
         let mut last_words = std::mem::take(&mut self.out);
         if let (Version::V5, Some(code), false) = (self.writer.version, close.code, close.silent) {

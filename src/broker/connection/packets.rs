@@ -8,7 +8,8 @@ use tokio::sync::mpsc;
 
 use super::{Close, Connection, Next, Outcome, Pending};
 use crate::broker::Shared;
-use crate::broker::hub::Subscribed;
+use crate::broker::hub::journal::Waiter;
+use crate::broker::hub::{Origin, Subscribed, needs_disk};
 use crate::broker::protocol::connect::{RefusedTopic, check_topic};
 use crate::broker::protocol::{
     self, Ack, Bad, Disconnect, Packet, PublishIn, Retained, Subscribe, Unsubscribe, Version, code,
@@ -16,6 +17,7 @@ use crate::broker::protocol::{
 use crate::broker::session::NotOwner;
 use crate::intake::Ticket;
 use crate::model::{Publish, Qos, Reason};
+use crate::store::sessions::ReceivedRow;
 use crate::topic::{BadTopic, TopicName};
 
 impl Connection {
@@ -29,8 +31,8 @@ impl Connection {
                     protocol::write_ack(&mut self.out, self.writer.version, ack, id, code);
                 }
             }
-            Packet::Subscribe(packet) => self.subscribe(&packet)?,
-            Packet::Unsubscribe(packet) => self.unsubscribe(&packet)?,
+            Packet::Subscribe(packet) => return Ok(Next::Subscribe(packet)),
+            Packet::Unsubscribe(packet) => return Ok(Next::Unsubscribe(packet)),
             Packet::Ping => protocol::write_pong(&mut self.out),
             Packet::Disconnect(packet) => return Err(self.disconnect(packet)),
             // Not answered: only an error in another packet than CONNECT should be (MQTT 5, 4.13.2),
@@ -66,6 +68,8 @@ impl Connection {
     fn publish(&mut self, packet: PublishIn<'_>) -> Result<Next, Close> {
         self.state.received += 1;
         let is_v5 = self.writer.version == Version::V5;
+        // The rules had it before a crash, its subscribers perhaps not.
+        let mut is_ruled = false;
         if packet.qos == Qos::ExactlyOnce {
             let same =
                 |pending: &Pending| pending.qos == Qos::ExactlyOnce && pending.id == packet.id;
@@ -73,9 +77,13 @@ impl Connection {
                 // Its first copy waits for the store: one PUBREC will do for both.
                 return Ok(Next::Go);
             }
-            if self.session.has_received(self.owner, packet.id)? {
-                self.answer(packet.qos, packet.id, code::SUCCESS);
-                return Ok(Next::Go);
+            match self.session.received(self.owner, packet.id)?.map(|received| received.stage) {
+                Some(ReceivedRow::Taken) => {
+                    self.answer(packet.qos, packet.id, code::SUCCESS);
+                    return Ok(Next::Go);
+                }
+                Some(ReceivedRow::Ruled) => is_ruled = true,
+                None => {}
             }
         }
         let open = self.state.unacknowledged + self.state.unreleased;
@@ -87,18 +95,22 @@ impl Connection {
             Ok(topic) => topic,
             Err((reason, code)) => return self.refuse_publish(&packet, reason, code),
         };
-        let matches = self.shared.hub.intake.matches(&topic);
+        let matches = self.shared.hub.intake.matches(&topic).filter(|_| !is_ruled);
         if matches.is_none() && self.state.pending.is_empty() {
             let hub = &self.shared.hub;
             let targets = hub.targets(&topic, &self.session.client_id);
-            if packet.retain || !targets.is_empty() {
-                let (qos, id) = (packet.qos, packet.id);
+            let (qos, id) = (packet.qos, packet.id);
+            if needs_disk(qos, packet.retain, &targets) {
+                // The next round fans it out, and it waits.
                 let publish = self.receive(topic, packet);
-                self.shared.hub.deliver(&publish, targets);
-                self.acknowledge(qos, id, code::SUCCESS)?;
-            } else {
-                self.acknowledge(packet.qos, packet.id, code::SUCCESS)?;
+                self.hold(qos, id, Some(publish), Some(Outcome::Durable));
+                return Ok(Next::Go);
             }
+            if packet.retain || !targets.is_empty() {
+                let publish = self.receive(topic, packet);
+                self.shared.hub.deliver(&publish, targets, None);
+            }
+            self.acknowledge(qos, id, false)?;
             return Ok(Next::Go);
         }
         let (qos, id) = (packet.qos, packet.id);
@@ -108,8 +120,12 @@ impl Connection {
         match matches {
             None => Ok(Next::Go),
             Some(matches) => {
+                if let Some(pending) = self.state.pending.back_mut() {
+                    pending.is_matched = true;
+                }
                 self.shared.hub.metrics.publishes_matched.inc();
-                Ok(Next::Commit(publish, matches, self.ticket()))
+                let last = self.state.pending.len() - 1;
+                Ok(Next::Commit(publish, matches, self.ticket(last)))
             }
         }
     }
@@ -207,19 +223,24 @@ impl Connection {
     /// Puts a PUBLISH behind those that wait.
     fn hold(&mut self, qos: Qos, id: u16, publish: Option<Arc<Publish>>, outcome: Option<Outcome>) {
         self.state.unacknowledged += usize::from(qos != Qos::AtMostOnce);
-        let pending = Pending { qos, id, publish, outcome };
+        let pending = Pending {
+            qos,
+            id,
+            publish,
+            outcome,
+            is_matched: false,
+            is_saved: false,
+            is_release: false,
+        };
         self.state.pending_bytes += pending.bytes();
         self.state.pending.push_back(pending);
     }
 
-    /// The ticket of the last in `pending`.
-    fn ticket(&mut self) -> Ticket {
+    /// The ticket of the one at `index` in `pending`. Each has one out at a time.
+    fn ticket(&mut self, index: usize) -> Ticket {
         let commits_max = self.shared.config.commits_max;
         let verdicts = self.state.verdicts.get_or_insert_with(|| mpsc::channel(commits_max));
-        Ticket {
-            number: self.state.first_number + self.state.pending.len() as u64 - 1,
-            to: verdicts.0.clone(),
-        }
+        Ticket { number: self.state.first_number + index as u64, to: verdicts.0.clone() }
     }
 
     /// Answers a PUBLISH in its turn, without fanning it out.
@@ -229,23 +250,34 @@ impl Connection {
         }
     }
 
-    /// Fans out and answers what has its verdict, in order.
+    /// Fans out what has its verdict and nothing before it that has none; then answers, in order,
+    /// what is settled.
     pub(super) fn settle(&mut self) -> Result<(), Close> {
+        while let Some(next) = self.state.pending.get(self.state.fanned_out)
+            && let Some(outcome) = &next.outcome
+        {
+            if matches!(outcome, Outcome::Durable) {
+                self.fan_out(self.state.fanned_out);
+            }
+            self.state.fanned_out += 1;
+        }
         let version = self.writer.version;
         while let Some(Some(_)) = self.state.pending.front().map(|first| &first.outcome) {
             let Some(first) = self.state.pending.pop_front() else {
                 break;
             };
+            self.state.fanned_out -= 1;
             self.state.first_number += 1;
             self.state.pending_bytes -= first.bytes();
             let acknowledged = first.qos != Qos::AtMostOnce;
             self.state.unacknowledged -= usize::from(acknowledged);
             match (first.outcome, first.publish) {
-                (Some(Outcome::Durable), Some(publish)) => {
-                    let hub = &self.shared.hub;
-                    let targets = hub.targets(&publish.topic, &publish.client_id);
-                    hub.deliver(&publish, targets);
-                    self.acknowledge(first.qos, first.id, code::SUCCESS)?;
+                (Some(Outcome::Settled), _) if first.is_release => {
+                    let ack = Ack::Pubcomp;
+                    protocol::write_ack(&mut self.out, version, ack, first.id, code::SUCCESS);
+                }
+                (Some(Outcome::Settled), _) => {
+                    self.acknowledge(first.qos, first.id, first.is_saved)?;
                 }
                 (Some(Outcome::Answer(code)), _) => {
                     let ack = ack_of(first.qos);
@@ -277,7 +309,7 @@ impl Connection {
                     };
                     protocol::write_ack(&mut self.out, version, ack_of(first.qos), first.id, code);
                 }
-                // Only a publish that is held for its verdict has one.
+                // Fanned out above.
                 (Some(Outcome::Durable) | None, _) => {}
             }
         }
@@ -290,16 +322,47 @@ impl Connection {
         Ok(())
     }
 
-    /// PUBACK or PUBREC for a PUBLISH that was taken.
-    fn acknowledge(&mut self, qos: Qos, id: u16, code: u8) -> Result<(), NotOwner> {
+    /// Hands the publish at `index` in `pending` to its subscribers; it is settled when all that
+    /// they are promised is on disk.
+    fn fan_out(&mut self, index: usize) {
+        let hub = &self.shared.hub;
+        let Some(pending) = self.state.pending.get_mut(index) else { return };
+        let Some(publish) = &pending.publish else {
+            pending.outcome = Some(Outcome::Settled);
+            return;
+        };
+        let targets = hub.targets(&publish.topic, &publish.client_id);
+        // What a rule has taken is taken.
+        if !pending.is_matched
+            && let Some(reason) = hub.refusal(publish, &targets)
+        {
+            hub.metrics.refuse(reason);
+            pending.outcome = Some(Outcome::Refused(reason));
+            return;
+        }
+        let needs_id = pending.qos == Qos::ExactlyOnce && self.session.persistent;
+        let origin = needs_id.then(|| Origin { session: &self.session, id: pending.id });
+        let delivered = hub.deliver(publish, targets, origin);
+        pending.is_saved |= delivered.is_saved;
+        if hub.journal().is_durable(delivered.position) {
+            pending.outcome = Some(Outcome::Settled);
+            return;
+        }
+        pending.outcome = None;
+        let ticket = self.ticket(index);
+        self.shared.hub.journal().tell(delivered.position, Waiter::Ticket(ticket));
+    }
+
+    /// PUBACK or PUBREC for a PUBLISH that was taken. `is_saved`: its packet id has a row.
+    fn acknowledge(&mut self, qos: Qos, id: u16, is_saved: bool) -> Result<(), NotOwner> {
         if qos == Qos::AtMostOnce {
             return Ok(());
         }
         if qos == Qos::ExactlyOnce {
-            self.session.note_received(self.owner, id)?;
+            self.session.note_received(self.owner, id, is_saved)?;
             self.state.unreleased += 1;
         }
-        protocol::write_ack(&mut self.out, self.writer.version, ack_of(qos), id, code);
+        protocol::write_ack(&mut self.out, self.writer.version, ack_of(qos), id, code::SUCCESS);
         Ok(())
     }
 
@@ -308,17 +371,38 @@ impl Connection {
         if self.state.pending.iter().any(waits) {
             return Err(Bad::protocol("PUBREL before PUBREC").into());
         }
-        let code = if self.session.release(self.owner, id)? {
-            self.state.unreleased = self.state.unreleased.saturating_sub(1);
-            code::SUCCESS
-        } else {
-            code::UNKNOWN_PACKET_ID
+        let Some(position) = self.session.release(self.owner, id)? else {
+            let (ack, code) = (Ack::Pubcomp, code::UNKNOWN_PACKET_ID);
+            protocol::write_ack(&mut self.out, self.writer.version, ack, id, code);
+            return Ok(());
         };
-        protocol::write_ack(&mut self.out, self.writer.version, Ack::Pubcomp, id, code);
+        self.state.unreleased = self.state.unreleased.saturating_sub(1);
+        if self.shared.hub.journal().is_durable(position) {
+            let (ack, code) = (Ack::Pubcomp, code::SUCCESS);
+            protocol::write_ack(&mut self.out, self.writer.version, ack, id, code);
+            return Ok(());
+        }
+        // PUBCOMP in its turn, when it is on disk that the id is free.
+        self.hold(Qos::AtMostOnce, id, None, None);
+        if let Some(pending) = self.state.pending.back_mut() {
+            pending.is_release = true;
+        }
+        let ticket = self.ticket(self.state.pending.len() - 1);
+        self.shared.hub.journal().tell(position, Waiter::Ticket(ticket));
         Ok(())
     }
 
-    fn subscribe(&mut self, packet: &Subscribe) -> Result<(), Close> {
+    /// Waits until the session is on disk with its subscriptions as they are now.
+    async fn save(&mut self) -> Result<(), Close> {
+        let hub = &self.shared.hub;
+        let position = hub.save(&self.session, self.owner)?;
+        hub.journal().wait(position).await.map_err(|reason| {
+            let what = "the subscriptions could not be written";
+            Close::new(reason, code::UNSPECIFIED, what)
+        })
+    }
+
+    pub(super) async fn subscribe(&mut self, packet: &Subscribe) -> Result<(), Close> {
         let mut codes = Vec::with_capacity(packet.filters.len());
         let mut granted = Vec::new();
         for wanted in &packet.filters {
@@ -353,6 +437,9 @@ impl Connection {
             self.note_refusal(reason, "subscription refused", &wanted.filter);
             codes.push(code);
         }
+        if !granted.is_empty() {
+            self.save().await?;
+        }
         let before = self.out.len();
         protocol::write_suback(&mut self.out, self.writer.version, packet.id, &codes);
         self.check_size(before)?;
@@ -373,7 +460,7 @@ impl Connection {
         Ok(())
     }
 
-    fn unsubscribe(&mut self, packet: &Unsubscribe) -> Result<(), Close> {
+    pub(super) async fn unsubscribe(&mut self, packet: &Unsubscribe) -> Result<(), Close> {
         let mut codes = Vec::with_capacity(packet.filters.len());
         for filter in &packet.filters {
             codes.push(match Subscribed::parse(filter, self.shared.topic_limits()) {
@@ -386,6 +473,9 @@ impl Connection {
                 }
                 Err(_) => code::BAD_FILTER,
             });
+        }
+        if codes.contains(&code::SUCCESS) {
+            self.save().await?;
         }
         let before = self.out.len();
         protocol::write_unsuback(&mut self.out, self.writer.version, packet.id, &codes);

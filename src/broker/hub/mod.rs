@@ -1,14 +1,23 @@
 //! Sessions, subscriptions, retained messages, and who gets a publish.
 //!
+//! What must survive a crash is in the store as well (`journal`, `restore`): sessions that outlive
+//! their connection and have something to lose (a subscription, a QoS 2 id, a delayed will), what
+//! waits for them with QoS 1 or 2, retained messages. A device that only publishes has nothing of
+//! it on disk and costs no commit. A publish that such sessions wait for, or that is retained, is
+//! on disk before it is acknowledged if it has QoS 1 or 2; nothing else waits for the disk.
+//!
 //! No task of its own but [`Hub::tend`], which ends sessions and fires delayed wills in time: a
 //! publish is handed to its subscribers' queues by the connection that received it. Looking up who
 //! gets it takes one read lock; only SUBSCRIBE, UNSUBSCRIBE and the end of a session write.
 //!
 //! Locks are taken in this order and never across an await: `sessions`, `routes`, a share's
-//! members, a session's state, `deadlines`; `retained` is taken alone.
+//! members, a session's state, `deadlines`; `retained` is taken without these. The journal's lock is
+//! taken under any of them, and nothing under it.
 //!
 //! Invariant: a session is in `sessions` until it has ended, and after that no route leads to it.
 
+pub(super) mod journal;
+mod restore;
 mod retained;
 mod routes;
 
@@ -19,9 +28,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
+use self::journal::{Journal, Position};
 use self::retained::{Full, Retained};
 pub(crate) use self::routes::Subscribed;
 use self::routes::{Member, Routes, Target};
@@ -32,16 +44,27 @@ use super::limits::Repeats;
 use super::load::quota::{Most, Owner as Whose, Quota};
 use super::protocol::Wanted;
 use super::protocol::connect::Will;
-use super::session::{NotOwner, Outgoing, Owner, Pushed, QueueLimits, Session, Signal, State};
+use super::session::{
+    NotOwner, Outgoing, Owner, PendingWill, Pushed, QueueLimits, Queues, Session, Signal, State,
+};
 use crate::clock::Clock;
 use crate::intake::{Intake, Ticket, Verdict};
-use crate::model::{Publish, Reason};
+use crate::model::{Publish, Qos, Reason};
+use crate::store::sessions::{ReceivedRow, SubscriptionRow, WillRow};
+use crate::store::{Store, keys};
 use crate::telemetry::{ByReason, Metrics};
 use crate::topic::TopicName;
+
+/// Wills that are published at a time. More that are due wait.
+const WILLS_MAX: usize = 256;
+/// How often what is too old is dropped from the queues of those who are away.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
 /// Sessions, subscriptions and retained messages.
 pub(crate) struct Hub {
     pub(crate) intake: Intake,
+    store: Store,
+    pub(crate) queues: Arc<Queues>,
     pub(crate) clock: Clock,
     pub(crate) metrics: Metrics,
     limits: Limits,
@@ -79,6 +102,9 @@ pub(crate) struct Attach {
     pub(crate) client_id: Arc<str>,
     pub(crate) principal: Principal,
     pub(crate) clean_start: bool,
+    /// Session Expiry Interval, seconds; `u32::MAX` for ever.
+    pub(crate) expiry_secs: u32,
+    pub(crate) groups: Vec<Arc<str>>,
     pub(crate) grants: Option<Arc<Grants>>,
 }
 
@@ -90,8 +116,27 @@ pub(crate) struct Attached {
     pub(crate) signal: Arc<Signal>,
     /// It was there before.
     pub(crate) present: bool,
-    /// The will of a session that this one replaced, to be published now.
-    pub(crate) old_will: Option<Box<Will>>,
+    /// When this is durable it is on disk that the session has its client again, or that the one
+    /// that was replaced is gone.
+    pub(crate) position: Position,
+    /// The will of a session that this one replaced, to be published now, and its row.
+    pub(crate) old_will: Option<(Box<Will>, u64)>,
+}
+
+/// Whose QoS 2 publish it is, and its packet id, where that is to be on disk with the copies.
+#[derive(Clone, Copy)]
+pub(crate) struct Origin<'a> {
+    pub(crate) session: &'a Session,
+    pub(crate) id: u16,
+}
+
+/// A publish that was handed to its subscribers' queues.
+#[derive(Default)]
+pub(crate) struct Delivered {
+    /// When this is durable, so is all that it left.
+    pub(crate) position: Position,
+    /// Its packet id has a row.
+    pub(crate) is_saved: bool,
 }
 
 /// How a connection leaves its session.
@@ -115,13 +160,22 @@ fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
 }
 
 impl Hub {
-    pub(crate) fn new(config: &Config, intake: Intake, clock: Clock, metrics: Metrics) -> Self {
+    pub(crate) fn new(
+        config: &Config,
+        (intake, store): (Intake, Store),
+        clock: Clock,
+        metrics: Metrics,
+    ) -> Self {
         let queue = QueueLimits {
             messages_max: config.queue_messages_max,
             bytes_max: config.queue_bytes_max,
+            age_max: config.queue_age_max.get(),
+            stuck_max: config.write_timeout.get(),
         };
         Self {
             intake,
+            store,
+            queues: Arc::new(Queues::new(config.queued_bytes_max)),
             clock,
             metrics,
             limits: Limits {
@@ -132,6 +186,7 @@ impl Hub {
                 retained_queue: QueueLimits {
                     messages_max: queue.messages_max + config.retained_messages_max,
                     bytes_max: queue.bytes_max + config.retained_bytes_max,
+                    ..queue
                 },
                 // The old connection waits for its commits, then says goodbye.
                 takeover_wait: config.close_timeout.get() + Duration::from_secs(1),
@@ -171,6 +226,20 @@ impl Hub {
         self.last_number.fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    pub(crate) fn journal(&self) -> &Arc<Journal> {
+        &self.queues.journal
+    }
+
+    /// How long a publish may wait for a client.
+    pub(crate) fn age_max(&self) -> Duration {
+        self.limits.queue.age_max
+    }
+
+    /// Writes what changes until [`Journal::close`].
+    pub(crate) async fn write(&self) {
+        self.journal().run(&self.store).await;
+    }
+
     // Sessions.
 
     /// Gives the client its session. A connection that has it is told to end and waited for, so
@@ -201,7 +270,7 @@ impl Hub {
         if self.stopping.load(Ordering::Acquire) {
             return Err(Reason::ShuttingDown);
         }
-        let mut old_will = None;
+        let (mut old_will, mut position) = (None, 0);
         if let Some(session) = sessions.get(&wish.client_id).map(Arc::clone) {
             let mut state = session.state();
             if state.newest > owner {
@@ -214,12 +283,19 @@ impl Hub {
                     return Ok(None);
                 }
             }
-            let is_over = state.ends_at.is_some_and(|at| at <= Instant::now());
+            // One that does not outlive its connection is over, though that has not noticed yet.
+            let is_over =
+                state.ends_at.is_some_and(|at| at <= Instant::now()) || !session.persistent;
             if !wish.clean_start && !is_over && session.principal == wish.principal {
                 state.hand_to(owner);
                 state.ends_at = None;
                 // MQTT5-3.1.3-9: the client is back before the will was due.
-                state.will = None;
+                if let Some(will) = state.will.take() {
+                    self.forget_will(will.number);
+                }
+                state.expiry_secs = wish.expiry_secs;
+                state.groups.clone_from(&wish.groups);
+                let position = if state.is_saved { session.save(&mut state, None) } else { 0 };
                 state.denied.clone_from(&wish.grants);
                 self.clear_deadline(&mut state);
                 drop(state);
@@ -229,24 +305,36 @@ impl Hub {
                     owner,
                     signal,
                     present: true,
+                    position,
                     old_will: None,
                 }));
             }
-            old_will = state.will.take().map(|(_, will)| will);
+            old_will = state.will.take().map(|pending| (pending.will, pending.number));
             drop(state);
             sessions.remove(&wish.client_id);
-            self.end(&session);
+            position = self.end(&session);
         }
         if sessions.len() >= self.limits.sessions_max {
             return Err(Reason::TooMany);
         }
-        let session =
-            Arc::new(Session::new(Arc::clone(&wish.client_id), wish.principal.clone(), owner));
-        session.state().denied.clone_from(&wish.grants);
+        let session = Arc::new(Session::new(
+            Arc::clone(&wish.client_id),
+            wish.principal.clone(),
+            self.number(),
+            wish.expiry_secs > 0,
+            &self.queues,
+        ));
+        {
+            let mut state = session.state();
+            (state.owner, state.newest) = (Some(owner), owner);
+            state.expiry_secs = wish.expiry_secs;
+            state.groups.clone_from(&wish.groups);
+            state.denied.clone_from(&wish.grants);
+        }
         sessions.insert(Arc::clone(&wish.client_id), Arc::clone(&session));
         self.count_sessions(&sessions);
         let signal = session.signal();
-        Ok(Some(Attached { session, owner, signal, present: false, old_will }))
+        Ok(Some(Attached { session, owner, signal, present: false, position, old_will }))
     }
 
     /// Takes the session from its connection. Gives back the will if it is to be published now.
@@ -259,8 +347,8 @@ impl Hub {
         let mut will_now = None;
         let mut sessions = lock(&self.sessions);
         let mut state = session.state();
-        if state.owner != Some(owner) {
-            // Another connection has it, and with it the say over its will.
+        if state.owner != Some(owner) || state.ended {
+            // Another connection has it, or its successor, and with it the say over its will.
             return leaving.will.filter(|will| will.delay_secs == 0);
         }
         state.owner = None;
@@ -274,7 +362,13 @@ impl Hub {
             } else {
                 // Whichever is first: the delay, or the end of the session.
                 let after = leaving.expires_after.map_or(delay, |end| end.min(delay));
-                state.will = Some((now + after, will));
+                let number = self.number();
+                let due_at = self.clock.now().plus(after);
+                let publish = self.publish_of(session, &will);
+                self.journal().note(|op| {
+                    op.put_will(number, WillRow { session: session.number, due_at }, &publish);
+                });
+                state.will = Some(PendingWill { at: now + after, number, will });
             }
         }
         if ends_now {
@@ -285,6 +379,13 @@ impl Hub {
             self.end(session);
         } else {
             state.ends_at = leaving.expires_after.map(|after| now + after);
+            state.expiry_secs = leaving
+                .expires_after
+                .map_or(u32::MAX, |after| u32::try_from(after.as_secs()).unwrap_or(u32::MAX));
+            if state.is_saved || state.will.is_some() {
+                let ends_at = leaving.expires_after.map(|after| self.clock.now().plus(after));
+                session.save(&mut state, ends_at);
+            }
             self.set_deadline(session, &mut state);
             drop(state);
             drop(sessions);
@@ -293,17 +394,13 @@ impl Hub {
         will_now
     }
 
-    /// Takes a session that is out of `sessions` out of everything else.
-    fn end(&self, session: &Arc<Session>) {
-        let subscriptions = {
-            let mut state = session.state();
-            self.clear_deadline(&mut state);
-            let subscriptions = std::mem::take(&mut state.subscriptions);
-            state.clear();
-            subscriptions
-        };
+    /// Takes a session that is out of `sessions` out of everything else. Its rows are gone when the
+    /// position is durable.
+    fn end(&self, session: &Arc<Session>) -> Position {
+        self.clear_deadline(&mut session.state());
+        let (subscriptions, position) = session.end();
         if subscriptions.is_empty() {
-            return;
+            return position;
         }
         self.give_back_subscriptions(session, subscriptions.len());
         let mut routes = write(&self.routes);
@@ -313,6 +410,7 @@ impl Hub {
             }
         }
         self.route_count.store(routes.len(), Ordering::Release);
+        position
     }
 
     fn count_sessions(&self, sessions: &HashMap<Arc<str>, Arc<Session>>) {
@@ -341,7 +439,7 @@ impl Hub {
 
     fn set_deadline(&self, session: &Arc<Session>, state: &mut State) {
         self.clear_deadline(state);
-        let will_at = state.will.as_ref().map(|(at, _)| *at);
+        let will_at = state.will.as_ref().map(|pending| pending.at);
         let earliest = match (will_at, state.ends_at) {
             (Some(will), Some(end)) => Some(will.min(end)),
             (one, other) => one.or(other),
@@ -360,33 +458,47 @@ impl Hub {
         }
     }
 
-    /// Ends sessions and publishes delayed wills when their time has come. Runs until dropped.
+    /// Ends sessions and publishes delayed wills when their time has come. Runs until dropped: a
+    /// will whose publishing is cut off there is published after the next start.
     pub(crate) async fn tend(&self) {
+        let mut sweep = tokio::time::interval(SWEEP_EVERY);
+        // One does not wait for another's commit.
+        let mut wills = FuturesUnordered::new();
         loop {
             let next = lock(&self.deadlines).keys().next().map(|(at, _)| *at);
             let changed = self.deadline_set.notified();
-            match next {
-                Some(at) if at <= Instant::now() => self.meet_deadline().await,
-                // A new deadline may be an earlier one.
-                Some(at) => {
-                    tokio::time::timeout_at(at, changed).await.ok();
+            let has_room = wills.len() < WILLS_MAX;
+            if has_room && next.is_some_and(|at| at <= Instant::now()) {
+                let due = lock(&self.deadlines).pop_first();
+                if let Some((_, session)) = due
+                    && let Some(PendingWill { number, will, .. }) = self.overdue(&session)
+                {
+                    wills.push(async move {
+                        self.publish_will(&session, *will, Some(number)).await;
+                    });
                 }
-                None => changed.await,
+                continue;
+            }
+            let at = next.unwrap_or_else(|| Instant::now() + SWEEP_EVERY);
+            tokio::select! {
+                () = tokio::time::sleep_until(at), if has_room => {}
+                // A new deadline may be an earlier one.
+                () = changed => {}
+                Some(()) = wills.next() => {}
+                _ = sweep.tick() => self.sweep(),
             }
         }
     }
 
-    async fn meet_deadline(&self) {
-        let Some((_, session)) = lock(&self.deadlines).pop_first() else {
-            return;
-        };
-        let will = self.overdue(&session);
-        if let Some(will) = will {
-            self.publish_will(&session, *will).await;
+    fn sweep(&self) {
+        let sessions: Vec<_> = lock(&self.sessions).values().map(Arc::clone).collect();
+        let now = self.clock.now();
+        for session in sessions {
+            session.drop_old(now, self.age_max(), &mut |reason| self.note_dropped(reason));
         }
     }
 
-    fn overdue(&self, session: &Arc<Session>) -> Option<Box<Will>> {
+    fn overdue(&self, session: &Arc<Session>) -> Option<PendingWill> {
         let mut sessions = lock(&self.sessions);
         let mut state = session.state();
         if state.owner.is_some() || state.ended {
@@ -394,11 +506,14 @@ impl Hub {
         }
         state.deadline = None;
         let now = Instant::now();
-        let will = state.will.take_if(|(at, _)| *at <= now).map(|(_, will)| will);
+        let will = state.will.take_if(|pending| pending.at <= now);
         if state.ends_at.is_some_and(|at| at <= now) {
             drop(state);
             self.metrics.sessions_expired.inc();
-            sessions.remove(&session.client_id);
+            // One that only has a will of before the start may not be in there.
+            if sessions.get(&session.client_id).is_some_and(|other| Arc::ptr_eq(other, session)) {
+                sessions.remove(&session.client_id);
+            }
             self.count_sessions(&sessions);
             drop(sessions);
             self.end(session);
@@ -408,36 +523,66 @@ impl Hub {
         will
     }
 
-    /// Publishes a will: through intake like any other publish, then to the subscribers.
-    pub(crate) async fn publish_will(&self, session: &Session, will: Will) {
-        let publish = Arc::new(Publish {
-            topic: will.topic,
-            payload: will.payload,
+    fn publish_of(&self, session: &Session, will: &Will) -> Publish {
+        Publish {
+            topic: will.topic.clone(),
+            payload: will.payload.clone(),
             qos: will.qos,
             retain: will.retain,
             client_id: Arc::clone(&session.client_id),
             identity: session.principal.name().cloned(),
             received_at: self.clock.now(),
-            properties: will.properties,
-        });
-        if let Some(matches) = self.intake.matches(&publish.topic) {
-            self.metrics.publishes_matched.inc();
-            let (to, mut verdict) = mpsc::channel(1);
-            let ticket = Ticket { number: 0, to };
-            self.intake.submit(Arc::clone(&publish), matches, ticket).await;
-            if let Some((_, Verdict::Refused(reason))) = verdict.recv().await {
-                // Intake has counted it.
+            properties: will.properties.clone(),
+        }
+    }
+
+    fn forget_will(&self, number: u64) {
+        self.journal().note(|op| op.remove(keys::will(number)));
+    }
+
+    /// Publishes a will: through intake like any other publish, then to the subscribers. Its row,
+    /// where it has one, goes when all that is on disk.
+    pub(crate) async fn publish_will(&self, session: &Session, will: Will, row: Option<u64>) {
+        let publish = Arc::new(self.publish_of(session, &will));
+        let refused = match self.try_publish_will(&publish).await {
+            Ok(()) => None,
+            Err(reason) => {
+                // Counted already; said once a minute, and not for each device while the disk is full.
                 if self.is_first_of_ours(("will", reason)) {
                     tracing::warn!(
                         client_id = %session.client_id, topic = %publish.topic, %reason,
                         "wills are not taken"
                     );
                 }
-                return;
+                Some(reason)
+            }
+        };
+        // What the end of this process has cut off, the next one does.
+        if let Some(number) = row
+            && !matches!(refused, Some(Reason::ShuttingDown | Reason::StoreFailed))
+        {
+            self.forget_will(number);
+        }
+    }
+
+    async fn try_publish_will(&self, publish: &Arc<Publish>) -> Result<(), Reason> {
+        let matches = self.intake.matches(&publish.topic);
+        let is_matched = matches.is_some();
+        if let Some(matches) = matches {
+            self.metrics.publishes_matched.inc();
+            let (to, mut verdict) = mpsc::channel(1);
+            let ticket = Ticket { number: 0, to };
+            self.intake.submit(Arc::clone(publish), matches, ticket).await;
+            if let Some((_, Verdict::Refused(reason))) = verdict.recv().await {
+                return Err(reason);
             }
         }
         let targets = self.targets(&publish.topic, &publish.client_id);
-        self.deliver(&publish, targets);
+        if !is_matched && let Some(reason) = self.refusal(publish, &targets) {
+            return Err(reason);
+        }
+        let delivered = self.deliver(publish, targets, None);
+        self.journal().wait(delivered.position).await
     }
 
     // Subscriptions.
@@ -451,22 +596,29 @@ impl Hub {
         wanted: &Wanted,
         identifier: Option<u32>,
     ) -> Result<Result<bool, Reason>, NotOwner> {
+        let wanted = SubscriptionRow {
+            filter: Arc::clone(&subscribed.text),
+            qos: wanted.qos,
+            no_local: wanted.no_local,
+            retain_as_published: wanted.retain_as_published,
+            identifier,
+        };
+        let member = Member::new(session, &wanted);
         let existed = {
             let mut state = session.state();
             if state.owner != Some(owner) {
                 return Err(NotOwner);
             }
-            let existed = state.subscriptions.contains(&subscribed.text);
+            let existed = state.subscriptions.contains_key(&subscribed.text);
             if !existed
                 && (state.subscriptions.len() >= self.limits.subscriptions_max
                     || !self.take_subscription(session))
             {
                 return Ok(Err(Reason::TooMany));
             }
-            state.subscriptions.insert(Arc::clone(&subscribed.text));
+            state.subscriptions.insert(Arc::clone(&subscribed.text), wanted);
             existed
         };
-        let member = Member::new(session, wanted, identifier);
         let mut routes = write(&self.routes);
         // Whoever has ended it meanwhile has been through its routes, and would not find this one.
         if session.state().ended {
@@ -496,10 +648,32 @@ impl Hub {
         is_taken
     }
 
+    /// Counts the subscriptions that a session had before the start, however many there may be.
+    fn count_subscriptions(&self, session: &Session, count: usize) {
+        let whose = Whose::of(session.principal.name(), &session.client_id);
+        let mut of_each = lock(&self.subscriptions_of);
+        self.subscriptions.fetch_add(count, Ordering::Relaxed);
+        for _ in 0..count {
+            of_each.add(whose.clone(), 0);
+        }
+    }
+
     fn give_back_subscriptions(&self, session: &Session, count: usize) {
         let whose = Whose::of(session.principal.name(), &session.client_id);
         self.subscriptions.fetch_sub(count, Ordering::Relaxed);
         lock(&self.subscriptions_of).remove(&whose, count, 0);
+    }
+
+    /// Notes the session's subscriptions. They are on disk when the position is durable.
+    pub(crate) fn save(&self, session: &Session, owner: Owner) -> Result<Position, NotOwner> {
+        let mut state = session.state();
+        if state.owner != Some(owner) {
+            return Err(NotOwner);
+        }
+        if !state.is_saved && state.subscriptions.is_empty() {
+            return Ok(0);
+        }
+        Ok(session.save(&mut state, None))
     }
 
     /// Queues the retained messages that a new subscription starts with.
@@ -522,15 +696,21 @@ impl Hub {
         wanted: &Wanted,
         identifier: Option<u32>,
     ) {
+        let now = self.clock.now();
+        let is_disk_low = self.intake.is_disk_low();
         for publish in found {
             let qos = publish.qos.min(wanted.qos);
+            let needs_row = session.persistent && qos != Qos::AtMostOnce && !is_disk_low;
+            let mut draft = needs_row.then(|| self.journal().draft(self.number(), &publish));
             let outgoing = Outgoing {
-                publish,
+                publish: Arc::clone(&publish),
+                at: now,
                 qos,
                 retain: true,
                 identifiers: identifier.map(|identifier| Box::from([identifier])),
+                saved: None,
             };
-            self.note(session.push(outgoing, self.limits.retained_queue));
+            self.note(session.push(outgoing, self.limits.retained_queue, draft.as_mut()));
         }
     }
 
@@ -551,7 +731,7 @@ impl Hub {
             if state.owner != Some(owner) {
                 return Err(NotOwner);
             }
-            if !state.subscriptions.remove(&subscribed.text) {
+            if state.subscriptions.remove(&subscribed.text).is_none() {
                 return Ok(false);
             }
             self.give_back_subscriptions(session, 1);
@@ -570,37 +750,75 @@ impl Hub {
         if self.route_count.load(Ordering::Acquire) == 0 {
             return Vec::new();
         }
-        read(&self.routes).targets(topic, from)
+        read(&self.routes).targets(topic, from, self.limits.queue)
     }
 
-    /// Hands a publish to its subscribers, and keeps it if it is to be retained.
-    pub(crate) fn deliver(&self, publish: &Arc<Publish>, targets: Vec<Target>) {
-        if publish.retain {
-            let mut retained = write(&self.retained);
-            let kept = retained.keep(publish, self.clock.now());
-            let count = i64::try_from(retained.len()).unwrap_or(i64::MAX);
-            drop(retained);
-            self.metrics.retained_messages.set(count);
-            if kept == Err(Full) {
-                self.metrics.refuse(Reason::TooMany);
-                if self.is_first_of_ours(("retained", &publish.client_id)) {
-                    tracing::warn!(
-                        client_id = %publish.client_id, topic = %publish.topic,
-                        "not retained: too many or too large; see broker.retained_messages_max, \
-                         broker.retained_bytes_max and the like in [broker.limits.identity]"
-                    );
-                }
+    /// Why a publish cannot be taken that would have to be on disk for somebody: there is no room.
+    pub(crate) fn refusal(&self, publish: &Publish, targets: &[Target]) -> Option<Reason> {
+        (needs_disk(publish.qos, publish.retain, targets) && self.intake.is_disk_low())
+            .then_some(Reason::DiskLow)
+    }
+
+    /// Hands a publish to its subscribers, and keeps it if it is to be retained. It may be
+    /// acknowledged when the position is durable.
+    pub(crate) fn deliver(
+        &self,
+        publish: &Arc<Publish>,
+        targets: Vec<Target>,
+        from: Option<Origin<'_>>,
+    ) -> Delivered {
+        let mut draft = None;
+        if needs_disk(publish.qos, publish.retain, &targets) {
+            if let Some(origin) = &from {
+                // A packet id is of no use without the session that it belongs to.
+                origin.session.save_first();
             }
+            draft = Some(self.journal().draft(self.number(), publish));
+        }
+        if publish.retain {
+            self.retain(publish);
         }
         for target in targets {
             let outgoing = Outgoing {
                 publish: Arc::clone(publish),
+                at: publish.received_at,
                 qos: publish.qos.min(target.qos),
                 retain: publish.retain && target.retain_as_published,
                 identifiers: (!target.identifiers.is_empty())
                     .then(|| target.identifiers.into_boxed_slice()),
+                saved: None,
             };
-            self.note(target.session.push(outgoing, self.limits.queue));
+            self.note(target.session.push(outgoing, self.limits.queue, draft.as_mut()));
+        }
+        let Some(mut draft) = draft.filter(|draft| publish.retain || draft.is_stored()) else {
+            return Delivered::default();
+        };
+        let is_saved = from.is_some();
+        if let Some(Origin { session, id }) = from {
+            draft.also().put_received(session.number, id, ReceivedRow::Taken);
+        }
+        Delivered { position: draft.position, is_saved }
+    }
+
+    fn retain(&self, publish: &Arc<Publish>) {
+        let mut retained = write(&self.retained);
+        let kept = retained.keep(publish, self.clock.now(), &mut |topic| {
+            self.journal().note_retained(topic, None);
+        });
+        let stays = kept.is_ok() && !publish.payload.is_empty();
+        self.journal().note_retained(&publish.topic, stays.then_some(publish));
+        let count = i64::try_from(retained.len()).unwrap_or(i64::MAX);
+        drop(retained);
+        self.metrics.retained_messages.set(count);
+        if kept == Err(Full) {
+            self.metrics.refuse(Reason::TooMany);
+            if self.is_first_of_ours(("retained", &publish.client_id)) {
+                tracing::warn!(
+                    client_id = %publish.client_id, topic = %publish.topic,
+                    "not retained: too many or too large; see broker.retained_messages_max, \
+                     broker.retained_bytes_max and the like in [broker.limits.identity]"
+                );
+            }
         }
     }
 
@@ -608,6 +826,12 @@ impl Hub {
         match pushed {
             Pushed::Queued => {
                 self.metrics.fanout_copies.inc();
+            }
+            Pushed::QueuedFor(expendable) => {
+                self.metrics.fanout_copies.inc();
+                for _ in 0..expendable {
+                    self.note_dropped(Reason::QueueFull);
+                }
             }
             Pushed::NotKept => {}
             Pushed::Dropped(reason) => self.note_dropped(reason),
@@ -619,4 +843,11 @@ impl Hub {
         let drops = &self.metrics.fanout_dropped;
         drops.get_or_create(&ByReason { reason }).inc();
     }
+}
+
+/// Whether a publish has to be on disk before it is acknowledged: it is retained, or somebody
+/// waits for it whose session outlives a crash.
+pub(crate) fn needs_disk(qos: Qos, retain: bool, targets: &[Target]) -> bool {
+    let waits = |target: &Target| target.session.persistent && target.qos != Qos::AtMostOnce;
+    qos != Qos::AtMostOnce && (retain || targets.iter().any(waits))
 }

@@ -1,6 +1,6 @@
 //! Retained messages: the last one of each topic, for those who subscribe later.
 //!
-//! In memory, bounded by count and bytes. Kept in topic order, so that a filter is compared only
+//! In memory and, by way of the journal, on disk; bounded by count and bytes. Kept in topic order, so that a filter is compared only
 //! with topics that share its literal beginning.
 
 use std::collections::BTreeMap;
@@ -44,8 +44,13 @@ impl Retained {
     }
 
     /// Keeps `publish` as the last of its topic; an empty payload deletes what was kept
-    /// (MQTT-3.3.1-6).
-    pub(crate) fn keep(&mut self, publish: &Arc<Publish>, now: Timestamp) -> Result<(), Full> {
+    /// (MQTT-3.3.1-6). Topics that lost theirs to make room, because it had expired, are told to `gone`.
+    pub(crate) fn keep(
+        &mut self,
+        publish: &Arc<Publish>,
+        now: Timestamp,
+        gone: &mut dyn FnMut(&TopicName),
+    ) -> Result<(), Full> {
         if let Some(old) = self.by_topic.remove(&publish.topic) {
             self.bytes -= bytes_of(&old);
             self.of_each.remove(&owner_of(&old), 1, bytes_of(&old));
@@ -56,7 +61,7 @@ impl Retained {
         let bytes = bytes_of(publish);
         let owner = owner_of(publish);
         if !self.has_room(&owner, bytes) {
-            self.drop_expired(now);
+            self.drop_expired(now, gone);
             if !self.has_room(&owner, bytes) {
                 return Err(Full);
             }
@@ -67,13 +72,14 @@ impl Retained {
         Ok(())
     }
 
-    fn drop_expired(&mut self, now: Timestamp) {
+    fn drop_expired(&mut self, now: Timestamp, gone: &mut dyn FnMut(&TopicName)) {
         let Self { by_topic, bytes, of_each, .. } = self;
-        by_topic.retain(|_, kept| {
+        by_topic.retain(|topic, kept| {
             let is_kept = !is_expired(kept, now);
             if !is_kept {
                 *bytes -= bytes_of(kept);
                 of_each.remove(&owner_of(kept), 1, bytes_of(kept));
+                gone(topic);
             }
             is_kept
         });
@@ -150,7 +156,7 @@ mod tests {
         let now = Timestamp::default();
         let mut retained = Retained::new(100, 1000, Most::default());
         for topic in ["a", "a/b", "a/c/d", "ab", "$x/a", "b"] {
-            retained.keep(&publish(topic, "x", None), now).expect("room");
+            retained.keep(&publish(topic, "x", None), now, &mut |_| {}).expect("room");
         }
         for (filter, expected) in [
             ("a/#", "a a/b a/c/d"),
@@ -169,14 +175,14 @@ mod tests {
     fn an_empty_payload_deletes_and_the_bounds_hold() {
         let now = Timestamp::default();
         let mut retained = Retained::new(2, 12, Most::default());
-        assert_eq!(retained.keep(&publish("a", "12345", None), now), Ok(()));
-        assert_eq!(retained.keep(&publish("b", "123456", None), now), Err(Full));
-        assert_eq!(retained.keep(&publish("b", "12345", Some(5)), now), Ok(()));
-        assert_eq!(retained.keep(&publish("c", "1", None), now), Err(Full));
+        assert_eq!(retained.keep(&publish("a", "12345", None), now, &mut |_| {}), Ok(()));
+        assert_eq!(retained.keep(&publish("b", "123456", None), now, &mut |_| {}), Err(Full));
+        assert_eq!(retained.keep(&publish("b", "12345", Some(5)), now, &mut |_| {}), Ok(()));
+        assert_eq!(retained.keep(&publish("c", "1", None), now, &mut |_| {}), Err(Full));
         let later = Timestamp::from_millis(5000);
         assert_eq!(found(&retained, "#", later), "a");
-        assert_eq!(retained.keep(&publish("c", "1", None), later), Ok(()));
-        assert_eq!(retained.keep(&publish("a", "", None), later), Ok(()));
+        assert_eq!(retained.keep(&publish("c", "1", None), later, &mut |_| {}), Ok(()));
+        assert_eq!(retained.keep(&publish("a", "", None), later, &mut |_| {}), Ok(()));
         assert_eq!(found(&retained, "#", later), "c");
         assert_eq!(retained.bytes, 2);
     }

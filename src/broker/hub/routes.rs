@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::lock;
-use crate::broker::protocol::Wanted;
-use crate::broker::session::Session;
+use crate::broker::session::{QueueLimits, Session};
 use crate::model::Qos;
+use crate::store::sessions::SubscriptionRow;
 use crate::topic::index::TopicIndex;
 use crate::topic::{BadTopic, TopicFilter, TopicLimits, TopicName};
 
@@ -108,14 +108,14 @@ pub(crate) enum BadFilter {
 }
 
 impl Member {
-    pub(super) fn new(session: &Arc<Session>, wanted: &Wanted, identifier: Option<u32>) -> Self {
+    pub(super) fn new(session: &Arc<Session>, wanted: &SubscriptionRow) -> Self {
         Self {
             session: Arc::clone(session),
             options: Options {
                 qos: wanted.qos,
                 no_local: wanted.no_local,
                 retain_as_published: wanted.retain_as_published,
-                identifier,
+                identifier: wanted.identifier,
             },
         }
     }
@@ -133,18 +133,24 @@ impl Target {
 }
 
 impl Share {
-    /// The next member that is connected; if none is, the next one whose session waits.
-    fn pick(&self) -> Option<Member> {
+    /// The next member that is connected and has room in its queue; if there is none, the next
+    /// that has room, then the next that is connected, then the next.
+    fn pick(&self, limits: QueueLimits) -> Option<Member> {
         let members = lock(&self.members);
-        if members.is_empty() {
-            return None;
-        }
         let start = self.next.fetch_add(1, Ordering::Relaxed);
         let in_turn = |step: usize| members.get((start.wrapping_add(step)) % members.len());
-        let connected = (0..members.len())
-            .filter_map(in_turn)
-            .find(|member| member.session.state().owner.is_some());
-        connected.or_else(|| in_turn(0)).cloned()
+        let mut best: Option<(u8, &Member)> = None;
+        for member in (0..members.len()).filter_map(in_turn) {
+            let state = member.session.state();
+            let worth = 2 * u8::from(state.has_room(0, limits)) + u8::from(state.owner.is_some());
+            if best.is_none_or(|(other, _)| worth > other) {
+                best = Some((worth, member));
+            }
+            if worth == 3 {
+                break;
+            }
+        }
+        best.map(|(_, member)| member.clone())
     }
 }
 
@@ -156,7 +162,12 @@ impl Routes {
 
     /// Who gets a publish of `from` to `topic`: each session once, with the highest QoS of its
     /// subscriptions that match (MQTT-3.3.5-1), and one member of each share.
-    pub(super) fn targets(&self, topic: &TopicName, from: &str) -> Vec<Target> {
+    pub(super) fn targets(
+        &self,
+        topic: &TopicName,
+        from: &str,
+        limits: QueueLimits,
+    ) -> Vec<Target> {
         let mut targets = Vec::new();
         let mut shared = Vec::new();
         self.index.visit_matches(topic, &mut |route| match route {
@@ -165,7 +176,7 @@ impl Routes {
                     targets.push(Target::of(member));
                 }
             }
-            Route::Shared(share) => shared.extend(share.pick().as_ref().map(Target::of)),
+            Route::Shared(share) => shared.extend(share.pick(limits).as_ref().map(Target::of)),
         });
         if targets.len() > 1 {
             targets.sort_by_key(|target| Arc::as_ptr(&target.session).addr());

@@ -1,7 +1,8 @@
 //! The way in: publishes of an upstream, through intake, to the local subscribers, and only then
 //! acknowledged.
 //!
-//! In order of receipt, like a device's. When intake refuses, for want of disk or of room in the
+//! In order of receipt, like a device's. What has to be on disk for local subscribers waits a second
+//! time, for the hub's journal, and what is behind it does so at the same time. When intake refuses, for want of disk or of room in the
 //! outbox, the publish and all after it are held and offered again; nothing is dropped and nothing
 //! acknowledged, and the upstream keeps what no longer fits here. At most `inflight_max` are held.
 //!
@@ -57,8 +58,12 @@ enum Stage {
     Asked,
     /// To be offered again.
     Held,
-    /// On disk, or no rule wants it.
+    /// What the rules make of it is on disk, or no rule wants it.
     Durable,
+    /// With the local subscribers, for some of whom it has to be on disk.
+    Saving,
+    /// Nothing is missing.
+    Done,
 }
 
 impl Incoming {
@@ -106,7 +111,7 @@ impl Incoming {
 
     /// Whether a publish is with intake, and its verdict to come.
     pub(super) fn awaits_verdicts(&self) -> bool {
-        self.pending.iter().any(|pending| pending.stage == Stage::Asked)
+        self.pending.iter().any(|one| matches!(one.stage, Stage::Asked | Stage::Saving))
     }
 
     /// Takes a publish.
@@ -204,6 +209,9 @@ impl Incoming {
         let index = number.checked_sub(self.first_number).and_then(|at| usize::try_from(at).ok());
         let Some(pending) = index.and_then(|index| self.pending.get_mut(index)) else { return };
         match verdict {
+            Verdict::Durable if pending.stage == Stage::Saving => pending.stage = Stage::Done,
+            // The store has failed: the process ends, and the upstream sends it again.
+            Verdict::Refused(_) if pending.stage == Stage::Saving => {}
             Verdict::Durable => {
                 pending.stage = Stage::Durable;
                 if let Some(reason) = self.refused.take() {
@@ -242,24 +250,40 @@ impl Incoming {
     }
 
     fn settle_to(&mut self, mut acknowledge: impl FnMut(Option<(u64, u16)>)) {
-        while self.pending.front().is_some_and(|first| first.stage == Stage::Durable) {
+        for index in 0..self.pending.len() {
+            match self.pending.get(index).map(|pending| pending.stage) {
+                Some(Stage::Durable) => self.fan_out(index),
+                Some(Stage::Saving | Stage::Done) => {}
+                _ => break,
+            }
+        }
+        while self.pending.front().is_some_and(|first| first.stage == Stage::Done) {
             let Some(first) = self.pending.pop_front() else { break };
             self.first_number += 1;
-            if let Some(publish) = first.publish {
-                self.local.metrics().upstream_taken.get_or_create(&self.by()).inc();
-                self.deliver(&publish);
-            }
             acknowledge(first.owed);
         }
     }
 
+    fn fan_out(&mut self, index: usize) {
+        let number = self.first_number + index as u64;
+        let ticket = Ticket { number, to: self.to.clone() };
+        let publish = self.pending.get_mut(index).and_then(|pending| pending.publish.take());
+        let is_done = publish.is_none_or(|publish| {
+            self.local.metrics().upstream_taken.get_or_create(&self.by()).inc();
+            self.deliver(publish, ticket)
+        });
+        if let Some(pending) = self.pending.get_mut(index) {
+            pending.stage = if is_done { Stage::Done } else { Stage::Saving };
+        }
+    }
+
     /// What the upstream keeps for its subscribers is not kept here a second time.
-    fn deliver(&self, publish: &Arc<Publish>) {
+    fn deliver(&self, publish: Arc<Publish>, ticket: Ticket) -> bool {
         if publish.retain {
-            let news = Publish { retain: false, ..Publish::clone(publish) };
-            self.local.deliver(&Arc::new(news));
+            let news = Publish { retain: false, ..Publish::clone(&publish) };
+            self.local.deliver(&Arc::new(news), ticket)
         } else {
-            self.local.deliver(publish);
+            self.local.deliver(&publish, ticket)
         }
     }
 

@@ -140,7 +140,7 @@ async fn tell(local: Local, mut seen: watch::Receiver<UpstreamState>) {
         });
         match taken(&local, &publish).await {
             Ok(()) => {
-                local.deliver(&publish);
+                local.tell(&publish);
                 told = Some(news);
             }
             Err(reason) => {
