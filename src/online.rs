@@ -17,7 +17,7 @@ pub struct Client {
     pub identity: Option<Arc<str>>,
     /// Where it comes from.
     pub address: SocketAddr,
-    /// The address of the listener that it has come to.
+    /// The name of the listener that it has come to.
     pub listener: Arc<str>,
     /// `3.1.1` or `5.0`.
     pub version: &'static str,

@@ -71,7 +71,7 @@ enum Command {
         /// Only whose client id begins so
         #[arg(long, requires = "online", value_name = "TEXT")]
         prefix: Option<String>,
-        /// Only of this listener, as 0.0.0.0:8883
+        /// Only of this listener, by its name: mqtt, mqtts, or that of a [[listener]]
         #[arg(long, requires = "online", value_name = "ADDRESS")]
         listener: Option<String>,
         /// At most so many [default: all]
