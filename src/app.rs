@@ -124,11 +124,17 @@ fn keep_files_back(config: &mut Config, files: Option<u64>) {
     if most > room {
         config.broker.connections_max = room;
         let wanted = most as u64 + own;
-        tracing::warn!(
+        let what = format!(
             "this process may have {files} open files, so it takes {room} MQTT connections at a \
              time and not broker.connections_max = {most}; allow it {wanted} open files \
              (LimitNOFILE= of its systemd unit, or `ulimit -n`), or lower broker.connections_max"
         );
+        // Nobody asked for the default: then it is worth knowing, and no reason to worry.
+        if most == broker::config::Config::default().connections_max {
+            tracing::info!("{what}");
+        } else {
+            tracing::warn!("{what}");
+        }
     }
 }
 
