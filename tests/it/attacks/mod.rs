@@ -27,10 +27,12 @@ use crate::raw::{Connect, Raw};
 /// Longest that a publish of the watcher may take. A broker that stands still takes longer; a
 /// loaded machine with two cores does not.
 const DELIVERED_WITHIN: Duration = Duration::from_secs(15);
-/// How much larger a round may leave the process than it was before.
-const GROWTH_KIB_MAX: u64 = 12 << 10;
+/// How much larger a round may leave the process than it was before. Measured: of 70 attacks, the
+/// second round of 69 left it at most 420 KiB larger, most of them none; that of 1000 TLS peers
+/// 1.4 MiB, and the third none.
+const GROWTH_KIB_MAX: u64 = 512;
 /// Rounds after which an attack has made the process grow for good.
-const ROUNDS_MAX: usize = 6;
+const ROUNDS_MAX: usize = 8;
 /// Longer than anything that is waited for; only a test that fails waits so long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
