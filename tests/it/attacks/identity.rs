@@ -59,6 +59,8 @@ async fn passwords_guessed_by_the_thousand_harm_nobody() {
     assert_eq!(process.api.metric(wrong).await, 10, "of all rounds together");
 }
 
+/// Argon2's memory was freed after each check and stayed with the allocator, once for each thread
+/// that had ever checked one: 500 MiB here.
 #[tokio::test]
 async fn passwords_of_forty_users_at_a_time_take_the_memory_of_two() {
     let process = start("password_checks_max = 2\n").await;
@@ -75,7 +77,7 @@ async fn passwords_of_forty_users_at_a_time_take_the_memory_of_two() {
         join_all(guesses).await;
     })
     .await;
-    // 19 MiB each: all at a time would be 760 MiB.
+    // 19 MiB each, and one has been there since the passwords were hashed.
     let most = memory_kib(&process, "VmHWM");
-    assert!(most < before + (128 << 10), "{most} KiB, {before} KiB before");
+    assert!(most < before + (48 << 10), "{most} KiB, {before} KiB before");
 }
