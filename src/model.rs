@@ -87,6 +87,25 @@ pub struct PublishProperties {
     pub user: Vec<(String, String)>,
 }
 
+/// An allocation takes no less.
+const ALLOCATED_BYTES_MIN: usize = 24;
+
+impl PublishProperties {
+    /// What they take in memory. A User Property of a few bytes takes a hundred.
+    pub fn bytes(&self) -> usize {
+        let text = |text: &str| text.len().max(ALLOCATED_BYTES_MIN);
+        let user = self
+            .user
+            .iter()
+            .map(|(name, value)| size_of::<(String, String)>() + text(name) + text(value));
+        size_of::<Self>()
+            + self.content_type.as_ref().map_or(0, String::len)
+            + self.response_topic.as_ref().map_or(0, String::len)
+            + self.correlation_data.as_ref().map_or(0, Vec::len)
+            + user.sum::<usize>()
+    }
+}
+
 macro_rules! words {
     ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $word:literal,)+ }) => {
         $(#[$meta])*

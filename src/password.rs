@@ -7,11 +7,10 @@
 //! Invariant: a failure costs the same whatever was wrong. Unknown user, wrong password for a cheap
 //! or for an expensive hash: each takes one check of either cost.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use argon2::password_hash::phc::PasswordHash;
-use argon2::password_hash::{PasswordHasher as _, PasswordVerifier as _};
-use argon2::{Algorithm, Argon2, Params, Version};
+use argon2::password_hash::phc::{Output, ParamsString, PasswordHash, Salt};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
 
 /// Memory in KiB and passes for passwords that people choose: OWASP's first choice for Argon2id.
 const CHOSEN: (u32, u32) = (19 * 1024, 2);
@@ -43,25 +42,61 @@ pub fn hash(password: &str, origin: Origin) -> Result<String, HashError> {
         Origin::Made => MADE,
     };
     let params = Params::new(memory, passes, 1, None).expect("within Argon2's limits");
-    let hash = Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
-        .hash_password(password.as_bytes())
-        .map_err(|error| HashError(error.to_string()))?;
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).map_err(|error| HashError(error.to_string()))?;
+    let salt = Salt::new(&random).expect("a salt of the length that PHC recommends");
+    let hash = PasswordHash {
+        algorithm: Algorithm::Argon2id.ident(),
+        version: Some(Version::V0x13.into()),
+        params: ParamsString::try_from(&params).expect("Argon2's own parameters"),
+        salt: Some(salt),
+        hash: Some(compute(params, password.as_bytes(), &salt).expect("within Argon2's limits")),
+    };
     Ok(hash.to_string())
+}
+
+/// Argon2id of these, in the memory of an earlier one. Freed, the 19 MiB stayed with the allocator
+/// once for each thread that had ever had them.
+fn compute(params: Params, password: &[u8], salt: &Salt) -> Result<Output, String> {
+    /// As many as were needed at a time.
+    static MEMORY: Mutex<Vec<Vec<Block>>> = Mutex::new(Vec::new());
+    let memories = || MEMORY.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_large = params.m_cost() == CHOSEN.0;
+    let kept = if is_large { memories().pop() } else { None };
+    let mut memory = kept.unwrap_or_else(|| vec![Block::new(); params.block_count()]);
+    let mut output = [0; Params::DEFAULT_OUTPUT_LEN];
+    let computed = Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+        .hash_password_into_with_memory(password, salt, &mut output, &mut memory[..]);
+    if is_large {
+        memories().push(memory);
+    }
+    computed.map_err(|error| error.to_string())?;
+    Output::new(&output).map_err(|error| error.to_string())
+}
+
+/// Whether `given` is the password behind `hash`.
+fn fits(hash: &PasswordHash, given: &[u8]) -> bool {
+    let is_ours = hash.algorithm == Algorithm::Argon2id.ident()
+        && hash.version == Some(Version::V0x13.into());
+    let (true, Ok(params), Some(salt)) = (is_ours, Params::try_from(hash), &hash.salt) else {
+        return false;
+    };
+    // `Output` compares in constant time.
+    compute(params, given, salt).is_ok_and(|output| hash.hash == Some(output))
 }
 
 /// Whether `given` is the password behind `known`; where it is not, one hash of either cost has
 /// been computed.
 pub fn verify(known: Option<&str>, given: &[u8]) -> bool {
-    let fits = |hash: &PasswordHash| Argon2::default().verify_password(given, hash).is_ok();
     let hash = known.and_then(|known| PasswordHash::new(known).ok());
     let cost = hash.as_ref().map(cost);
-    if hash.as_ref().is_some_and(fits) {
+    if hash.as_ref().is_some_and(|hash| fits(hash, given)) {
         return true;
     }
     for (origin, decoy) in decoys() {
         let done = cost.is_some_and(|cost| (cost == MADE) == (*origin == Origin::Made));
         if !done && let Ok(decoy) = PasswordHash::new(decoy) {
-            fits(&decoy);
+            fits(&decoy, given);
         }
     }
     false

@@ -121,14 +121,16 @@ pub struct Config {
     /// others; then the newest is dropped, and a connected client whose queue has been full for
     /// `write_timeout` is disconnected.
     pub queue_messages_max: usize,
-    /// Bytes of topics and payloads that wait for one client; default 4194304 (4 MiB), at least
-    /// `packet_bytes_max`. More are dropped. When as many that it sent wait for the store, it is
+    /// Bytes of publishes that wait for one client: topics, payloads, and properties, of which each
+    /// User Property counts as at least 96; default 4194304 (4 MiB), at least `packet_bytes_max`.
+    /// More are dropped. When as many that it sent wait for the store, it is
     /// not read from.
     pub queue_bytes_max: usize,
     /// How long a publish waits for one client at most; default 24h. Then it is dropped.
     pub queue_age_max: Span,
-    /// Bytes of topics and payloads that wait for all clients together, each copy counted; default
-    /// 268435456 (256 MiB), at least `packet_bytes_max`. More are dropped.
+    /// The same for all clients together, each copy counted; default 268435456 (256 MiB), at least
+    /// `packet_bytes_max`. More are dropped, but for a connected client for which less than
+    /// `output_bytes_max` waits.
     pub queued_bytes_max: usize,
     /// Most subscriptions of one client; default 100, at least 1.
     pub subscriptions_max: usize,
@@ -139,7 +141,7 @@ pub struct Config {
     pub session_expiry_max: Span,
     /// Most retained messages; default 10000.
     pub retained_messages_max: usize,
-    /// Bytes of topics and payloads of retained messages; default 16777216 (16 MiB).
+    /// Bytes of retained messages, properties included; default 16777216 (16 MiB).
     pub retained_bytes_max: usize,
 
     /// Limits on load: how fast clients may send and connect, and how much one identity may have.

@@ -64,7 +64,7 @@ pub(crate) struct Session {
 /// What all sessions share.
 pub(crate) struct Queues {
     pub(crate) journal: Arc<Journal>,
-    /// Bytes of topics and payloads that wait in all of them.
+    /// Bytes of publishes that wait in all of them.
     bytes: AtomicUsize,
     bytes_max: usize,
 }
@@ -136,7 +136,7 @@ pub(crate) struct State {
     window: VecDeque<InFlight>,
     sent: usize,
     last_id: u16,
-    /// Bytes of topics and payloads in queue and window.
+    /// Bytes of publishes in queue and window.
     bytes: usize,
     /// How many in the queue have QoS 0.
     expendable: usize,
@@ -234,7 +234,8 @@ impl Outgoing {
 
 /// What a publish weighs in a queue.
 pub(crate) fn bytes_of(publish: &Publish) -> usize {
-    publish.topic.as_str().len() + publish.payload.len()
+    let properties = publish.properties.as_ref().map_or(0, |properties| properties.bytes());
+    publish.topic.as_str().len() + publish.payload.len() + properties
 }
 
 struct InFlight {
@@ -268,6 +269,9 @@ pub(crate) struct QueueLimits {
     pub(crate) age_max: Duration,
     /// How long a connected client's queue may be full.
     pub(crate) stuck_max: Duration,
+    /// Bytes that may wait for a connected client however much waits for the others. Without them,
+    /// queues of clients that are away would keep those who are there from getting anything.
+    pub(crate) connected_bytes: usize,
 }
 
 /// What became of a publish that was pushed.
@@ -526,7 +530,9 @@ impl Session {
             }
             return Pushed::Dropped(Reason::QueueFull);
         }
-        if !self.queues.has_room(bytes) || state.ids.len() >= IDS_MAX {
+        let has_own =
+            state.owner.is_some() && state.bytes.saturating_add(bytes) <= limits.connected_bytes;
+        if !(has_own || self.queues.has_room(bytes)) || state.ids.len() >= IDS_MAX {
             return Pushed::Dropped(Reason::QueueFull);
         }
         if let Some(draft) = draft.filter(|_| self.persistent && !expendable) {
@@ -979,6 +985,7 @@ mod tests {
         bytes_max: 100,
         age_max: Duration::MAX,
         stuck_max: Duration::MAX,
+        connected_bytes: 10,
     };
 
     fn session() -> Session {

@@ -106,7 +106,8 @@ impl Options {
     }
 }
 
-fn client_config(ca: &Path, pair: Option<&Pair>) -> rustls::ClientConfig {
+/// TLS with this CA, and with this certificate if there is one.
+pub(crate) fn client_config(ca: &Path, pair: Option<&Pair>) -> rustls::ClientConfig {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

@@ -138,6 +138,12 @@ impl Process {
         self.instance.mqtt.unwrap()
     }
 
+    /// Where its listener of this name is.
+    pub(crate) fn listener(&self, name: &str) -> SocketAddr {
+        let found = self.instance.listeners.iter().find(|one| one.name == name);
+        found.unwrap_or_else(|| panic!("no listener {name}")).address
+    }
+
     /// Where its API listens.
     pub(crate) fn http(&self) -> SocketAddr {
         self.instance.api

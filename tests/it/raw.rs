@@ -77,6 +77,12 @@ impl Raw {
     pub(crate) async fn expect_closed(&mut self) {
         assert_eq!(self.packet().await, None);
     }
+
+    /// Ends it without DISCONNECT, and waits until the broker has noticed.
+    pub(crate) async fn hang_up(mut self) {
+        self.stream.shutdown().await.unwrap();
+        while self.packet().await.is_some() {}
+    }
 }
 
 fn packet_len(input: &[u8]) -> Option<usize> {
@@ -99,7 +105,12 @@ fn text(text: &[u8]) -> Vec<u8> {
 
 /// A packet with its length.
 pub(crate) fn packet(header: u8, body: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![header];
+    [&[header][..], &sized(body)].concat()
+}
+
+/// Behind its length as a variable byte integer: a packet's body, or properties.
+pub(crate) fn sized(body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
     let mut length = body.len();
     loop {
         let low = u8::try_from(length & 0x7f).unwrap();
@@ -141,14 +152,12 @@ impl Connect<'_> {
         body.extend([if self.v5 { 5 } else { 4 }, flags]);
         body.extend(self.keep_alive.to_be_bytes());
         if self.v5 {
-            body.push(u8::try_from(self.properties.len()).unwrap());
-            body.extend(self.properties);
+            body.extend(sized(self.properties));
         }
         body.extend(text(self.id.as_bytes()));
         if let Some((_, topic, payload, properties)) = self.will {
             if self.v5 {
-                body.push(u8::try_from(properties.len()).unwrap());
-                body.extend(properties);
+                body.extend(sized(properties));
             }
             body.extend(text(topic.as_bytes()));
             body.extend(text(payload));
@@ -183,8 +192,7 @@ pub(crate) fn publish(
         body.extend(id.to_be_bytes());
     }
     if let Some(properties) = properties {
-        body.push(u8::try_from(properties.len()).unwrap());
-        body.extend(properties);
+        body.extend(sized(properties));
     }
     body.extend(payload);
     packet(0x30 | flags, &body)
@@ -194,8 +202,7 @@ pub(crate) fn publish(
 pub(crate) fn subscribe(id: u16, filter: &str, options: u8, properties: Option<&[u8]>) -> Vec<u8> {
     let mut body = id.to_be_bytes().to_vec();
     if let Some(properties) = properties {
-        body.push(u8::try_from(properties.len()).unwrap());
-        body.extend(properties);
+        body.extend(sized(properties));
     }
     body.extend(text(filter.as_bytes()));
     body.push(options);

@@ -90,7 +90,7 @@ pub(crate) struct State {
     stuck_since: Option<Instant>,
     last_packet: Instant,
     pending: VecDeque<Pending>,
-    /// Bytes of topics and payloads in `pending`.
+    /// Bytes of publishes in `pending`.
     pending_bytes: usize,
     /// The ticket number of the first in `pending`.
     first_number: u64,

@@ -171,6 +171,7 @@ impl Hub {
             bytes_max: config.queue_bytes_max,
             age_max: config.queue_age_max.get(),
             stuck_max: config.write_timeout.get(),
+            connected_bytes: config.output_bytes_max,
         };
         Self {
             intake,
