@@ -138,6 +138,8 @@ fn reason_v5(error: &v5::ConnectionError) -> String {
 const LOGIN: &str = "see user, password and cert";
 const NO_ANSWER: &str = "no answer in time (connect_timeout)";
 const NO_PONG: &str = "no answer to a ping";
+/// Where it closes before CONNACK.
+pub(super) const EARLY: &str = "; that was before it answered CONNECT: see its log, and whether this port speaks TLS, with mqtts";
 const CLOSED: &str = "the upstream closed the connection";
 
 fn closes(error: &std::io::Error) -> bool {
@@ -167,10 +169,14 @@ fn tls(error: &(dyn std::error::Error + 'static)) -> String {
 fn with_next(text: String) -> String {
     let next = if text.contains("UnknownIssuer") || text.contains("BadSignature") {
         "its certificate comes from a CA that is not in `ca`"
-    } else if text.contains("NotValidForName") {
+    } else if text.contains("NotValidForName") || text.contains("not valid for name") {
         "its certificate has another name than the host in `url`"
     } else if text.contains("CertificateRequired") {
         "it wants a client certificate: set cert and key"
+    } else if text.contains("handshake eof") {
+        "it closed the connection in the middle; does this port speak TLS?"
+    } else if text.contains("failed to lookup address") {
+        "the host in `url` has no address"
     } else {
         return text;
     };

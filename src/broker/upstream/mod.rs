@@ -182,10 +182,15 @@ impl Link {
                 End::Stopped => return,
                 End::Lost(loss) => loss,
             };
+            let lasted = self.standing.lasted();
+            let reason = match lasted {
+                None if loss.is_close && !address.tls => loss.reason + explain::EARLY,
+                _ => loss.reason,
+            };
             if let Some(back) = &mut self.back {
                 back.lost(loss.is_close);
             }
-            let is_good = self.standing.lasted().is_some_and(|lasted| lasted >= STABLE);
+            let is_good = lasted.is_some_and(|lasted| lasted >= STABLE);
             if is_good {
                 failed = 0;
             } else {
@@ -194,7 +199,7 @@ impl Link {
             }
             // The next address of the cluster at once; a rest after each round.
             let is_round_over = is_good || turn.is_multiple_of(upstream.addresses.len());
-            self.standing.lost(address, &loss.reason, is_round_over);
+            self.standing.lost(address, &reason, is_round_over);
             if !is_round_over {
                 continue;
             }
