@@ -68,6 +68,10 @@ pub struct UpstreamState {
     pub reason: Option<String>,
     /// Filters that it refuses, each with its reason: nothing comes by these.
     pub refused: Vec<String>,
+    /// Whether rules and subscribers are to hear of it: not before every address was tried, and
+    /// not of a connection that ends each time as soon as it is made.
+    #[serde(skip)]
+    pub is_news: bool,
 }
 
 /// MQTT 5 publish properties that are passed on to subscribers (MQTT 5, 3.3.2.3).
@@ -254,6 +258,8 @@ words! {
         UnsupportedVersion = "unsupported_version",
         /// The packet or payload is over the limit.
         PacketTooLarge = "packet_too_large",
+        /// An upstream closed the connection each time that it was sent this publish.
+        UpstreamRefused = "upstream_refused",
         /// The HTTP request makes no sense.
         BadRequest = "bad_request",
         /// The topic is empty, too long, too deep, or holds a wildcard or control character.

@@ -176,8 +176,8 @@ pub struct Parts {
     pub rules: Arc<ArcSwap<RulesInForce>>,
     /// Why certificates that have changed on disk are not in force; empty where they are.
     pub certificate_problems: Arc<ArcSwap<Vec<String>>>,
-    /// How each upstream stands.
-    pub upstreams: Vec<watch::Receiver<UpstreamState>>,
+    /// How each upstream stands, and how many publishes wait for it.
+    pub upstreams: Arc<dyn Fn() -> Vec<(UpstreamState, Option<usize>)> + Send + Sync>,
     /// The pages of the console, served without a key.
     pub console: Router,
 }

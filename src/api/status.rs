@@ -8,7 +8,6 @@ use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use tokio::sync::watch;
 
 use super::refusal::Refusal;
 use super::view::LaneView;
@@ -66,6 +65,8 @@ struct StatusView<'a> {
 #[derive(Serialize)]
 struct UpstreamView {
     name: Arc<str>,
+    /// Publishes that wait for it; `null` where nothing goes to it.
+    queued: Option<usize>,
     #[serde(flatten)]
     state: UpstreamState,
 }
@@ -107,7 +108,7 @@ pub(super) async fn show(State(state): State<Shared>) -> Response {
             dead: dead.collect(),
         },
         lanes: parts.dispatch.lanes().into_iter().map(LaneView::from).collect(),
-        upstreams: parts.upstreams.iter().map(upstream).collect(),
+        upstreams: (parts.upstreams)().into_iter().map(upstream).collect(),
         rules: &rules,
         certificate_problems: &certificate_problems,
         disk_free_bytes: parts.store.disk_free_bytes().ok(),
@@ -116,9 +117,8 @@ pub(super) async fn show(State(state): State<Shared>) -> Response {
     Json(view).into_response()
 }
 
-fn upstream(state: &watch::Receiver<UpstreamState>) -> UpstreamView {
-    let state = state.borrow().clone();
-    UpstreamView { name: Arc::clone(&state.name), state }
+fn upstream((state, queued): (UpstreamState, Option<usize>)) -> UpstreamView {
+    UpstreamView { name: Arc::clone(&state.name), queued, state }
 }
 
 /// `POST /v1/providers/{name}/resume`

@@ -22,7 +22,7 @@ use crate::clock::Timestamp;
 use crate::intake::{Intake, Ticket};
 use crate::model::{Publish, Qos, Reason};
 use crate::telemetry::Metrics;
-use crate::topic::TopicName;
+use crate::topic::{TopicFilter, TopicLimits, TopicName};
 
 /// The door.
 #[derive(Clone)]
@@ -81,6 +81,26 @@ impl Local {
         if publish.retain || !targets.is_empty() {
             hub.deliver(publish, targets, None);
         }
+    }
+
+    /// Ends the sessions whose client ids begin with `prefix`, but for those in `kept`: what they
+    /// were called, and how many publishes waited in each.
+    pub(crate) fn end_others(&self, prefix: &str, kept: &[Arc<str>]) -> Vec<(Arc<str>, usize)> {
+        self.shared.hub.end_sessions(|client_id| {
+            client_id.starts_with(prefix) && !kept.iter().any(|one| **one == *client_id)
+        })
+    }
+
+    /// How many publishes wait in this session or are under way.
+    pub(crate) fn queued(&self, client_id: &str) -> Option<usize> {
+        let backlog = self.shared.hub.backlog_of(client_id)?;
+        Some(backlog.queued + backlog.in_flight)
+    }
+
+    /// Forgets what is retained on topics that match `filter`. Nobody is told.
+    pub(crate) fn forget_retained(&self, filter: &str) {
+        let Ok(filter) = TopicFilter::parse(filter, TopicLimits::default()) else { return };
+        self.shared.hub.forget_retained(&filter);
     }
 
     /// The session `client_id`, subscribed to `filters` and no others. What `client_id` publishes

@@ -78,6 +78,8 @@ struct Upstream {
     address: String,
     reason: Option<String>,
     refused: Vec<String>,
+    /// Publishes that wait for it; none where nothing goes to it.
+    queued: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -139,7 +141,7 @@ impl Answer {
             let rows: Vec<Vec<String>> =
                 self.upstreams.iter().map(|upstream| upstream.row(now)).collect();
             writeln!(out)?;
-            text::table(out, &["UPSTREAM", "STATE", "SINCE", "ADDRESS", "WHY"], &rows)?;
+            text::table(out, &["UPSTREAM", "STATE", "SINCE", "ADDRESS", "QUEUED", "WHY"], &rows)?;
         }
         if let Some(stopped) = self.lanes.iter().find(|lane| lane.state == "stopped") {
             writeln!(
@@ -171,6 +173,7 @@ impl Upstream {
             if self.connected { "connected" } else { "away" }.to_owned(),
             text::distance(&self.since, now),
             self.address.clone(),
+            self.queued.map_or_else(|| "-".to_owned(), |queued| queued.to_string()),
             why.join("; "),
         ]
     }

@@ -87,16 +87,22 @@ fn load_config(name: &str, text: &str) -> Result<Config, String> {
 #[test]
 fn the_rules_of_the_papers_load() {
     let all = blocks("docs/rules.md");
-    assert_eq!(load_rules(&all).rules.len(), 4);
+    assert_eq!(load_rules(&all).rules.len(), 5);
     let readme = blocks("README.md");
     let rules: Vec<Block> = readme.into_iter().filter(|b| b.text.contains("[[rule]]")).collect();
     assert_eq!(load_rules(&rules).rules.len(), 1);
+    let contact = "[[contact]]\nname = 'ana'\npush = 'topic:plant'".to_owned();
+    let mut upstream = blocks("docs/upstream.md");
+    upstream.retain(|block| block.text.contains("[[rule]]"));
+    upstream.push(Block { name: "a contact".to_owned(), text: contact });
+    assert_eq!(load_rules(&upstream).rules.len(), 1);
 }
 
 #[test]
 fn the_configuration_of_the_papers_loads() {
     let mut checked = 0;
-    for block in ["README.md", "docs/operating.md"].into_iter().flat_map(blocks) {
+    for block in ["README.md", "docs/operating.md", "docs/upstream.md"].into_iter().flat_map(blocks)
+    {
         if block.text.contains("[[rule]]") {
             continue;
         }
@@ -111,7 +117,7 @@ fn the_configuration_of_the_papers_loads() {
             ),
         }
     }
-    assert_eq!(checked, 4);
+    assert_eq!(checked, 5);
 }
 
 /// The words of a command line as a shell would cut it, up to its comment.

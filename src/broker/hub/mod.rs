@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, mpsc};
@@ -45,7 +46,8 @@ use super::load::quota::{Most, Owner as Whose, Quota};
 use super::protocol::Wanted;
 use super::protocol::connect::Will;
 use super::session::{
-    NotOwner, Outgoing, Owner, PendingWill, Pushed, QueueLimits, Queues, Session, Signal, State,
+    Backlog, NotOwner, Outgoing, Owner, PendingWill, Pushed, QueueLimits, Queues, Session, Signal,
+    State,
 };
 use crate::clock::Clock;
 use crate::intake::{Intake, Ticket, Verdict};
@@ -53,7 +55,7 @@ use crate::model::{Publish, Qos, Reason};
 use crate::store::sessions::{ReceivedRow, SubscriptionRow, WillRow};
 use crate::store::{Store, keys};
 use crate::telemetry::{ByReason, Metrics};
-use crate::topic::TopicName;
+use crate::topic::{TopicFilter, TopicName};
 
 /// Wills that are published at a time. More that are due wait.
 const WILLS_MAX: usize = 256;
@@ -412,6 +414,27 @@ impl Hub {
         }
         self.route_count.store(routes.len(), Ordering::Release);
         position
+    }
+
+    /// Ends the sessions that `is_over` names, and nobody has: how many publishes waited in each.
+    pub(crate) fn end_sessions(&self, is_over: impl Fn(&str) -> bool) -> Vec<(Arc<str>, usize)> {
+        let mut sessions = lock(&self.sessions);
+        let over: Vec<_> =
+            sessions.extract_if(|client_id, _| is_over(client_id)).map(|(_, one)| one).collect();
+        self.count_sessions(&sessions);
+        drop(sessions);
+        let mut ended = Vec::new();
+        for session in over {
+            let backlog = session.backlog();
+            self.end(&session);
+            ended.push((Arc::clone(&session.client_id), backlog.queued + backlog.in_flight));
+        }
+        ended
+    }
+
+    /// What the session of this client holds.
+    pub(crate) fn backlog_of(&self, client_id: &str) -> Option<Backlog> {
+        lock(&self.sessions).get(client_id).map(|session| session.backlog())
     }
 
     fn count_sessions(&self, sessions: &HashMap<Arc<str>, Arc<Session>>) {
@@ -820,6 +843,16 @@ impl Hub {
                      broker.retained_bytes_max and the like in [broker.limits.identity]"
                 );
             }
+        }
+    }
+
+    /// Forgets what is retained on topics that `filter` matches; nobody is told.
+    pub(crate) fn forget_retained(&self, filter: &TopicFilter) {
+        let kept = read(&self.retained).matching(filter, self.clock.now());
+        for old in kept {
+            // An empty payload deletes (MQTT-3.3.1-6).
+            let nothing = Publish { payload: Bytes::new(), ..Publish::clone(&old) };
+            self.retain(&Arc::new(nothing));
         }
     }
 

@@ -15,15 +15,15 @@ use rumqttc::{TlsConfiguration, Transport, v5};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::config::{Address, Upstream, Version, Wanted};
-use super::explain::{self, words};
+use super::address::Address;
+use super::config::{Upstream, Version, Wanted};
+use super::explain::{self, Loss, words};
 use crate::model::{PublishProperties, Qos};
 
 /// Happenings that wait to be read.
 const HAPPENINGS: usize = 16;
-/// Most publishes to the upstream that it has not acknowledged.
-pub(super) const WINDOW: usize = 20;
-/// Packet ids of publishes to the upstream: rumqttc keeps a place for each.
+/// Packet ids of publishes to the upstream: rumqttc keeps a place for each. Twice as many as can be
+/// under way, so that one that is acknowledged late does not hold up the others.
 const IDS: u16 = 1000;
 /// The largest packet that MQTT can write.
 const PACKET_BYTES_MAX: usize = 268_435_455;
@@ -45,13 +45,13 @@ pub(super) enum Happening {
     /// DISCONNECT is on its way.
     Left,
     /// The connection has ended, or could not be made: why.
-    Lost(String),
+    Lost(Loss),
 }
 
 pub(super) struct Connected {
     /// The upstream has kept our session.
     pub(super) session_present: bool,
-    /// Most unacknowledged publishes that it takes.
+    /// Most unacknowledged publishes that it takes, at least 1.
     pub(super) window_max: usize,
     /// Largest packet that it takes.
     pub(super) packet_bytes_max: usize,
@@ -115,7 +115,8 @@ impl Client {
             true => Transport::tls_with_config(TlsConfiguration::Rustls(upstream.tls()?)),
         };
         // Acknowledgements, publishes, one SUBSCRIBE and one DISCONNECT: it is never full.
-        let requests_max = usize::from(config.inflight_max) + WINDOW + 8;
+        let requests_max =
+            usize::from(config.inflight_max) + usize::from(config.publish_inflight_max) + 8;
         let (to, happenings) = mpsc::channel(HAPPENINGS);
         // A ping goes in each interval, so in that time something happens, or its socket is stuck.
         let patience = 2 * config.keep_alive.get() + config.connect_timeout.get();
@@ -181,7 +182,7 @@ impl Client {
         }
         // Without a word it ended in a panic, which is in the log.
         next.unwrap_or_else(|| {
-            Happening::Lost("a fault in the MQTT client library; see the log".to_owned())
+            Happening::Lost("a fault in the MQTT client library; see the log".into())
         })
     }
 
@@ -321,7 +322,7 @@ async fn follow_v311(
         let happening = match tokio::time::timeout(patience, events.poll()).await {
             Ok(Ok(event)) => of_v311(event),
             Ok(Err(error)) => Some(Happening::Lost(explain::v311(&error))),
-            Err(_) => Some(Happening::Lost(SILENT.to_owned())),
+            Err(_) => Some(Happening::Lost(SILENT.into())),
         };
         if tell(&to, happening).await.is_break() {
             return;
@@ -334,7 +335,7 @@ async fn follow_v5(mut events: v5::EventLoop, to: mpsc::Sender<Happening>, patie
         let happening = match tokio::time::timeout(patience, events.poll()).await {
             Ok(Ok(event)) => of_v5(event),
             Ok(Err(error)) => Some(Happening::Lost(explain::v5(&error))),
-            Err(_) => Some(Happening::Lost(SILENT.to_owned())),
+            Err(_) => Some(Happening::Lost(SILENT.into())),
         };
         if tell(&to, happening).await.is_break() {
             return;
@@ -373,7 +374,7 @@ fn of_v311(event: rumqttc::Event) -> Option<Happening> {
     match packet {
         Packet::ConnAck(ack) => Some(Happening::Connected(Connected {
             session_present: ack.session_present,
-            window_max: WINDOW,
+            window_max: usize::MAX,
             packet_bytes_max: PACKET_BYTES_MAX,
         })),
         Packet::SubAck(ack) => {
@@ -414,7 +415,7 @@ fn of_v5(event: v5::Event) -> Option<Happening> {
             let bytes_max = bytes_max.and_then(|bytes| usize::try_from(bytes).ok());
             Some(Happening::Connected(Connected {
                 session_present: ack.session_present,
-                window_max: window_max.unwrap_or(WINDOW).clamp(1, WINDOW),
+                window_max: window_max.unwrap_or(usize::MAX).max(1),
                 packet_bytes_max: bytes_max.unwrap_or(PACKET_BYTES_MAX),
             }))
         }

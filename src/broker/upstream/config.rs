@@ -3,13 +3,13 @@
 //! Reads certificates and secrets to see that they are there, and connects to nothing. Never
 //! prints a password. Invariant: an [`Upstream`] exists only of settings without a problem.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
 
+use super::address::Address;
+use super::tls;
 use crate::model::Qos;
 use crate::secret::{Secret, SecretSource};
 use crate::span::Span;
@@ -121,6 +121,9 @@ pub struct Config {
     pub backoff_max: Span,
     /// Most publishes that were read and are not on disk yet; default 100, 1 to 10000.
     pub inflight_max: u16,
+    /// Most publishes to the upstream that it has not acknowledged; default 20, 1 to 500. On a long
+    /// way it bounds what passes in a second: this many for each round trip.
+    pub publish_inflight_max: u16,
     /// Largest packet taken, bytes; default 1048576 (1 MiB), 1024 to 268435455.
     pub packet_bytes_max: u32,
 }
@@ -149,25 +152,8 @@ impl Default for Config {
             backoff_min: Span::from_secs(1),
             backoff_max: Span::from_secs(60),
             inflight_max: 100,
+            publish_inflight_max: 20,
             packet_bytes_max: 1 << 20,
-        }
-    }
-}
-
-/// Where an upstream listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Address {
-    pub(super) host: String,
-    pub(super) port: u16,
-    pub(super) tls: bool,
-}
-
-impl std::fmt::Display for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let scheme = if self.tls { "mqtts" } else { "mqtt" };
-        match self.host.contains(':') {
-            true => write!(f, "{scheme}://[{}]:{}", self.host, self.port),
-            false => write!(f, "{scheme}://{}:{}", self.host, self.port),
         }
     }
 }
@@ -206,7 +192,7 @@ impl Upstream {
     /// The TLS settings. The files are read again each time, so that a renewed certificate counts
     /// from the next connection on.
     pub(super) fn tls(&self) -> Result<Arc<rustls::ClientConfig>, String> {
-        tls(&self.config)
+        tls::client_config(&self.config)
     }
 }
 
@@ -221,11 +207,7 @@ impl Config {
         let addresses = self.check_urls(&mut problems);
         self.check_bounds(&mut problems);
         self.check_topics(limits, &mut problems);
-        if addresses.iter().any(|address| address.tls)
-            && let Err(problem) = tls(&self)
-        {
-            problems.push(problem);
-        }
+        self.check_tls(&addresses, &mut problems);
         let mut login = None;
         match (&self.user, &self.password) {
             (Some(user), Some(source)) => match source.resolve() {
@@ -283,6 +265,21 @@ impl Config {
         }
     }
 
+    fn check_tls(&self, addresses: &[Address], problems: &mut Vec<String>) {
+        if addresses.iter().any(|address| address.tls) {
+            problems.extend(tls::client_config(self).err());
+        } else if addresses.len() == self.url.len() {
+            // Whoever named a CA or a certificate believes that the connection is encrypted.
+            for (key, file) in [("ca", &self.ca), ("cert", &self.cert), ("key", &self.key)] {
+                if file.is_some() {
+                    problems.push(format!(
+                        "{key}: does nothing, because no address in `url` is mqtts; write mqtts://, or take it out"
+                    ));
+                }
+            }
+        }
+    }
+
     fn check_urls(&self, problems: &mut Vec<String>) -> Vec<Address> {
         if !(1..=16).contains(&self.url.len()) {
             problems.push(
@@ -291,12 +288,12 @@ impl Config {
         }
         let mut addresses = Vec::new();
         for (index, text) in self.url.iter().enumerate() {
-            match parse_url(text) {
+            match Address::parse(text) {
                 None => problems.push(format!(
                     "url[{index}]: \"{text}\" is no address; write mqtts://host:8883 or mqtt://host:1883"
                 )),
                 Some(address) => {
-                    if !address.tls && !is_this_machine(&address.host) && !self.allow_plain {
+                    if !address.tls && !address.is_this_machine() && !self.allow_plain {
                         problems.push(format!(
                             "url[{index}]: {address} is another machine, without TLS; use mqtts, or set allow_plain = true"
                         ));
@@ -325,6 +322,10 @@ impl Config {
         }
         if !(1..=10_000).contains(&self.inflight_max) {
             problems.push(format!("inflight_max: 1 to 10000, found {}", self.inflight_max));
+        }
+        if !(1..=500).contains(&self.publish_inflight_max) {
+            let found = self.publish_inflight_max;
+            problems.push(format!("publish_inflight_max: 1 to 500, found {found}"));
         }
         if !(1024..=268_435_455).contains(&self.packet_bytes_max) {
             let found = self.packet_bytes_max;
@@ -386,38 +387,6 @@ impl Config {
     }
 }
 
-fn parse_url(text: &str) -> Option<Address> {
-    let (tls, rest) = match text.split_once("://")? {
-        ("mqtts", rest) => (true, rest),
-        ("mqtt", rest) => (false, rest),
-        _ => return None,
-    };
-    let rest = rest.strip_suffix('/').unwrap_or(rest);
-    let default = if tls { 8883 } else { 1883 };
-    let (host, port) = match rest.strip_prefix('[') {
-        Some(rest) => {
-            let (host, port) = rest.split_once(']')?;
-            host.parse::<std::net::Ipv6Addr>().ok()?;
-            (host, if port.is_empty() { None } else { Some(port.strip_prefix(':')?) })
-        }
-        None => match rest.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (rest, None),
-        },
-    };
-    let port = port.map_or(Some(default), |port| port.parse().ok()).filter(|port| *port != 0)?;
-    let is_odd = |one: char| one.is_whitespace() || one.is_control() || "/@?#".contains(one);
-    (!host.is_empty() && !host.contains(is_odd)).then(|| Address {
-        host: host.to_owned(),
-        port,
-        tls,
-    })
-}
-
-fn is_this_machine(host: &str) -> bool {
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
 /// Whether there is a topic that both match.
 fn overlaps(one: &TopicFilter, other: &TopicFilter) -> bool {
     let (mut one, mut other) = (one.levels().iter(), other.levels().iter());
@@ -432,74 +401,12 @@ fn overlaps(one: &TopicFilter, other: &TopicFilter) -> bool {
     }
 }
 
-fn tls(config: &Config) -> Result<Arc<rustls::ClientConfig>, String> {
-    let Some(ca) = &config.ca else {
-        return Err(
-            "ca: mqtts needs the file of the CAs that the upstream's certificate may come from; for public ones, /etc/ssl/certs/ca-certificates.crt".to_owned(),
-        );
-    };
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in certificates("ca", ca)? {
-        roots.add(certificate).map_err(|error| format!("ca: {}: {error}", ca.display()))?;
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| format!("ca: {error}"))?
-        .with_root_certificates(roots);
-    let config = match config.cert.as_deref().zip(config.key.as_deref()) {
-        None => builder.with_no_client_auth(),
-        Some((cert, key)) => {
-            let chain = certificates("cert", cert)?;
-            let secret = PrivateKeyDer::from_pem_file(key)
-                .map_err(|error| format!("key: {}: {error}", key.display()))?;
-            builder.with_client_auth_cert(chain, secret).map_err(|error| {
-                format!("cert: {} with {}: {error}", cert.display(), key.display())
-            })?
-        }
-    };
-    Ok(Arc::new(config))
-}
-
-fn certificates(key: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let failed = |error: &dyn std::fmt::Display| format!("{key}: {}: {error}", file.display());
-    let certificates = CertificateDer::pem_file_iter(file)
-        .map_err(|error| failed(&error))?
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| failed(&error))?;
-    if certificates.is_empty() {
-        return Err(failed(&"no certificate in it"));
-    }
-    Ok(certificates)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn check(toml: &str) -> Result<Upstream, Vec<String>> {
         toml::from_str::<Config>(toml).expect("valid TOML").check(TopicLimits::default())
-    }
-
-    #[test]
-    fn addresses_are_read() {
-        for (text, expected) in [
-            ("mqtts://b.example.org:8884", Some("mqtts://b.example.org:8884")),
-            ("mqtts://b.example.org", Some("mqtts://b.example.org:8883")),
-            ("mqtt://127.0.0.1/", Some("mqtt://127.0.0.1:1883")),
-            ("mqtt://[::1]:1884", Some("mqtt://[::1]:1884")),
-            ("mqtt://[::1]", Some("mqtt://[::1]:1883")),
-            ("mqtt://[x]", None),
-            ("b.example.org:1883", None),
-            ("tcp://b:1883", None),
-            ("mqtt://user:secret@b:1883", None),
-            ("mqtt://b:0", None),
-            ("mqtt://b:99999", None),
-            ("mqtt://", None),
-        ] {
-            let read = parse_url(text).map(|address| address.to_string());
-            assert_eq!(read.as_deref(), expected, "{text}");
-        }
     }
 
     #[test]
@@ -547,8 +454,10 @@ mod tests {
             (&format!("{base}subscribe = [{{ filter = 'a', qos = 2 }}]"), "0 or 1, found 2"),
             (&format!("{base}subscribe = ['a']\nprefix = 'plant'"), "ends with /"),
             (&format!("{base}subscribe = ['a']\npassword = 'x'"), "needs a user name"),
-            (&format!("{base}subscribe = ['a']\ncert = 'x'"), "go together"),
+            (&format!("{base}subscribe = ['a']\npublish = ['+a']"), "publish[0]: \"+a\""),
             (&format!("{base}subscribe = ['a']\nkeep_alive = '1s'"), "keep_alive: 5s to"),
+            (&format!("{base}subscribe = ['a']\nca = 'x'"), "ca: does nothing"),
+            (&format!("{base}subscribe = ['a']\npublish_inflight_max = 0"), "max: 1 to 500"),
             (&format!("{base}subscribe = ['a']\ninflight_max = 0"), "inflight_max: 1 to"),
             (
                 &format!("{base}version = '3.1.1'\nsubscribe = ['#']\npublish = ['cmd/#']"),
@@ -561,5 +470,7 @@ mod tests {
             assert!(problems[0].contains(expected), "{toml}: {problems:#?}");
         }
         check(&format!("{base}subscribe = ['#']\npublish = ['cmd/#']")).expect("No Local");
+        let problems = check(&format!("{base}subscribe = ['a']\ncert = 'x'")).expect_err("half");
+        assert!(problems.iter().any(|one| one.contains("go together")), "{problems:#?}");
     }
 }

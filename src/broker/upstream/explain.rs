@@ -6,6 +6,20 @@ use rumqttc::v5;
 
 use crate::telemetry::chain;
 
+/// Why a connection ended, or could not be made.
+pub(super) struct Loss {
+    pub(super) reason: String,
+    /// The upstream has closed it without a reason of its own, such as a stop: perhaps for what it
+    /// was sent.
+    pub(super) is_close: bool,
+}
+
+impl From<&str> for Loss {
+    fn from(reason: &str) -> Self {
+        Self { reason: reason.to_owned(), is_close: false }
+    }
+}
+
 /// `NotAuthorized` as `not authorized`.
 pub(super) fn words(reason: &impl std::fmt::Debug) -> String {
     let mut words = String::new();
@@ -19,7 +33,19 @@ pub(super) fn words(reason: &impl std::fmt::Debug) -> String {
 }
 
 /// Why a connection by MQTT 3.1.1 ended, or could not be made.
-pub(super) fn v311(error: &rumqttc::ConnectionError) -> String {
+pub(super) fn v311(error: &rumqttc::ConnectionError) -> Loss {
+    use rumqttc::{ConnectionError, StateError};
+    let is_close = match error {
+        ConnectionError::MqttState(StateError::ConnectionAborted) => true,
+        ConnectionError::Io(error) | ConnectionError::MqttState(StateError::Io(error)) => {
+            closes(error)
+        }
+        _ => false,
+    };
+    Loss { reason: reason_v311(error), is_close }
+}
+
+fn reason_v311(error: &rumqttc::ConnectionError) -> String {
     use rumqttc::{ConnectReturnCode, ConnectionError, StateError};
     match error {
         ConnectionError::Io(error) => io(error),
@@ -40,7 +66,41 @@ pub(super) fn v311(error: &rumqttc::ConnectionError) -> String {
 }
 
 /// Why a connection by MQTT 5.0 ended, or could not be made.
-pub(super) fn v5(error: &v5::ConnectionError) -> String {
+pub(super) fn v5(error: &v5::ConnectionError) -> Loss {
+    use v5::{ConnectionError, StateError};
+    let is_close = match error {
+        ConnectionError::MqttState(StateError::ConnectionAborted) => true,
+        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
+            is_for_a_packet(*reason_code)
+        }
+        ConnectionError::Io(error) | ConnectionError::MqttState(StateError::Io(error)) => {
+            closes(error)
+        }
+        _ => false,
+    };
+    Loss { reason: reason_v5(error), is_close }
+}
+
+/// Whether a DISCONNECT may be the answer to something that was sent, and not to the upstream's own
+/// troubles.
+fn is_for_a_packet(code: v5::mqttbytes::v5::DisconnectReasonCode) -> bool {
+    use v5::mqttbytes::v5::DisconnectReasonCode as Code;
+    matches!(
+        code,
+        Code::UnspecifiedError
+            | Code::MalformedPacket
+            | Code::ProtocolError
+            | Code::ImplementationSpecificError
+            | Code::NotAuthorized
+            | Code::TopicNameInvalid
+            | Code::PacketTooLarge
+            | Code::PayloadFormatInvalid
+            | Code::RetainNotSupported
+            | Code::QoSNotSupported
+    )
+}
+
+fn reason_v5(error: &v5::ConnectionError) -> String {
     use v5::mqttbytes::v5::ConnectReturnCode;
     use v5::{ConnectionError, StateError};
     let refused = |code: &ConnectReturnCode| match code {
@@ -78,14 +138,25 @@ pub(super) fn v5(error: &v5::ConnectionError) -> String {
 const LOGIN: &str = "see user, password and cert";
 const NO_ANSWER: &str = "no answer in time (connect_timeout)";
 const NO_PONG: &str = "no answer to a ping";
+/// Where it closes before CONNACK.
+pub(super) const EARLY: &str = "; that was before it answered CONNECT: see its log, and whether this port speaks TLS, with mqtts";
 const CLOSED: &str = "the upstream closed the connection";
+
+fn closes(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionReset
+            | ErrorKind::UnexpectedEof
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::BrokenPipe
+    )
+}
 
 fn io(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::ConnectionRefused => "nothing listens there".to_owned(),
-        std::io::ErrorKind::ConnectionReset
-        | std::io::ErrorKind::UnexpectedEof
-        | std::io::ErrorKind::ConnectionAborted => CLOSED.to_owned(),
+        _ if closes(error) => CLOSED.to_owned(),
         _ => with_next(error.to_string()),
     }
 }
@@ -98,10 +169,14 @@ fn tls(error: &(dyn std::error::Error + 'static)) -> String {
 fn with_next(text: String) -> String {
     let next = if text.contains("UnknownIssuer") || text.contains("BadSignature") {
         "its certificate comes from a CA that is not in `ca`"
-    } else if text.contains("NotValidForName") {
+    } else if text.contains("NotValidForName") || text.contains("not valid for name") {
         "its certificate has another name than the host in `url`"
     } else if text.contains("CertificateRequired") {
         "it wants a client certificate: set cert and key"
+    } else if text.contains("handshake eof") {
+        "it closed the connection in the middle; does this port speak TLS?"
+    } else if text.contains("failed to lookup address") {
+        "the host in `url` has no address"
     } else {
         return text;
     };

@@ -2,9 +2,10 @@
 //! acknowledged.
 //!
 //! In order of receipt, like a device's. What has to be on disk for local subscribers waits a second
-//! time, for the hub's journal, and what is behind it does so at the same time. When intake refuses, for want of disk or of room in the
-//! outbox, the publish and all after it are held and offered again; nothing is dropped and nothing
-//! acknowledged, and the upstream keeps what no longer fits here. At most `inflight_max` are held.
+//! time, for the hub's journal, and what is behind it does so at the same time. When intake refuses,
+//! for want of disk or of room in the outbox, the publish and all after it are held and offered
+//! again; nothing is dropped and nothing acknowledged, and the upstream keeps what no longer fits
+//! here. At most `inflight_max` are held.
 //!
 //! Invariant: a publish is acknowledged after its verdict, and only on the connection it came by.
 

@@ -9,12 +9,14 @@
 //! What it never does: acknowledge a publish that is not on disk; take a publish back to the
 //! upstream that it came from; end the process for want of an upstream.
 
+mod address;
 mod client;
 pub mod config;
 mod explain;
 mod incoming;
 mod publish;
 mod state;
+mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,40 +25,68 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use self::address::Address;
 use self::client::{Client, Connected, Happening, Stuck};
-use self::config::{Address, Upstream};
+use self::config::Upstream;
+use self::explain::Loss;
 use self::incoming::Incoming;
 use self::publish::Back;
-use self::state::Standing;
+use self::state::{STABLE, Standing};
 use super::Stop;
 use super::local::Local;
 use crate::model::{Qos, UpstreamState};
 
-/// A connection that has lasted so long was a good one: after it, back-off starts anew.
-const STABLE: Duration = Duration::from_secs(10);
 /// At a stop, the time for the last acknowledgements and DISCONNECT.
 const LEAVE: Duration = Duration::from_secs(5);
 
 /// Every upstream, not running yet.
 pub struct Bridges {
+    local: Local,
     bridges: Vec<Bridge>,
     states: Vec<watch::Receiver<UpstreamState>>,
 }
 
+/// How an upstream stands, and how much waits for it; `None` where nothing goes to it.
+pub type Stand = (UpstreamState, Option<usize>);
+
+/// The session in which waits what goes to this upstream.
+fn session_id(name: &str) -> Arc<str> {
+    format!("$upstream/{name}").into()
+}
+
 impl Bridges {
+    /// What upstreams that are configured no more, or get nothing any more, have left behind ends
+    /// here: nobody would ever empty their sessions.
     pub(super) fn new(local: &Local, upstreams: Vec<Upstream>) -> Self {
+        let gives = upstreams.iter().filter(|one| !one.config.publish.is_empty());
+        let kept: Vec<Arc<str>> = gives.map(|one| session_id(&one.name)).collect();
+        for (client_id, queued) in local.end_others(&session_id(""), &kept) {
+            tracing::warn!(
+                %client_id, queued,
+                "an upstream that is not configured any more, or without `publish`: what waited for it is dropped"
+            );
+        }
+        local.forget_retained(state::TOPICS);
         let (mut bridges, mut states) = (Vec::new(), Vec::new());
         for upstream in upstreams {
             let (standing, state) = Standing::new(local, &upstream);
             bridges.push(Bridge { local: local.clone(), standing, upstream: Arc::new(upstream) });
             states.push(state);
         }
-        Self { bridges, states }
+        Self { local: local.clone(), bridges, states }
     }
 
     /// How each stands, in the order of the configuration.
-    pub fn states(&self) -> Vec<watch::Receiver<UpstreamState>> {
-        self.states.clone()
+    pub fn states(&self) -> Arc<dyn Fn() -> Vec<Stand> + Send + Sync> {
+        let (local, states) = (self.local.clone(), self.states.clone());
+        Arc::new(move || {
+            let stand = |state: &watch::Receiver<UpstreamState>| {
+                let state = state.borrow().clone();
+                let queued = local.queued(&session_id(&state.name));
+                (state, queued)
+            };
+            states.iter().map(stand).collect()
+        })
     }
 
     /// Serves them until `stop` becomes true. Then what is with intake is waited for and
@@ -86,13 +116,13 @@ struct Bridge {
 /// How a connection ended.
 enum End {
     Stopped,
-    Lost(String),
+    Lost(Loss),
 }
 
 impl Bridge {
     async fn run(self, mut stop: Stop) {
         let Self { local, standing, upstream } = self;
-        let client_id: Arc<str> = format!("$upstream/{}", upstream.name).into();
+        let client_id = session_id(&upstream.name);
         let prefix = upstream.config.prefix.clone();
         let mut link = Link {
             incoming: Incoming::new(
@@ -113,7 +143,9 @@ impl Bridge {
             match local.attach(client_id, &filters).await {
                 Ok(session) => {
                     let name = Arc::clone(&link.upstream.name);
-                    link.back = Some(Back::new(session, name, prefix, local.metrics().clone()));
+                    let inflight_max = link.upstream.config.publish_inflight_max;
+                    let metrics = local.metrics().clone();
+                    link.back = Some(Back::new(session, name, prefix, metrics, inflight_max));
                 }
                 Err(reason) => tracing::error!(
                     upstream = %link.upstream.name, %reason,
@@ -146,22 +178,30 @@ impl Link {
             let Some(address) = upstream.addresses.get(turn % upstream.addresses.len()) else {
                 return;
             };
-            let began = Instant::now();
-            let reason = match self.connection(address, stop).await {
+            let loss = match self.connection(address, stop).await {
                 End::Stopped => return,
-                End::Lost(reason) => reason,
+                End::Lost(loss) => loss,
             };
-            self.standing.lost(address, &reason);
-            if self.standing.take_was_connected() && began.elapsed() >= STABLE {
+            let lasted = self.standing.lasted();
+            let reason = match lasted {
+                None if loss.is_close && !address.tls => loss.reason + explain::EARLY,
+                _ => loss.reason,
+            };
+            if let Some(back) = &mut self.back {
+                back.lost(loss.is_close);
+            }
+            let is_good = lasted.is_some_and(|lasted| lasted >= STABLE);
+            if is_good {
                 failed = 0;
             } else {
-                // The next address of the cluster at once; a rest after each round.
                 turn += 1;
                 failed = failed.saturating_add(1);
-                let several = upstream.addresses.len();
-                if turn % several != 0 {
-                    continue;
-                }
+            }
+            // The next address of the cluster at once; a rest after each round.
+            let is_round_over = is_good || turn.is_multiple_of(upstream.addresses.len());
+            self.standing.lost(address, &reason, is_round_over);
+            if !is_round_over {
+                continue;
             }
             let round = failed / u32::try_from(upstream.addresses.len()).unwrap_or(u32::MAX);
             if self.rest(round, stop).await.is_break() {
@@ -189,7 +229,7 @@ impl Link {
     async fn connection(&mut self, address: &Address, stop: &mut Stop) -> End {
         let mut client = match Client::connect(&self.upstream, address) {
             Ok(client) => client,
-            Err(reason) => return End::Lost(reason),
+            Err(reason) => return End::Lost(reason.as_str().into()),
         };
         self.incoming.connected();
         let mut is_connected = false;
@@ -210,6 +250,10 @@ impl Link {
                     Ok(())
                 }
                 () = called(back) => Ok(()),
+                () = until(self.standing.stable_at()) => {
+                    self.standing.stable();
+                    Ok(())
+                }
             };
             let pumped = match (&mut self.back, is_connected) {
                 (Some(back), true) => back.pump(&client),
@@ -219,7 +263,7 @@ impl Link {
                 return end;
             }
             if let Err(Stuck) = pumped {
-                return End::Lost("the connection takes no more requests".to_owned());
+                return End::Lost("the connection takes no more requests".into());
             }
         }
     }
@@ -245,7 +289,7 @@ impl Link {
                 }
             }
             Happening::AckSent | Happening::Left => {}
-            Happening::Lost(reason) => return Err(End::Lost(reason)),
+            Happening::Lost(loss) => return Err(End::Lost(loss)),
         }
         Ok(())
     }
@@ -257,7 +301,7 @@ impl Link {
         address: &Address,
     ) -> Result<(), End> {
         if let Some(back) = &mut self.back {
-            back.connected(connected.window_max, connected.packet_bytes_max);
+            back.connected(connected);
         }
         let wanted = &self.upstream.wanted;
         if wanted.is_empty() || (connected.session_present && self.is_subscribed) {
@@ -266,7 +310,7 @@ impl Link {
         }
         client
             .subscribe(wanted)
-            .map_err(|Stuck| End::Lost("the subscriptions cannot be sent".to_owned()))
+            .map_err(|Stuck| End::Lost("the subscriptions cannot be sent".into()))
     }
 
     fn subscribed(&mut self, granted: &[Result<Qos, String>], address: &Address) {
@@ -326,6 +370,13 @@ impl Link {
 async fn called(back: Option<&Back>) {
     match back {
         Some(back) => back.called().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }
