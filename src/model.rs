@@ -302,6 +302,8 @@ words! {
         RateLimited = "rate_limited",
         /// The subscriber's queue is full.
         QueueFull = "queue_full",
+        /// What handed it its publishes has died; with `broker.fanout = "router"` only.
+        FanoutFailed = "fanout_failed",
         /// It waited for its subscriber longer than `broker.queue_age_max`.
         QueueAge = "queue_age",
         /// The message's MQTT expiry passed while it waited.

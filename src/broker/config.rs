@@ -146,12 +146,26 @@ pub struct Config {
 
     /// Limits on load: how fast clients may send and connect, and how much one identity may have.
     pub limits: Limits,
+    /// Who hands publishes to subscribers: `hub`, or `router`, which is rumqttd's and in the build
+    /// only with the cargo feature `rumqttd`; it gives plain subscriptions of sessions that end with
+    /// their connection live copies of QoS 0. Default `hub`.
+    pub fanout: Fanout,
     /// How often subscribers of `$SYS/broker/...` get the values there; 0s: there is no `$SYS`.
     /// Default 10s.
     pub sys_interval: Span,
     /// `[auth]`: a section of its own, put here by whoever reads the configuration.
     #[serde(skip)]
     pub auth: auth::Config,
+}
+
+/// Who hands publishes to subscribers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fanout {
+    /// The hub, to everybody.
+    Hub,
+    /// rumqttd's router, where it can; needs the cargo feature `rumqttd`.
+    Router,
 }
 
 impl Default for Config {
@@ -207,6 +221,7 @@ impl Default for Config {
             retained_messages_max: 10_000,
             retained_bytes_max: 16 << 20,
             limits: Limits::default(),
+            fanout: Fanout::Hub,
             sys_interval: Span::from_secs(10),
             auth: auth::Config::default(),
         }
@@ -281,6 +296,13 @@ impl Config {
         }
         if self.keep_alive_max > Span::from_secs(65_535) {
             problems.push("broker.keep_alive_max: MQTT has at most 65535s".to_owned());
+        }
+        if self.fanout == Fanout::Router && !cfg!(feature = "rumqttd") {
+            problems.push(
+                "broker.fanout: \"router\" is not in this build; build it with `cargo build \
+                 --release --features rumqttd`, or write \"hub\""
+                    .to_owned(),
+            );
         }
         problems.extend(self.limits.problems());
         problems
@@ -429,6 +451,14 @@ mod tests {
     fn the_defaults_are_valid() {
         assert!(problems("").is_empty());
         assert!(problems("listen = ''\nlisten_tls = ''\nclient_ca = ''").is_empty());
+    }
+
+    #[test]
+    #[cfg(not(feature = "rumqttd"))]
+    fn a_fanout_that_is_not_in_the_build_says_how_to_build_it() {
+        let found = problems("fanout = 'router'");
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(found[0].contains("--features rumqttd"), "{found:#?}");
     }
 
     #[test]

@@ -292,6 +292,13 @@ impl Broker {
         Arc::<clients::Clients>::clone(&self.shared.clients)
     }
 
+    /// For tests: what makes the thread of rumqttd's router panic, where there is one.
+    #[cfg(feature = "rumqttd")]
+    #[doc(hidden)]
+    pub fn router_breaker(&self) -> Option<impl Fn() + Send + Sync + use<>> {
+        self.shared.hub.router_breaker()
+    }
+
     /// Serves until `stop` becomes true (or its sender is gone). Then nothing is accepted any
     /// more, every connection finishes the acknowledgements that it owes, says DISCONNECT and
     /// ends, and this returns. Wills are not published at a stop.

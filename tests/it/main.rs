@@ -24,6 +24,8 @@ mod process;
 mod providers;
 mod raw;
 mod restart;
+#[cfg(feature = "rumqttd")]
+mod router;
 mod sessions;
 mod store;
 mod tidy;

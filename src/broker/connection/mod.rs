@@ -234,6 +234,9 @@ impl Close {
             Reason::QueueFull => {
                 Self::new(reason, code::QUOTA, "the client does not take what waits for it")
             }
+            Reason::FanoutFailed => {
+                Self::new(reason, code::UNSPECIFIED, "rumqttd's router has died; subscribe again")
+            }
             _ => Self::new(reason, code::TAKEN_OVER, "another connection took the session over"),
         }
     }

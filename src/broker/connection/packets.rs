@@ -422,7 +422,8 @@ impl Connection {
                     )?;
                     match done {
                         Ok(existed) => {
-                            codes.push(wanted.qos as u8);
+                            let hub = &self.shared.hub;
+                            codes.push(hub.granted(&self.session, wanted, packet.identifier) as u8);
                             granted.push((subscribed, wanted, existed));
                             continue;
                         }

@@ -16,9 +16,12 @@
 //!
 //! Invariant: a session is in `sessions` until it has ended, and after that no route leads to it.
 
+mod fanout;
 pub(super) mod journal;
 mod restore;
 mod retained;
+#[cfg(feature = "rumqttd")]
+mod router;
 mod routes;
 
 use std::collections::{BTreeMap, HashMap};
@@ -34,6 +37,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
+use self::fanout::Fanout;
 use self::journal::{Journal, Position};
 use self::retained::{Full, Retained};
 pub(crate) use self::routes::Subscribed;
@@ -72,6 +76,7 @@ pub(crate) struct Hub {
     limits: Limits,
     sessions: Mutex<HashMap<Arc<str>, Arc<Session>>>,
     routes: RwLock<Routes>,
+    fanout: Fanout,
     /// So that a publish costs no lock while nobody subscribes to anything.
     route_count: AtomicUsize,
     retained: RwLock<Retained>,
@@ -175,10 +180,13 @@ impl Hub {
             stuck_max: config.write_timeout.get(),
             connected_bytes: config.output_bytes_max,
         };
+        let queues = Arc::new(Queues::new(config.queued_bytes_max));
+        let mut routes = Routes::default();
+        let fanout = Fanout::new(config, (&queues, queue), &mut routes, (&clock, &metrics));
         Self {
             intake,
             store,
-            queues: Arc::new(Queues::new(config.queued_bytes_max)),
+            queues,
             clock,
             metrics,
             limits: Limits {
@@ -195,8 +203,9 @@ impl Hub {
                 takeover_wait: config.close_timeout.get() + Duration::from_secs(1),
             },
             sessions: Mutex::default(),
-            routes: RwLock::default(),
-            route_count: AtomicUsize::new(0),
+            route_count: AtomicUsize::new(routes.len()),
+            routes: RwLock::new(routes),
+            fanout,
             retained: RwLock::new(Retained::new(
                 config.retained_messages_max,
                 config.retained_bytes_max,
@@ -223,6 +232,15 @@ impl Hub {
     /// kind.
     pub(crate) fn is_first_of_ours(&self, failure: impl Hash) -> bool {
         self.repeats.is_first(IpAddr::from([0, 0, 0, 0]), failure, Instant::now())
+    }
+
+    /// What makes the router's thread panic, where there is one.
+    #[cfg(feature = "rumqttd")]
+    pub(crate) fn router_breaker(&self) -> Option<impl Fn() + Send + Sync + use<>> {
+        match &self.fanout {
+            Fanout::Hub => None,
+            Fanout::Router(router) => Some(router.breaker()),
+        }
     }
 
     fn number(&self) -> u64 {
@@ -413,6 +431,8 @@ impl Hub {
             }
         }
         self.route_count.store(routes.len(), Ordering::Release);
+        drop(routes);
+        self.fanout.changed(session);
         position
     }
 
@@ -622,11 +642,12 @@ impl Hub {
     ) -> Result<Result<bool, Reason>, NotOwner> {
         let wanted = SubscriptionRow {
             filter: Arc::clone(&subscribed.text),
-            qos: wanted.qos,
+            qos: self.granted(session, wanted, identifier),
             no_local: wanted.no_local,
             retain_as_published: wanted.retain_as_published,
             identifier,
         };
+        let is_routers = self.fanout.takes(session, &wanted);
         let member = Member::new(session, &wanted);
         let existed = {
             let mut state = session.state();
@@ -652,9 +673,23 @@ impl Hub {
         if existed {
             routes.remove(session, subscribed);
         }
-        routes.insert(subscribed, member);
+        if !is_routers {
+            routes.insert(subscribed, member);
+        }
         self.route_count.store(routes.len(), Ordering::Release);
+        drop(routes);
+        self.fanout.changed(session);
         Ok(Ok(existed))
+    }
+
+    /// The QoS that a subscription is granted.
+    pub(crate) fn granted(
+        &self,
+        session: &Session,
+        wanted: &Wanted,
+        identifier: Option<u32>,
+    ) -> Qos {
+        self.fanout.granted(session, wanted, identifier)
     }
 
     /// Counts one more subscription, if there may be one more in all and of this identity.
@@ -722,8 +757,9 @@ impl Hub {
     ) {
         let now = self.clock.now();
         let is_disk_low = self.intake.is_disk_low();
+        let granted = self.granted(session, wanted, identifier);
         for publish in found {
-            let qos = publish.qos.min(wanted.qos);
+            let qos = publish.qos.min(granted);
             let needs_row = session.persistent && qos != Qos::AtMostOnce && !is_disk_low;
             let mut draft = needs_row.then(|| self.journal().draft(self.number(), &publish));
             let outgoing = Outgoing {
@@ -763,6 +799,8 @@ impl Hub {
         let mut routes = write(&self.routes);
         routes.remove(session, subscribed);
         self.route_count.store(routes.len(), Ordering::Release);
+        drop(routes);
+        self.fanout.changed(session);
         Ok(true)
     }
 
@@ -857,25 +895,33 @@ impl Hub {
     }
 
     fn note(&self, pushed: Pushed) {
-        match pushed {
-            Pushed::Queued => {
-                self.metrics.fanout_copies.inc();
-            }
-            Pushed::QueuedFor(expendable) => {
-                self.metrics.fanout_copies.inc();
-                for _ in 0..expendable {
-                    self.note_dropped(Reason::QueueFull);
-                }
-            }
-            Pushed::NotKept => {}
-            Pushed::Dropped(reason) => self.note_dropped(reason),
-        }
+        note(&self.metrics, pushed);
     }
 
     /// Counts a copy that a subscriber does not get.
     pub(crate) fn note_dropped(&self, reason: Reason) {
         let drops = &self.metrics.fanout_dropped;
         drops.get_or_create(&ByReason { reason }).inc();
+    }
+}
+
+/// Counts what became of a copy.
+fn note(metrics: &Metrics, pushed: Pushed) {
+    let dropped = |reason| metrics.fanout_dropped.get_or_create(&ByReason { reason }).inc();
+    match pushed {
+        Pushed::Queued => {
+            metrics.fanout_copies.inc();
+        }
+        Pushed::QueuedFor(expendable) => {
+            metrics.fanout_copies.inc();
+            for _ in 0..expendable {
+                dropped(Reason::QueueFull);
+            }
+        }
+        Pushed::NotKept => {}
+        Pushed::Dropped(reason) => {
+            dropped(reason);
+        }
     }
 }
 

@@ -213,6 +213,20 @@ impl Routes {
         lock(&share.members).push(member);
     }
 
+    /// A session that gets every publish, once, with QoS 0. None to a topic that starts with `$`.
+    #[cfg(feature = "rumqttd")]
+    pub(super) fn insert_for_all(&mut self, session: &Arc<Session>) {
+        let everything = Subscribed::read_back("#").expect("a valid filter");
+        let wanted = SubscriptionRow {
+            filter: Arc::clone(&everything.text),
+            qos: Qos::AtMostOnce,
+            no_local: false,
+            retain_as_published: false,
+            identifier: None,
+        };
+        self.insert(&everything, Member::new(session, &wanted));
+    }
+
     pub(super) fn remove(&mut self, session: &Arc<Session>, subscribed: &Subscribed) {
         let is_its = |member: &Member| Arc::ptr_eq(&member.session, session);
         let Some(group) = &subscribed.group else {
