@@ -23,6 +23,8 @@ mod bans;
 mod clients;
 pub mod config;
 mod connection;
+#[cfg(any(fuzzing, test))]
+pub mod fuzz;
 mod hub;
 mod limits;
 pub mod listener;

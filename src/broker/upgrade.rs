@@ -107,7 +107,7 @@ fn lost() -> Refused {
 
 /// Length of the head, Sec-WebSocket-Accept, and whether a proxy has passed it on; `None` while
 /// the head is not complete.
-fn check(
+pub(super) fn check(
     head: &[u8],
     terms: &Terms,
     is_local: bool,

@@ -227,7 +227,7 @@ fn frame(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
 
 /// What comes in, frame by frame and byte by byte.
 #[derive(Default)]
-struct Reader {
+pub(super) struct Reader {
     /// The header, as far as it has come.
     head: [u8; 14],
     head_len: usize,
@@ -254,7 +254,7 @@ struct Frame {
 impl Reader {
     /// Takes bytes of the wire apart: MQTT's go to `input`, answers to pings to `replies`. After a
     /// fault or Close nothing more is taken.
-    fn take(&mut self, mut bytes: &[u8], input: &mut Vec<u8>, replies: &mut Vec<u8>) {
+    pub(super) fn take(&mut self, mut bytes: &[u8], input: &mut Vec<u8>, replies: &mut Vec<u8>) {
         while !self.closed && self.fault.is_none() {
             let Some(frame) = &mut self.frame else {
                 let Some((first, rest)) = bytes.split_first() else { return };

@@ -276,7 +276,7 @@ impl Journal {
     }
 
     /// Hands over what is noted, as if a store had written it.
-    #[cfg(test)]
+    #[cfg(any(fuzzing, test))]
     pub(crate) fn write_all(&self) -> Vec<Op> {
         let mut buffer = self.lock();
         buffer.closed = true;

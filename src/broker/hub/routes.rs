@@ -86,6 +86,13 @@ impl Subscribed {
             }
             _ => (None, text),
         };
+        // The limits are for all that a client can make the broker keep.
+        if text.len() > limits.bytes_max {
+            return Err(BadTopic::TooLong(limits.bytes_max).into());
+        }
+        if group.as_ref().is_some_and(|group| group.contains(char::is_control)) {
+            return Err(BadTopic::ControlCharacter.into());
+        }
         Ok(Self { text: text.into(), group, filter: TopicFilter::parse(filter, limits)? })
     }
 
