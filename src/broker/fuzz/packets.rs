@@ -41,6 +41,7 @@ const LIMITS: QueueLimits = QueueLimits {
     bytes_max: 4096,
     age_max: Duration::from_secs(20),
     stuck_max: Duration::MAX,
+    connected_bytes: 0,
 };
 
 /// How far an exchange is that the client knows of.

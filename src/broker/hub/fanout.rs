@@ -28,12 +28,12 @@ pub(super) enum Fanout {
     Router(super::router::Router),
 }
 
+#[cfg_attr(
+    not(feature = "rumqttd"),
+    expect(unused_variables, reason = "the hub's own fan-out is nothing but its routes")
+)]
 impl Fanout {
     /// As it is configured. The router subscribes to everything, for those whom it serves.
-    #[cfg_attr(
-        not(feature = "rumqttd"),
-        expect(unused_variables, reason = "the hub's own fan-out is nothing but its routes")
-    )]
     pub(super) fn new(
         config: &Config,
         (queues, limits): (&Arc<Queues>, QueueLimits),
