@@ -172,7 +172,8 @@ async fn rumqttd(version: Version) -> SocketAddr {
     for _ in 0..20 {
         let address = free_port();
         let config = rumqttd_config(version, address);
-        let broker = std::thread::spawn(move || rumqttd::Broker::new(config).start());
+        // Its error is large, and nobody asks for it.
+        let broker = std::thread::spawn(move || rumqttd::Broker::new(config).start().is_ok());
         let is_there =
             async || match Place::plain(address, "probe").version(version).try_connect().await {
                 Ok(_) => Some(true),

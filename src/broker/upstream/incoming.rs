@@ -271,7 +271,7 @@ impl Incoming {
         let publish = self.pending.get_mut(index).and_then(|pending| pending.publish.take());
         let is_done = publish.is_none_or(|publish| {
             self.local.metrics().upstream_taken.get_or_create(&self.by()).inc();
-            self.deliver(publish, ticket)
+            self.deliver(&publish, ticket)
         });
         if let Some(pending) = self.pending.get_mut(index) {
             pending.stage = if is_done { Stage::Done } else { Stage::Saving };
@@ -279,12 +279,12 @@ impl Incoming {
     }
 
     /// What the upstream keeps for its subscribers is not kept here a second time.
-    fn deliver(&self, publish: Arc<Publish>, ticket: Ticket) -> bool {
+    fn deliver(&self, publish: &Arc<Publish>, ticket: Ticket) -> bool {
         if publish.retain {
-            let news = Publish { retain: false, ..Publish::clone(&publish) };
+            let news = Publish { retain: false, ..Publish::clone(publish) };
             self.local.deliver(&Arc::new(news), ticket)
         } else {
-            self.local.deliver(&publish, ticket)
+            self.local.deliver(publish, ticket)
         }
     }
 

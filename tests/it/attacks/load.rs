@@ -91,12 +91,14 @@ async fn properties_by_the_thousand_weighed_nothing_in_a_queue() {
 async fn dawdle(process: &Process, mut socket: TcpStream, reads: bool, metric: &str, enough: u64) {
     let dawdling = async {
         let mut pace = tokio::time::interval(Duration::from_secs(1));
-        while reads {
+        if !reads {
+            std::future::pending::<()>().await;
+        }
+        loop {
             pace.tick().await;
             // It may be at its end.
             drop(socket.read(&mut [0]).await);
         }
-        std::future::pending::<()>().await;
     };
     let counted =
         found(metric, async || (process.api.metric(metric).await >= enough).then_some(()));
