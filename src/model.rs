@@ -3,6 +3,8 @@
 //! Data only: nothing here reads a clock, a socket or a disk. What is stored is stored as these
 //! types, so a field that is added needs a serde default, and one that is renamed needs an upgrade.
 
+pub mod tell;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -42,6 +44,9 @@ pub struct Publish {
     pub qos: Qos,
     /// RETAIN as the publisher set it.
     pub retain: bool,
+    /// An upstream broker had kept it and sent it because we subscribed: it says what was, not what
+    /// has just happened.
+    pub replayed: bool,
     /// The publisher's client id.
     pub client_id: Arc<str>,
     /// Whom the publisher authenticated as; `None` for an anonymous one.
@@ -324,6 +329,42 @@ words! {
         ExpressionFailed = "expression_failed",
         /// A rule's text could not be rendered.
         TemplateFailed = "template_failed",
+        /// The rule's `skip` holds: the publish is none of its readings.
+        Skipped = "skipped",
+        /// A publish with the same `dedupe` value was taken before.
+        Duplicate = "duplicate",
+        /// The reading is older than the rule's `max_age`: history that was sent late.
+        TooOld = "too_old",
+        /// An upstream had kept the reading: it sets state and raises nothing.
+        Replayed = "replayed",
+        /// The rule only counts what it would do (`mode = "shadow"`).
+        Shadow = "shadow",
+        /// A silence covers the alert.
+        Silenced = "silenced",
+        /// The contact's quiet hours.
+        QuietHours = "quiet_hours",
+        /// Another alert, which explains it, fires.
+        Inhibited = "inhibited",
+        /// The instance was told of less than its rule's `cooldown` ago.
+        Cooldown = "cooldown",
+        /// The rule's or the contact's `max` of messages is reached.
+        QuotaReached = "quota_reached",
+        /// It waits for the other alerts of its group.
+        Grouped = "grouped",
+        /// Too many alerts under one topic: one message tells of all.
+        Storm = "storm",
+        /// Its state changes too often.
+        Flapping = "flapping",
+        /// It was over before anybody was told that it had begun.
+        Over = "over",
+        /// A later message says how it stands now.
+        Superseded = "superseded",
+        /// The rule means something else since it was loaded again.
+        RuleChanged = "rule_changed",
+        /// The rule is gone.
+        RuleRemoved = "rule_removed",
+        /// An operator had the instance forgotten, or its `forget` time is over.
+        Forgotten = "forgotten",
         /// The rule names nobody, or the contact has no address on any of its channels.
         NoRecipient = "no_recipient",
         /// No provider is configured for the channel.
@@ -427,7 +468,22 @@ impl MessageId {
     ///
     /// Keeps the alert's 48-bit UUID v7 time, so that messages sort by it; the rest is a hash.
     pub fn derive(alert: AlertId, state: AlertState, channel: Channel, address: &Address) -> Self {
+        Self::derive_nth(alert, state, 0, channel, address)
+    }
+
+    /// The same for the message that tells of an alert the `nth` time more: a repetition, another
+    /// level. The first is 0.
+    pub fn derive_nth(
+        alert: AlertId,
+        state: AlertState,
+        nth: u32,
+        channel: Channel,
+        address: &Address,
+    ) -> Self {
         let mut hash = Fnv::new();
+        if nth > 0 {
+            hash.write(&nth.to_be_bytes());
+        }
         for part in [
             alert.0.as_bytes().as_slice(),
             state.as_str().as_bytes(),
@@ -668,6 +724,10 @@ pub struct Alert {
     pub severity: Severity,
     /// Firing, or cleared.
     pub state: AlertState,
+    /// The captured levels of its topic by name, sorted: what silences, groups and `[[suppress]]`
+    /// compare.
+    #[serde(default, skip_serializing_if = "no_labels")]
+    pub labels: Labels,
     /// The topic of the publish that changed the state.
     pub topic: TopicName,
     /// When it fired.
@@ -676,6 +736,21 @@ pub struct Alert {
     pub changed_at: Timestamp,
     /// The rendered text.
     pub text: Arc<str>,
+}
+
+/// Names and values, sorted by name.
+pub type Labels = Arc<[(Arc<str>, Arc<str>)]>;
+
+fn no_labels(labels: &Labels) -> bool {
+    labels.is_empty()
+}
+
+impl Alert {
+    /// The value of a label.
+    pub fn label(&self, name: &str) -> Option<&str> {
+        let found = self.labels.iter().find(|(known, _)| known.as_ref() == name);
+        found.map(|(_, value)| value.as_ref())
+    }
 }
 
 /// What a message says.

@@ -1013,6 +1013,7 @@ mod tests {
                 payload: Bytes::copy_from_slice(payload.as_bytes()),
                 qos,
                 retain: false,
+                replayed: false,
                 client_id: "p".into(),
                 identity: None,
                 received_at: Timestamp::default(),

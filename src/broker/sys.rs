@@ -120,6 +120,7 @@ impl Shared {
             // The next value comes by itself: nobody who is away gets this one later.
             qos: Qos::AtMostOnce,
             retain: false,
+            replayed: false,
             client_id: "".into(),
             identity: None,
             received_at: self.hub.clock.now(),

@@ -345,6 +345,7 @@ mod tests {
                 payload: Bytes::copy_from_slice(payload.as_bytes()),
                 qos: Qos::AtLeastOnce,
                 retain: false,
+                replayed: false,
                 client_id: "mosq".into(),
                 identity: None,
                 received_at: now,

@@ -220,6 +220,7 @@ mod tests {
             key: "kiel/1".into(),
             severity: Severity::Critical,
             state: AlertState::Firing,
+            labels: Arc::default(),
             topic: TopicName::parse("site/kiel/freezer/1", TopicLimits::default()).expect("valid"),
             fired_at: NOW,
             changed_at: NOW,

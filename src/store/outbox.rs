@@ -136,7 +136,19 @@ impl Store {
         self.scan(Table::Instance).map(|row: Result<InstanceRow, ReadError>| {
             let InstanceRow { alert: id, rule, key, severity, at, topic } = row?;
             let (state, text) = (AlertState::Firing, Arc::default());
-            Ok(Alert { id, rule, key, severity, state, topic, fired_at: at, changed_at: at, text })
+            let labels = Arc::default();
+            Ok(Alert {
+                id,
+                rule,
+                key,
+                severity,
+                state,
+                labels,
+                topic,
+                fired_at: at,
+                changed_at: at,
+                text,
+            })
         })
     }
 

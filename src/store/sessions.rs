@@ -263,6 +263,7 @@ fn decode_publish(bytes: &[u8]) -> Result<(Publish, Option<WillRow>), ReadError>
         payload: Bytes::copy_from_slice(payload),
         qos: row.qos,
         retain: row.retain,
+        replayed: false,
         client_id: row.client_id,
         identity: row.identity,
         received_at: row.at,

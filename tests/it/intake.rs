@@ -75,6 +75,7 @@ async fn a_publish_that_changed_nothing_was_acknowledged_by_a_failed_store() {
             payload: payload.into(),
             qos: Qos::AtLeastOnce,
             retain: false,
+            replayed: false,
             client_id: "oven".into(),
             identity: None,
             received_at: Timestamp::default(),

@@ -173,6 +173,7 @@ fn a_row_of_a_session_that_cannot_be_read_costs_nothing_but_itself() {
         payload: bytes::Bytes::from_static(b"{\0\xff"),
         qos: Qos::AtLeastOnce,
         retain: true,
+        replayed: false,
         client_id: "pump".into(),
         identity: None,
         received_at: at,

@@ -213,6 +213,7 @@ impl Connection {
             payload: Bytes::copy_from_slice(packet.payload),
             qos: packet.qos,
             retain: packet.retain,
+            replayed: false,
             client_id: Arc::clone(&self.session.client_id),
             identity: self.session.principal.name().cloned(),
             received_at: self.shared.hub.clock.now(),

@@ -176,6 +176,7 @@ impl Model {
             payload: Bytes::from(payload),
             qos: packet.qos,
             retain: packet.retain,
+            replayed: false,
             client_id: "p".into(),
             identity: None,
             received_at: self.now,

@@ -423,6 +423,7 @@ mod tests {
             payload: Bytes::from_static(b"x"),
             qos: Qos::AtLeastOnce,
             retain: false,
+            replayed: false,
             client_id: "p".into(),
             identity: None,
             received_at: Timestamp::default(),

@@ -573,6 +573,7 @@ impl Hub {
             payload: will.payload.clone(),
             qos: will.qos,
             retain: will.retain,
+            replayed: false,
             client_id: Arc::clone(&session.client_id),
             identity: session.principal.name().cloned(),
             received_at: self.clock.now(),

@@ -134,6 +134,7 @@ mod tests {
             payload: Bytes::copy_from_slice(payload.as_bytes()),
             qos: Qos::AtLeastOnce,
             retain: true,
+            replayed: false,
             client_id: "p".into(),
             identity: None,
             received_at: Timestamp::default(),

@@ -389,6 +389,7 @@ fn publish_of(Forward { publish, properties, .. }: Forward, clock: &Clock) -> Op
         payload: publish.payload,
         qos: Qos::AtMostOnce,
         retain: false,
+        replayed: false,
         client_id: "".into(),
         identity: None,
         received_at: clock.now(),

@@ -146,6 +146,7 @@ impl Incoming {
             payload: received.payload,
             qos: received.qos,
             retain: received.retain,
+            replayed: received.retain,
             client_id: Arc::clone(&self.client_id),
             identity: None,
             received_at: self.local.now(),

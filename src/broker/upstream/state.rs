@@ -195,6 +195,7 @@ async fn tell(local: Local, mut seen: watch::Receiver<UpstreamState>) {
             ),
             qos: Qos::AtLeastOnce,
             retain: true,
+            replayed: false,
             client_id: "$watchbell".into(),
             identity: None,
             received_at: local.now(),
