@@ -13,6 +13,7 @@
 pub mod condition;
 pub mod engine;
 pub mod load;
+pub mod life;
 mod lower;
 pub mod set;
 pub mod template;
