@@ -1,7 +1,7 @@
 //! CEL expressions: `when`, `clear`, and the parts of `key`.
 //!
 //! Compiled when the rule is loaded, where everything that can be known to be wrong refuses the
-//! load. An expression sees `payload`, `topic`, `client_id`, `retain`, `now` and its rule's captures.
+//! load. An expression sees a [`Scene`]: the publish, what its rule named, and its captures.
 //! One environment is shared by all: making one takes longer than a hundred evaluations.
 //! No error text repeats anything of a payload.
 
@@ -13,26 +13,50 @@ use cel::common::value::{CowVal, Val};
 use cel::context::VariableResolver;
 use cel::{Context, Env, ExecutionError};
 
-use super::lower::lower;
-use super::view::to_cel;
+use super::functions::Words;
+use super::lower::{self, Reads};
+use super::named::Named;
+use super::view::{from_cel, to_cel};
 use crate::clock::Timestamp;
 use crate::payload::Value;
 use crate::topic::{TopicFilter, TopicName};
 
 static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib()));
 
+/// What an expression of a rule may name, besides what every expression sees.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scope<'a> {
+    /// The captures of its topic.
+    pub captures: &'a [&'a str],
+    /// The `let` and `window` names that are known so far.
+    pub named: &'a [&'a str],
+    /// Whether the rule has `each`, and with it `item` and `item_key`.
+    pub each: bool,
+    /// The rule's words for `is_on`, beside the usual ones.
+    pub words: Option<&'a Words>,
+}
+
 /// A compiled expression.
 #[derive(Debug)]
 pub struct Expression {
     root: IdedExpr,
     source: Arc<str>,
+    reads: Reads,
 }
 
 /// What an expression sees: one publish through one rule's filter.
+///
+/// A name means, in this order: what every expression sees, what the rule names, a capture.
 #[derive(Clone, Copy, Debug)]
 pub struct Scene<'a> {
     /// The decoded payload.
     pub payload: &'a Value,
+    /// The payload of the instance before this one; `None` (for expressions: null) at its first.
+    pub previous: Option<&'a Value>,
+    /// Of a rule with `each`: the key and the element that it looks at.
+    pub item: Option<(&'a Value, &'a Value)>,
+    /// The results of `let` and `window` so far.
+    pub named: &'a Named,
     /// The topic of the publish.
     pub topic: &'a TopicName,
     /// The rule's filter, which names the captures.
@@ -41,6 +65,10 @@ pub struct Scene<'a> {
     pub client_id: &'a str,
     /// RETAIN as the publisher set it.
     pub retain: bool,
+    /// Whether it is a reading that an upstream had kept.
+    pub replayed: bool,
+    /// When the reading was taken.
+    pub at: Timestamp,
     /// The present time.
     pub now: Timestamp,
 }
@@ -49,15 +77,29 @@ impl VariableResolver for Scene<'_> {
     fn resolve<'b>(&'b self, name: &str) -> Option<CowVal<'b, 'b>> {
         Some(match name {
             "payload" => CowVal::Owned(to_cel(self.payload)),
+            "previous" => CowVal::Owned(to_cel(self.previous.unwrap_or(&Value::Null))),
+            "item" => CowVal::Owned(to_cel(self.item?.1)),
+            "item_key" => CowVal::Owned(to_cel(self.item?.0)),
             "topic" => CowVal::owned(CelString::from(self.topic.as_str())),
             "client_id" => CowVal::owned(CelString::from(self.client_id)),
             "retain" => CowVal::owned(CelBool::from(self.retain)),
-            "now" => CowVal::owned(CelTimestamp::from(
-                chrono::DateTime::from_timestamp_millis(self.now.as_millis())?.fixed_offset(),
-            )),
-            _ => CowVal::owned(CelString::from(capture(self.filter, self.topic, name)?)),
+            "replayed" => CowVal::owned(CelBool::from(self.replayed)),
+            "at" => time_to_cel(self.at)?,
+            "now" => time_to_cel(self.now)?,
+            lower::HAS_PREVIOUS => CowVal::owned(CelBool::from(self.previous.is_some())),
+            // CEL asks for `payload.a` as a name first.
+            _ if name.contains('.') => return None,
+            _ => match self.named.get(name) {
+                Some(value) => CowVal::Owned(to_cel(value)),
+                None => CowVal::owned(CelString::from(capture(self.filter, self.topic, name)?)),
+            },
         })
     }
+}
+
+fn time_to_cel<'v>(time: Timestamp) -> Option<CowVal<'v, 'v>> {
+    let time = chrono::DateTime::from_timestamp_millis(time.as_millis())?;
+    Some(CowVal::owned(CelTimestamp::from(time.fixed_offset())))
 }
 
 /// The level of `topic` that `filter` captures as `name`.
@@ -70,8 +112,8 @@ pub(super) fn capture<'a>(
 }
 
 impl Scene<'_> {
-    /// What [`Expression`]s are evaluated against.
-    pub(super) fn context(&self) -> Context<'_, '_> {
+    /// What CEL evaluates against.
+    fn context(&self) -> Context<'_, '_> {
         let mut context = Context::with_env(Arc::clone(&ENV));
         context.set_variable_resolver(self);
         context
@@ -79,11 +121,11 @@ impl Scene<'_> {
 }
 
 impl Expression {
-    /// Compiles `source` for a rule with these captures.
+    /// Compiles `source` for a rule that has these names.
     ///
     /// # Errors
     /// Everything that is wrong with it, each with what to do.
-    pub fn compile(source: &str, captures: &[&str], bytes_max: usize) -> Result<Self, Vec<String>> {
+    pub fn compile(source: &str, scope: &Scope<'_>, bytes_max: usize) -> Result<Self, Vec<String>> {
         if source.trim().is_empty() {
             return Err(vec!["it is empty".to_owned()]);
         }
@@ -98,8 +140,8 @@ impl Expression {
             found.truncate(1);
             found
         })?;
-        lower(&mut root, captures)?;
-        Ok(Self { root, source: source.into() })
+        let reads = lower::lower(&mut root, scope)?;
+        Ok(Self { root, source: source.into(), reads })
     }
 
     /// The expression as it was written.
@@ -107,12 +149,23 @@ impl Expression {
         &self.source
     }
 
+    /// Whether it reads the variable `name`: `previous`, `item`, a `let`, a window, a capture.
+    pub fn uses(&self, name: &str) -> bool {
+        self.reads.names.iter().any(|known| known == name)
+    }
+
+    /// What it looks at in the payload, as `payload.a.b`, as far as it is written out.
+    pub fn looks_at(&self) -> &[String] {
+        &self.reads.paths
+    }
+
     /// Whether it holds.
     ///
     /// # Errors
     /// The evaluation failed, or its result is neither true nor false.
-    pub(super) fn holds(&self, context: &Context<'_, '_>) -> Result<bool, String> {
-        let value = self.evaluate(context)?;
+    pub fn holds(&self, scene: &Scene<'_>) -> Result<bool, String> {
+        let context = scene.context();
+        let value = self.evaluate(&context)?;
         value.downcast_ref::<CelBool>().map(|holds| *holds.inner()).ok_or_else(|| {
             let kind = value.get_type().name();
             format!("its result is of type {kind}, not true or false; compare it, as in x == 1")
@@ -123,11 +176,29 @@ impl Expression {
     ///
     /// # Errors
     /// The evaluation failed, or its result is no text, number or boolean.
-    pub(super) fn key(&self, context: &Context<'_, '_>) -> Result<String, String> {
-        let value = self.evaluate(context)?;
+    pub fn key(&self, scene: &Scene<'_>) -> Result<String, String> {
+        let context = scene.context();
+        let value = self.evaluate(&context)?;
         key_text(value.as_ref()).ok_or_else(|| {
             let kind = value.get_type().name();
             format!("its result is of type {kind}; a key is text, a number or true or false")
+        })
+    }
+
+    /// Its result, whatever it is: for `let`, windows and `each`.
+    ///
+    /// A whole number comes back as one, whether it is CEL's `int` or `double`; what is not finite
+    /// and an empty optional are null; a time is RFC 3339 text, a duration its seconds, bytes are
+    /// base64 text.
+    ///
+    /// # Errors
+    /// The evaluation failed, or its result is nothing that can be kept, such as a type.
+    pub fn evaluate_value(&self, scene: &Scene<'_>) -> Result<Value, String> {
+        let context = scene.context();
+        let value = self.evaluate(&context)?;
+        from_cel(value.as_ref()).ok_or_else(|| {
+            let kind = value.get_type().name();
+            format!("its result is of type {kind}, which is no value of a payload")
         })
     }
 
@@ -144,6 +215,9 @@ impl Expression {
                 )
             }
             ExecutionError::NoSuchKey(_) => "the payload has no such field".to_owned(),
+            ExecutionError::UndeclaredReference(name) if self.uses(name) => {
+                format!("`{name}` has no value, because its own expression failed")
+            }
             ExecutionError::NoSuchOverload(overload) => format!(
                 "`{}` does not take {}",
                 overload.function().trim_matches('_'),
@@ -214,29 +288,34 @@ mod tests {
     use crate::topic::TopicLimits;
 
     fn compile(source: &str) -> Result<Expression, Vec<String>> {
-        Expression::compile(source, &["site", "unit"], 2_000)
+        let scope = Scope { captures: &["site", "unit"], ..Scope::default() };
+        Expression::compile(source, &scope, 2_000)
     }
 
-    fn with_scene<T>(payload: &[u8], with: impl FnOnce(&Context<'_, '_>) -> T) -> Option<T> {
+    fn with_scene<T>(payload: &[u8], with: impl FnOnce(&Scene<'_>) -> T) -> Option<T> {
         let payload = decode(Decode::Auto, payload, Limits::default()).ok()?;
         let limits = TopicLimits::default();
         let scene = Scene {
             payload: &payload,
+            previous: None,
+            item: None,
+            named: &Named::new(),
             topic: &TopicName::parse("site/kiel/freezer/1", limits).expect("a topic"),
             filter: &TopicFilter::parse_with_captures("site/{site}/freezer/{unit}", limits)
                 .expect("a filter"),
             client_id: "pump-7",
             retain: false,
+            replayed: false,
+            at: Timestamp::from_millis(1_790_000_000_000),
             now: Timestamp::from_millis(1_790_000_000_000),
         };
-        let context = scene.context();
-        Some(with(&context))
+        Some(with(&scene))
     }
 
     fn check(source: &str, payload: &str, expected: &str) {
         let expression =
             compile(source).unwrap_or_else(|problems| panic!("{source}: {problems:?}"));
-        let found = with_scene(payload.as_bytes(), |context| match expression.holds(context) {
+        let found = with_scene(payload.as_bytes(), |scene| match expression.holds(scene) {
             Ok(holds) => holds.to_string(),
             Err(error) => error,
         });
@@ -450,12 +529,12 @@ mod tests {
             "duration('1m').getSeconds() == 60",
         ] {
             let expression = compile(source).unwrap_or_else(|e| panic!("{source}: {e:?}"));
-            let found = with_scene(b"1", |context| expression.holds(context).map(|_| ()));
+            let found = with_scene(b"1", |scene| expression.holds(scene).map(|_| ()));
             assert_eq!(found, Some(Ok(())), "{source}");
         }
         for name in super::super::lower::NAMES {
             let expression = compile(name).expect("compiles");
-            with_scene(b"1", |context| expression.evaluate(context).map(|_| ()))
+            with_scene(b"1", |scene| expression.evaluate_value(scene).map(|_| ()))
                 .expect("decodes")
                 .expect("resolves");
         }
@@ -465,7 +544,7 @@ mod tests {
     fn serial_numbers_keep_their_digits() {
         let key = |source: &str, payload: &str| {
             let expression = compile(source).expect("compiles");
-            with_scene(payload.as_bytes(), |context| expression.key(context)).expect("decodes")
+            with_scene(payload.as_bytes(), |scene| expression.key(scene)).expect("decodes")
         };
         assert_eq!(
             key("payload.id", r#"{"id":9007199254740993}"#).as_deref(),
@@ -494,7 +573,7 @@ mod tests {
             for source in sources {
                 let expression = compile(source).expect("compiles");
                 for payload in [text.as_bytes(), &bytes] {
-                    let _ = with_scene(payload, |context| (expression.holds(context), expression.key(context)));
+                    let _ = with_scene(payload, |scene| (expression.holds(scene), expression.key(scene)));
                 }
             }
         }
@@ -502,7 +581,7 @@ mod tests {
         #[test]
         fn any_source_never_panics(source in "[a-z.()\\[\\]{}'\"0-9+<>=&|!?: _-]{0,40}") {
             if let Ok(expression) = compile(&source) {
-                let _ = with_scene(b"{\"a\":1}", |context| expression.holds(context));
+                let _ = with_scene(b"{\"a\":1}", |scene| expression.holds(scene));
             }
         }
     }

@@ -10,11 +10,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cel::Context;
 use serde::{Deserialize, Serialize};
 
 use super::Config;
-use super::condition::{self, Expression};
+use super::condition::{self, Expression, Scene};
+use super::named::Named;
 use super::set::{KeyPart, Matched, Rule, Rules};
 use super::template::{self, default_text, plain};
 use crate::clock::Timestamp;
@@ -189,21 +189,25 @@ impl Run<'_> {
 
     fn rule(&mut self, rule: &Rule, payload: &Value) {
         let publish = self.publish;
-        let scene = condition::Scene {
+        let scene = Scene {
             payload,
+            previous: None,
+            item: None,
+            named: &Named::new(),
             topic: &publish.topic,
             filter: &rule.filter,
             client_id: &publish.client_id,
             retain: publish.retain,
+            replayed: publish.replayed,
+            at: self.now,
             now: self.now,
         };
-        let context = scene.context();
         let Some(when) = &rule.when else {
-            self.event(rule, payload, &context);
+            self.event(rule, payload, &scene);
             return;
         };
         // While nothing of the rule fires, its key matters only once it does.
-        let fires = |run: &mut Self| match when.holds(&context) {
+        let fires = |run: &mut Self| match when.holds(&scene) {
             Ok(holds) => holds,
             Err(detail) => {
                 run.fail_expression(rule, "when", &detail);
@@ -214,7 +218,7 @@ impl Run<'_> {
         if idle && !fires(self) {
             return;
         }
-        let key = match key_of(rule, publish, &context) {
+        let key = match key_of(rule, publish, &scene) {
             Ok(key) => key,
             Err(detail) => {
                 self.fail_expression(rule, "key", &detail);
@@ -223,7 +227,7 @@ impl Run<'_> {
         };
         let firing = self.engine.firing.get(&rule.name);
         if firing.is_some_and(|keys| keys.contains_key(key.as_str())) {
-            match clears(rule, when, &context) {
+            match clears(rule, when, &scene) {
                 Ok(true) => self.clear(rule, payload, &key),
                 Ok(false) => {}
                 Err((expression, detail)) => self.fail_expression(rule, expression, &detail),
@@ -234,8 +238,8 @@ impl Run<'_> {
     }
 
     /// A rule without a condition: the publish itself is the alert.
-    fn event(&mut self, rule: &Rule, payload: &Value, context: &Context<'_, '_>) {
-        let key = key_of(rule, self.publish, context).unwrap_or_else(|detail| {
+    fn event(&mut self, rule: &Rule, payload: &Value, scene: &Scene<'_>) {
+        let key = key_of(rule, self.publish, scene).unwrap_or_else(|detail| {
             // The key of an event is information only: better an alert without it than none.
             self.fail_expression(rule, "key", &detail);
             "?".to_owned()
@@ -331,12 +335,21 @@ impl Run<'_> {
     ) -> Option<Arc<str>> {
         let scene = template::Scene {
             payload: payload.clone(),
+            previous: None,
+            item: None,
+            named: Named::new(),
             topic: alert.topic.clone(),
             filter: Arc::clone(&rule.filter),
             client_id: Arc::clone(&self.publish.client_id),
+            replayed: self.publish.replayed,
             key: Arc::clone(&alert.key),
             rule: Arc::clone(&rule.name),
             severity: rule.severity,
+            level: rule.severity,
+            from_level: None,
+            last_seen: None,
+            events: 1,
+            at: self.now,
             now: self.now,
             fired_at: alert.fired_at,
         };
@@ -357,19 +370,19 @@ impl Run<'_> {
 fn clears(
     rule: &Rule,
     when: &Expression,
-    context: &Context<'_, '_>,
+    scene: &Scene<'_>,
 ) -> Result<bool, (&'static str, String)> {
     match &rule.clear {
-        None => when.holds(context).map(|holds| !holds).map_err(|detail| ("when", detail)),
+        None => when.holds(scene).map(|holds| !holds).map_err(|detail| ("when", detail)),
         Some(clear) => {
-            let clear = clear.holds(context).map_err(|detail| ("clear", detail))?;
-            Ok(clear && when.holds(context) != Ok(true))
+            let clear = clear.holds(scene).map_err(|detail| ("clear", detail))?;
+            Ok(clear && when.holds(scene) != Ok(true))
         }
     }
 }
 
 /// The instance that a publish is about.
-fn key_of(rule: &Rule, publish: &Publish, context: &Context<'_, '_>) -> Result<String, String> {
+fn key_of(rule: &Rule, publish: &Publish, scene: &Scene<'_>) -> Result<String, String> {
     let mut key = String::new();
     let several = rule.key.len() > 1;
     for (index, part) in rule.key.iter().enumerate() {
@@ -382,7 +395,7 @@ fn key_of(rule: &Rule, publish: &Publish, context: &Context<'_, '_>) -> Result<S
                 key.push_str(level.unwrap_or_default());
             }
             KeyPart::Expression(expression) => {
-                for character in expression.key(context)?.chars() {
+                for character in expression.key(scene)?.chars() {
                     match character {
                         // `a/b` and `c` must not be the same instance as `a` and `b/c`.
                         '/' if several => key.push_str("%2F"),

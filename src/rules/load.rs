@@ -25,7 +25,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::Config;
-use super::condition::Expression;
+use super::condition::{Expression, Scope};
 use super::lower;
 use super::set::{KeyPart, Known, Rule, Rules};
 use super::template;
@@ -296,9 +296,10 @@ impl<'a> Loader<'a> {
         // Without its topic a rule's names are not known, and each would look wrong.
         let readable = filter.is_some();
         let seen: Vec<&str> = captures.iter().map(AsRef::as_ref).collect();
+        let scope = Scope { captures: &seen, ..Scope::default() };
         let expression = |entry: &mut Entry<'_>, key: &str, source: Option<&String>| {
             let source = source.filter(|_| readable)?;
-            Expression::compile(source, &seen, self.config.expression_bytes_max)
+            Expression::compile(source, &scope, self.config.expression_bytes_max)
                 .map_err(|all| entry.problems(&[key.into()], all))
                 .ok()
         };
@@ -324,9 +325,6 @@ impl<'a> Loader<'a> {
         let mut template = |entry: &mut Entry<'_>, key: &str, source: Option<&String>| {
             let source = source.filter(|_| readable)?;
             let mut known: Vec<&str> = template::NAMES.to_vec();
-            if key == "text_clear" {
-                known.extend(template::NAMES_CLEAR);
-            }
             known.extend(&seen);
             let name = format!("{}/{key}", name.as_deref().unwrap_or_default());
             self.rules
@@ -388,13 +386,14 @@ impl<'a> Loader<'a> {
             return all.collect();
         };
         let seen: Vec<&str> = captures.iter().map(AsRef::as_ref).collect();
+        let scope = Scope { captures: &seen, ..Scope::default() };
         let mut parts = Vec::new();
         for (index, source) in written.iter().enumerate() {
             let below = ["key".into(), index.into()];
             if let Some(name) = captures.iter().find(|name| name.as_ref() == source.trim()) {
                 parts.push(KeyPart::Capture(Arc::clone(name)));
             } else if readable {
-                match Expression::compile(source, &seen, self.config.expression_bytes_max) {
+                match Expression::compile(source, &scope, self.config.expression_bytes_max) {
                     Ok(expression) => parts.push(KeyPart::Expression(expression)),
                     Err(all) => entry.problems(&below, all),
                 }
@@ -486,7 +485,7 @@ fn filter(entry: &mut Entry<'_>, topic: Option<&str>) -> Option<TopicFilter> {
         let name = name.as_ref();
         let taken = lower::NAMES.contains(&name)
             || template::NAMES.contains(&name)
-            || template::NAMES_CLEAR.contains(&name)
+            || lower::NAMES_EACH.contains(&name)
             || RESERVED.contains(&name);
         if taken {
             let what = format!(

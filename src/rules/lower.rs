@@ -13,10 +13,18 @@ use cel::common::ast::{
 };
 use cel::common::types::CelDouble;
 
+use super::condition::Scope;
 use crate::problem::closest;
 
-/// What an expression sees besides its rule's captures.
-pub(super) const NAMES: &[&str] = &["payload", "topic", "client_id", "retain", "now"];
+/// What every expression sees besides what its rule names and its captures.
+pub(super) const NAMES: &[&str] =
+    &["payload", "previous", "topic", "client_id", "retain", "replayed", "at", "now"];
+
+/// What the expressions of a rule with `each` see too.
+pub(super) const NAMES_EACH: &[&str] = &["item", "item_key"];
+
+/// Whether there is a previous payload. No rule can write this name.
+pub(super) const HAS_PREVIOUS: &str = "@previous";
 
 /// Types, which may be named: `type(payload) == double`.
 const TYPES: &[&str] = &[
@@ -103,16 +111,31 @@ const DEPTH_MAX: usize = 64;
 ///
 /// # Errors
 /// Everything that is wrong with it.
-pub(super) fn lower(root: &mut IdedExpr, captures: &[&str]) -> Result<(), Vec<String>> {
-    let mut lowering =
-        Lowering { captures, scope: Vec::new(), loops: 0, depth: 0, problems: Vec::new() };
+pub(super) fn lower(root: &mut IdedExpr, scope: &Scope<'_>) -> Result<Reads, Vec<String>> {
+    let mut lowering = Lowering {
+        seen: *scope,
+        scope: Vec::new(),
+        loops: 0,
+        depth: 0,
+        problems: Vec::new(),
+        reads: Reads::default(),
+    };
     lowering.walk(root);
     if lowering.problems.is_empty() {
-        Ok(())
+        Ok(lowering.reads)
     } else {
         lowering.problems.dedup();
         Err(lowering.problems)
     }
+}
+
+/// What an expression reads.
+#[derive(Debug, Default)]
+pub(super) struct Reads {
+    /// Variables by name, each once.
+    pub(super) names: Vec<String>,
+    /// Fields of the payload, as `payload.a.b`, each once.
+    pub(super) paths: Vec<String>,
 }
 
 /// What is known of the number that an expression gives, should it give one.
@@ -126,12 +149,13 @@ enum Number {
 }
 
 struct Lowering<'a> {
-    captures: &'a [&'a str],
+    seen: Scope<'a>,
     /// Names that loops bind, innermost last.
     scope: Vec<(String, Number)>,
     loops: usize,
     depth: usize,
     problems: Vec<String>,
+    reads: Reads,
 }
 
 impl Lowering<'_> {
@@ -194,12 +218,29 @@ impl Lowering<'_> {
         if let Some((_, number)) = self.scope.iter().rev().find(|(bound, _)| bound == name) {
             return *number;
         }
-        if name == "payload" {
+        if !self.reads.names.iter().any(|known| known == name) {
+            self.reads.names.push(name.to_owned());
+        }
+        if ["payload", "previous"].contains(&name) || self.seen.named.contains(&name) {
             return Number::Double;
         }
-        let known = NAMES.contains(&name) || self.captures.contains(&name) || TYPES.contains(&name);
+        if NAMES_EACH.contains(&name) {
+            if !self.seen.each {
+                let what = format!("`{name}` is there only in a rule with `each`");
+                self.problems.push(what);
+            }
+            return Number::Double;
+        }
+        let known = NAMES.contains(&name)
+            || self.seen.captures.contains(&name)
+            || TYPES.contains(&name)
+            || name == HAS_PREVIOUS;
         if !known {
-            let candidates: Vec<&str> = NAMES.iter().chain(self.captures).copied().collect();
+            let names = NAMES.iter().chain(self.seen.named).chain(self.seen.captures);
+            let mut candidates: Vec<&str> = names.copied().collect();
+            if self.seen.each {
+                candidates.extend(NAMES_EACH);
+            }
             self.problems.push(match closest(name, &candidates) {
                 Some(near) => format!("unknown name `{name}`; did you mean `{near}`?"),
                 None => format!(

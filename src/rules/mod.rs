@@ -6,15 +6,17 @@
 //!
 //! - [`load`]: `[[rule]]` tables to compiled rules.
 //! - [`set`]: the compiled rules, and which of them match a topic.
-//! - [`condition`]: CEL, for `when`, `clear` and `key`.
+//! - [`condition`]: CEL, for `when`, `clear` and `key`; its functions of ours are in [`functions`].
 //! - [`template`]: minijinja, for `text`, `text_clear` and `title`.
 //! - [`engine`]: which instances fire.
 
 pub mod condition;
 pub mod engine;
+pub mod functions;
 pub mod load;
 pub mod life;
 mod lower;
+pub mod named;
 pub mod set;
 pub mod template;
 mod view;

@@ -13,6 +13,7 @@ use minijinja::value::{Object, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
 
 use super::condition::capture;
+use super::named::Named;
 use super::view::to_template;
 use crate::clock::Timestamp;
 use crate::model::{AlertState, Severity};
@@ -21,12 +22,25 @@ use crate::problem::closest;
 use crate::span::Span;
 use crate::topic::{TopicFilter, TopicName};
 
-/// What every template sees besides its rule's captures.
-pub(super) const NAMES: &[&str] =
-    &["payload", "topic", "client_id", "key", "rule", "severity", "now", "time"];
-
-/// What `text_clear` sees too.
-pub(super) const NAMES_CLEAR: &[&str] = &["duration"];
+/// What every template sees besides what its rule names and its captures.
+pub(super) const NAMES: &[&str] = &[
+    "payload",
+    "previous",
+    "topic",
+    "client_id",
+    "replayed",
+    "key",
+    "rule",
+    "severity",
+    "level",
+    "from_level",
+    "last_seen",
+    "events",
+    "at",
+    "now",
+    "time",
+    "duration",
+];
 
 /// What minijinja itself brings.
 const GLOBALS: &[&str] = &["range", "dict", "namespace", "loop"];
@@ -48,18 +62,36 @@ impl fmt::Debug for Templates {
 pub(super) struct Scene {
     /// The decoded payload.
     pub(super) payload: Value,
+    /// The payload of the instance before this one.
+    pub(super) previous: Option<Value>,
+    /// Of a rule with `each`: the key and the element that it looks at.
+    pub(super) item: Option<(Value, Value)>,
+    /// The results of `let` and `window`.
+    pub(super) named: Named,
     /// The topic of the publish.
     pub(super) topic: TopicName,
     /// The rule's filter, which names the captures.
     pub(super) filter: Arc<TopicFilter>,
     /// Who published.
     pub(super) client_id: Arc<str>,
+    /// Whether it is a reading that an upstream had kept.
+    pub(super) replayed: bool,
     /// The instance.
     pub(super) key: Arc<str>,
     /// The rule's name.
     pub(super) rule: Arc<str>,
-    /// How urgent.
+    /// How urgent the alert is.
     pub(super) severity: Severity,
+    /// The level that the instance is on now, or was on until it cleared.
+    pub(super) level: Severity,
+    /// The level that it was on before, if it fired already.
+    pub(super) from_level: Option<Severity>,
+    /// When the instance was heard of last, if it was.
+    pub(super) last_seen: Option<Timestamp>,
+    /// How many publishes the alert has counted.
+    pub(super) events: u32,
+    /// When the reading was taken.
+    pub(super) at: Timestamp,
     /// The present time.
     pub(super) now: Timestamp,
     /// When the alert fired.
@@ -74,17 +106,34 @@ impl Object for Scene {
     fn get_value_by_str(self: &Arc<Self>, name: &str) -> Option<minijinja::Value> {
         Some(match name {
             "payload" => to_template(&self.payload),
+            "previous" => to_template(self.previous.as_ref().unwrap_or(&Value::Null)),
+            "item" => to_template(&self.item.as_ref()?.1),
+            "item_key" => to_template(&self.item.as_ref()?.0),
             "topic" => self.topic.as_str().into(),
             "client_id" => Arc::clone(&self.client_id).into(),
             "key" => Arc::clone(&self.key).into(),
             "rule" => Arc::clone(&self.rule).into(),
             "severity" => self.severity.as_str().into(),
-            "now" => clock(self.now, "%Y-%m-%dT%H:%M:%SZ").into(),
+            "level" => self.level.as_str().into(),
+            // Empty, so that `{% if from_level %}` asks whether there was one.
+            "from_level" => self.from_level.map_or("", Severity::as_str).into(),
+            "last_seen" => self.last_seen.map_or_else(String::new, moment).into(),
+            "events" => self.events.into(),
+            "replayed" => self.replayed.into(),
+            "at" => moment(self.at).into(),
+            "now" => moment(self.now).into(),
             "time" => clock(self.now, "%H:%M UTC").into(),
             "duration" => elapsed(self.fired_at, self.now).into(),
-            _ => capture(&self.filter, &self.topic, name)?.into(),
+            _ => match self.named.get(name) {
+                Some(value) => to_template(value),
+                None => capture(&self.filter, &self.topic, name)?.into(),
+            },
         })
     }
+}
+
+fn moment(time: Timestamp) -> String {
+    clock(time, "%Y-%m-%dT%H:%M:%SZ")
 }
 
 fn clock(time: Timestamp, format: &str) -> String {
@@ -361,14 +410,23 @@ mod tests {
         let fired_at = Timestamp::from_millis(1_790_000_000_000);
         Some(Scene {
             payload: decode(Decode::Auto, payload, Limits::default()).ok()?,
+            previous: None,
+            item: None,
+            named: Named::new(),
             topic: TopicName::parse("site/kiel/1", limits).expect("a topic"),
             filter: Arc::new(
                 TopicFilter::parse_with_captures("site/{site}/+", limits).expect("a filter"),
             ),
             client_id: "pump-7".into(),
+            replayed: false,
             key: "kiel".into(),
             rule: "warm".into(),
             severity: Severity::Critical,
+            level: Severity::Critical,
+            from_level: None,
+            last_seen: None,
+            events: 1,
+            at: fired_at,
             now: fired_at.plus(std::time::Duration::from_secs(312)),
             fired_at,
         })

@@ -8,19 +8,24 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use cel::ExecutionError;
 use cel::common::traits::{Container, Indexer, Iterable, Iterator as CelIterator, Sizer};
 use cel::common::types::{
-    CelBool, CelDouble, CelInt, CelNull, CelString, CelUInt, LIST_TYPE, MAP_TYPE, Type,
+    CelBool, CelBytes, CelDouble, CelDuration, CelInt, CelNull, CelOptional, CelString,
+    CelTimestamp, CelUInt, LIST_TYPE, MAP_TYPE, Type,
 };
 use cel::common::value::{CowVal, Val};
 use minijinja::value::{Enumerator, Object, ObjectRepr};
 
+use crate::clock::Timestamp;
 use crate::payload::Value;
 use crate::payload::value::Map;
 
 /// The largest whole number up to which every one is a double: 2^53.
 const EXACT_MAX: u64 = 1 << 53;
+const EXACT_MAX_DOUBLE: f64 = 9_007_199_254_740_992.0;
 
 /// `value` for CEL, borrowed from the payload.
 pub(super) fn to_cel<'v>(value: &'v Value) -> Box<dyn Val + 'v> {
@@ -42,6 +47,65 @@ fn whole_to_cel<'v>(value: i64) -> Box<dyn Val + 'v> {
         Box::new(CelDouble::from(value as f64))
     } else {
         Box::new(CelInt::from(value))
+    }
+}
+
+/// A result of CEL as a value that can be kept; `None` for what is none, such as a type.
+pub(super) fn from_cel(value: &dyn Val) -> Option<Value> {
+    if let Some(text) = value.downcast_ref::<CelString>() {
+        Some(Value::Text(text.inner().into()))
+    } else if let Some(number) = value.downcast_ref::<CelDouble>() {
+        Some(number_from_cel(*number.inner()))
+    } else if let Some(value) = value.downcast_ref::<CelBool>() {
+        Some(Value::Bool(*value.inner()))
+    } else if let Some(number) = value.downcast_ref::<CelInt>() {
+        Some(Value::Int(*number.inner()))
+    } else if let Some(number) = value.downcast_ref::<CelUInt>() {
+        let number = *number.inner();
+        Some(i64::try_from(number).map_or(Value::Uint(number), Value::Int))
+    } else if value.downcast_ref::<CelNull>().is_some() {
+        Some(Value::Null)
+    } else if let Some(bytes) = value.downcast_ref::<CelBytes>() {
+        Some(Value::Text(BASE64.encode(bytes.inner()).into()))
+    } else if let Some(time) = value.downcast_ref::<CelTimestamp>() {
+        let millis = time.inner().timestamp_millis();
+        Some(Value::Text(Timestamp::from_millis(millis).to_string().into()))
+    } else if let Some(duration) = value.downcast_ref::<CelDuration>() {
+        Some(number_from_cel(duration.inner().as_seconds_f64()))
+    } else if let Some(optional) = value.downcast_ref::<CelOptional>() {
+        optional.option().map_or(Some(Value::Null), from_cel)
+    } else {
+        container_from_cel(value)
+    }
+}
+
+fn container_from_cel(value: &dyn Val) -> Option<Value> {
+    let mut elements = value.as_iterable()?.iter();
+    if value.get_type() == &LIST_TYPE {
+        let mut list = Vec::new();
+        while let Some(element) = elements.next() {
+            list.push(from_cel(element)?);
+        }
+        return Some(Value::List(list.into()));
+    }
+    let fields = value.as_indexer()?;
+    let mut entries = Vec::new();
+    while let Some(name) = elements.next() {
+        let text = name.downcast_ref::<CelString>()?;
+        entries.push((text.inner().into(), from_cel(fields.get(name).ok()?.as_ref())?));
+    }
+    Some(Value::Map(Arc::new(Map::new(entries))))
+}
+
+/// CEL has calculated in doubles; a whole result is a whole number again, or texts would say `21.0`.
+#[expect(clippy::cast_possible_truncation, reason = "whole and in range")]
+fn number_from_cel(number: f64) -> Value {
+    if !number.is_finite() {
+        Value::Null
+    } else if number.fract() == 0.0 && number.abs() <= EXACT_MAX_DOUBLE {
+        Value::Int(number as i64)
+    } else {
+        Value::Float(number)
     }
 }
 
