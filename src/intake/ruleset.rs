@@ -9,7 +9,7 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use crate::model::Channel;
-use crate::notify::contact::{self, Directory};
+use crate::notify::{self, contact::Directory};
 use crate::problem::{Problem, Step, TomlFile, unknown_key};
 use crate::rules;
 use crate::rules::set::{Known, Rules};
@@ -34,7 +34,7 @@ pub struct Limits {
     /// On files and rules.
     pub rules: rules::Config,
     /// On contacts.
-    pub contacts: contact::Config,
+    pub contacts: notify::Config,
 }
 
 impl RuleSet {

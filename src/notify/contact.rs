@@ -15,35 +15,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use serde::Deserialize;
-
+use super::Config;
 use crate::model::{Address, Channel, Target};
 use crate::problem::{Problem, Step, TomlFile, closest, unknown_key};
-
-/// Bounds on contacts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// Most contacts in all files together. Default 10000, range 1 to 1000000.
-    pub contacts_max: usize,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { contacts_max: 10_000 }
-    }
-}
-
-impl Config {
-    /// What is wrong with the values; empty if nothing is.
-    pub fn validate(&self) -> Vec<String> {
-        if (1..=1_000_000).contains(&self.contacts_max) {
-            Vec::new()
-        } else {
-            vec!["contacts_max: must be from 1 to 1000000".to_owned()]
-        }
-    }
-}
 
 /// One person or machine.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -184,7 +184,7 @@ fn segments(channel: Channel, content: &Content) -> Option<crate::model::Segment
 
 #[cfg(test)]
 mod tests {
-    use super::super::contact::Config;
+    use super::super::Config;
     use super::*;
     use crate::model::{IdSource, SmsEncoding};
     use crate::problem::TomlFile;

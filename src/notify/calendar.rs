@@ -1,0 +1,1 @@
+//! Times of day that come back: quiet hours and recurring silences.

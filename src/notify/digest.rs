@@ -1,0 +1,1 @@
+//! What a message says that tells of several alerts.
