@@ -13,8 +13,9 @@ use super::ruleset::RuleSet;
 use super::{Job, Matches, SendAnswer, SendError, SendRequest, Sent, Ticket, Verdict};
 use crate::clock::{Clock, Timestamp};
 use crate::dispatch::Dispatch;
+use crate::model::tell::{Step, StepKind};
 use crate::model::{
-    AlertId, AlertState, Content, IdSource, Message, MessageId, Publish, Reason, Target,
+    Alert, AlertId, AlertState, Content, IdSource, Message, MessageId, Publish, Reason, Target,
 };
 use crate::notify::contact;
 use crate::notify::plan::{self, Draft, News};
@@ -174,7 +175,7 @@ impl Worker {
         };
         let planned = plan::plan(&rules.directory, &news, now);
         if let Some(reason) = planned.suppressed {
-            op.put_suppressed(alert, reason);
+            op.put_step(&dropped(alert, reason, now));
             self.metrics.alerts_suppressed.get_or_create(&ByReason { reason }).inc();
             tracing::warn!(
                 rule = %alert.rule, alert_id = %alert.id, %reason,
@@ -350,6 +351,23 @@ impl Worker {
             messages.push(plan::compose(draft, now));
         }
         Ok(messages)
+    }
+}
+
+/// That nobody is told of an alert.
+fn dropped(alert: &Alert, reason: Reason, at: Timestamp) -> Step {
+    Step {
+        alert: alert.id,
+        at,
+        what: StepKind::Dropped,
+        reason: Some(reason),
+        rule: Arc::clone(&alert.rule),
+        key: Arc::clone(&alert.key),
+        severity: alert.severity,
+        topic: alert.topic.clone(),
+        contact: None,
+        message: None,
+        detail: None,
     }
 }
 

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::keys::{self, Table};
-use super::rows::{Device, Idempotency, InstanceRow, Suppressed};
+use super::rows::{Device, Idempotency, InstanceRow};
 use super::{Ban, CommitError, Op, ReadError, Store, decode};
 use crate::clock::Timestamp;
-use crate::model::{Alert, AlertId, AlertState, Channel, Message, MessageId, Reason, Status};
+use crate::model::{Alert, AlertId, AlertState, Channel, Message, MessageId, Status};
 
 /// Which messages to list. Empty: all.
 #[derive(Clone, Debug, Default)]
@@ -83,12 +83,6 @@ impl Op {
         self.remove(keys::instance(id));
     }
 
-    /// Notes an alert of which nobody is told.
-    pub fn put_suppressed(&mut self, alert: &Alert, reason: Reason) {
-        let row = Suppressed { alert: alert.clone(), reason };
-        self.put(keys::suppressed(alert.id), &row);
-    }
-
     /// Notes what an API request became.
     pub fn put_idempotency(&mut self, hash: &[u8; 32], row: &Idempotency) {
         self.put(keys::idempotency(hash), row);
@@ -150,11 +144,6 @@ impl Store {
                 text,
             })
         })
-    }
-
-    /// All alerts of which nobody was told, partition by partition.
-    pub fn suppressed(&self) -> impl Iterator<Item = Result<Suppressed, ReadError>> + use<> {
-        self.scan(Table::Suppressed)
     }
 
     /// The message that a provider knows by this id.
@@ -221,16 +210,8 @@ impl Store {
                 }
                 ops.push(op);
             }
-            for item in self.tree.scan_prefix([Table::Suppressed as u8, partition]) {
-                let Ok(row) = decode::<Suppressed>(&item?.1) else { continue };
-                if now.since(row.alert.changed_at) < self.retention || ops.len() >= limit {
-                    break;
-                }
-                let mut op = Op::new();
-                op.remove(keys::suppressed(row.alert.id));
-                ops.push(op);
-            }
         }
+        self.outlived_steps(now, self.retention, limit, &mut ops)?;
         for item in self.tree.scan_prefix([Table::Idempotency as u8]) {
             if ops.len() >= limit {
                 break;
