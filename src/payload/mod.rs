@@ -6,6 +6,7 @@
 
 mod json;
 mod number;
+mod stored;
 mod text;
 pub mod value;
 

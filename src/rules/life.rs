@@ -180,7 +180,8 @@ impl Life {
     }
 
     fn ready(&self, clocks: &Clocks, now: Timestamp) -> Option<Severity> {
-        let is_ready = |level: &&Severity| self.raises_at(clocks, **level).is_some_and(|at| at <= now);
+        let is_ready =
+            |level: &&Severity| self.raises_at(clocks, **level).is_some_and(|at| at <= now);
         Severity::ALL.iter().rev().find(is_ready).copied()
     }
 
@@ -257,11 +258,11 @@ mod tests {
 
     #[test]
     fn without_clocks_every_edge_counts_at_once() {
-        check(&[(Warning, 0, 0)], &[(1, W), (2, W), (3, None), (4, W)], &[
-            (1, W),
-            (3, None),
-            (4, W),
-        ]);
+        check(
+            &[(Warning, 0, 0)],
+            &[(1, W), (2, W), (3, None), (4, W)],
+            &[(1, W), (3, None), (4, W)],
+        );
     }
 
     #[test]
@@ -304,7 +305,12 @@ mod tests {
     }
 
     /// Reads the whole history at each second: the definition, slowly.
-    fn oracle(hold: u64, clear: u64, seen: &[(u64, Option<Severity>)], until: u64) -> Vec<(u64, bool)> {
+    fn oracle(
+        hold: u64,
+        clear: u64,
+        seen: &[(u64, Option<Severity>)],
+        until: u64,
+    ) -> Vec<(u64, bool)> {
         let holds_at = |second: u64| {
             let last = seen.iter().rev().find(|(at, _)| *at <= second);
             last.is_some_and(|(_, target)| target.is_some())
