@@ -118,7 +118,39 @@ quiet = { from = "22:00", too = "06:00" }
 max = { count = 0, except = ["critical"] }
 "#,
         );
-        insta::assert_snapshot!(problems, @"");
+        insta::assert_snapshot!(problems, @r#"
+    rules/telling.toml:59: contact "ana": `quiet.except`: unknown word `crtical`; did you mean `critical`?
+    rules/telling.toml:59: contact "ana": `zone` is missing; say where it is that time, as zone = "Europe/Berlin"
+    rules/telling.toml:60: contact "ana": `max`: write how many in what time, as "20/1h"
+    rules/telling.toml:66: contact "ben": `quiet.too`: unknown key; did you mean `to`?
+    rules/telling.toml:66: contact "ben": `to` is missing; write a time of day, as "22:00"
+    rules/telling.toml:67: contact "ben": `per` is missing from `max`; write { count = 20, per = "1h" }
+    rules/telling.toml:67: contact "ben": `max.count`: expected a whole number from 1 to 1000000
+    rules/telling.toml:2: silence "inventory": `by` is missing; say who wrote it
+    rules/telling.toml:2: silence "inventory": `reason` is missing; say why, for those who wonder
+    rules/telling.toml:2: silence "inventory": it has no end; give it `every`, `dates`, or `from` and `until`
+    rules/telling.toml:6: silence "inventory": it covers everything; say what, by rule, key, topic, severities or label (rule = "*" if everything is meant)
+    rules/telling.toml:10: silence "inventory": `every.days`: unknown word `mo`; did you mean `mon`?
+    rules/telling.toml:10: silence "inventory": `every.from`: not a time of day; write hours and minutes, as "22:00"
+    rules/telling.toml:10: silence "inventory": `every.zone`: unknown time zone `Europe/Berln`; write one of the IANA names, as "Europe/Berlin"
+    rules/telling.toml:14: silence "holidays": `topic`: `#` must be the last level, alone in it
+    rules/telling.toml:15: silence "holidays": `by`: it is empty
+    rules/telling.toml:17: silence "holidays": `dates`: `24.12.2026` is not a date; write year, month and day: 2026-12-24
+    rules/telling.toml:12: silence "holidays": `zone` is missing; say where it is that date, as zone = "Europe/Berlin"
+    rules/telling.toml:26: silence "works": `untill`: unknown key; did you mean `until`?
+    rules/telling.toml:24: silence "works": `from`: it has no offset; add one, or say `zone`, as zone = "Europe/Berlin"
+    rules/telling.toml:25: silence "works": `until`: not a point in time; write it as "2026-12-24T18:00", or with an offset, as "2026-12-24T18:00:00+01:00"
+    rules/telling.toml:34: silence "back": `until`: it is not after `from`
+    rules/telling.toml:38: suppress 1: `rules`: `gateway-down` would hide itself; take it out of `rules`
+    rules/telling.toml:41: suppress 2: `rule`: unknown key; did you mean `rules`?
+    rules/telling.toml:40: suppress 2: `while` is missing; name the rule whose alert explains the others
+    rules/telling.toml:40: suppress 2: `rules` is missing or empty; name those that are not told meanwhile, as rules = ["freezer-*"]
+    rules/telling.toml:47: suppress 4: `b-x` and `a-*` would hide each other, and nobody would hear of either; let one of them be told
+    rules/telling.toml:54: storm: `level`: unknown key; did you mean `levels`?
+    rules/telling.toml:51: storm: `levels` is missing; write count = 20, levels = 2
+    rules/telling.toml:52: storm: `count`: expected a whole number from 2 to 1000
+    rules/telling.toml:53: storm: `within`: `30` has no unit; write 30s for seconds (units are ms, s, m, h, d)
+    "#);
     }
 
     #[test]

@@ -64,6 +64,17 @@ impl Notifier {
     pub fn restore_firing(&mut self, book: &Book, alert: &Alert, policy: Option<&Arc<Policy>>) {
         let Some(policy) = policy.filter(|policy| !policy.shadow) else { return };
         self.state.causes.begin(&book.suppress, alert);
+        if let Some(rule) = &book.storm {
+            let prefix = prefix(&alert.topic, rule.levels);
+            let id = RowId::Storm(Arc::clone(&prefix));
+            let room = self.state.storms.len() < self.config.storms_max;
+            if room || self.state.storms.contains_key(&id) {
+                let storm = self.state.storms.entry(id.clone());
+                let storm = storm.or_insert_with(|| Storm::new(prefix));
+                storm.recount(rule, digest::name(alert), alert.fired_at);
+                self.state.set_timer(&id);
+            }
+        }
         if let Some(tale) = self.state.tales.get_mut(&alert.id) {
             tale.policy = Arc::clone(policy);
         }

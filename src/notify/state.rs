@@ -232,7 +232,8 @@ impl State {
         }
     }
 
-    fn set_timer(&mut self, id: &RowId) {
+    /// Sets the timer of `id` to what it says now.
+    pub(super) fn set_timer(&mut self, id: &RowId) {
         let (old, new) = (self.timer_of.get(id).copied(), self.timer(id));
         if old == new {
             return;

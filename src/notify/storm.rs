@@ -111,6 +111,21 @@ impl Storm {
         }
     }
 
+    /// One fires since then: what a restart knows of those that make a storm.
+    pub(super) fn recount(&mut self, rule: &StormRule, name: Arc<str>, fired_at: Timestamp) {
+        let one = (fired_at, name);
+        if self.since.is_some() || self.recent.contains(&one) {
+            return;
+        }
+        let place = self.recent.partition_point(|other| *other < one);
+        self.recent.insert(place, one);
+        if self.recent.len() > rule.count {
+            self.recent.pop_front();
+        }
+        self.latest_at = self.latest_at.max(fired_at);
+        self.until = self.latest_at.plus(rule.within);
+    }
+
     /// One more fires.
     pub(super) fn count(
         &mut self,

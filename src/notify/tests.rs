@@ -292,7 +292,17 @@ fn a_level_is_told_to_those_who_were_told_up_and_down() {
         12:20 level hot a/1 info
         12:30 level hot a/1 critical
         12:40 clear hot a/1
-    "), @"");
+    "), @r"
+    12:00 -> ana: a/1 on
+    12:10 -> ana: a/1 now critical
+    12:10 level hot a/1
+    12:20 -> ana: a/1 now info
+    12:20 level hot a/1
+    12:30 -> ana: a/1 now critical
+    12:30 level hot a/1
+    12:40 -> ana: a/1 off
+    12:40 cleared hot a/1
+    ");
 }
 
 #[test]
@@ -301,7 +311,12 @@ fn over_before_anybody_heard_is_dropped_and_nobody_hears_of_the_clear() {
         22:00 raise hot a/1
         22:10 clear hot a/1
         31:00 wait
-    "), @"");
+    "), @r"
+    22:00 raised hot a/1
+    22:00 held hot a/1 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    22:10 cleared hot a/1
+    22:10 dropped hot a/1 [ben] over (it was held: quiet_hours)
+    ");
 }
 
 #[test]
@@ -311,7 +326,14 @@ fn a_level_that_changes_while_held_is_told_once_as_it_stands() {
         22:10 level hot a/1 warning
         22:20 level hot a/1 info
         31:00 wait
-    "), @"");
+    "), @r"
+    22:00 raised hot a/1
+    22:00 held hot a/1 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    22:10 level hot a/1
+    22:20 level hot a/1
+    29:00 -> ben: a/1 now info (at 23:20)
+    29:00 released hot a/1 [ben] quiet_hours
+    ");
 }
 
 #[test]
@@ -322,7 +344,19 @@ fn quiet_hours_hold_for_that_contact_only_and_not_what_is_excepted() {
         22:20 level hot a/1 critical
         22:30 clear hot a/1
         31:00 wait
-    "), @"");
+    "), @r"
+    22:00 -> ana: a/1 on
+    22:00 held hot a/1 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    22:10 -> ana: a/2 on
+    22:10 -> ben: a/2 on
+    22:20 -> ana: a/1 now critical
+    22:20 -> ben: a/1 now critical
+    22:20 level hot a/1
+    22:20 released hot a/1 [ben] quiet_hours
+    22:30 -> ana: a/1 off
+    22:30 -> ben: a/1 off
+    22:30 cleared hot a/1
+    ");
 }
 
 #[test]
@@ -331,7 +365,14 @@ fn nobody_reachable_is_a_step() {
         12:00 raise hot a/1
         12:00 raise none a/1
         12:01 clear hot a/1
-    "), @"");
+    "), @r"
+    12:00 raised hot a/1
+    12:00 dropped hot a/1 no_recipient (none of gone can be reached)
+    12:00 raised none a/1
+    12:00 dropped none a/1 no_recipient (the rule names nobody)
+    12:01 cleared hot a/1
+    12:01 dropped hot a/1 [gone] no_recipient (there is no contact `gone`)
+    ");
 }
 
 #[test]
@@ -343,7 +384,17 @@ fn repeat_goes_on_until_acknowledged_and_begins_again_when_it_is_worse() {
         14:30 level hot a/1 critical
         15:10 clear hot a/1
         16:00 wait
-    "), @"");
+    "), @r"
+    12:00 -> ana: a/1 on
+    12:30 -> ana: a/1 on
+    13:00 -> ana: a/1 on
+    13:10 acknowledged hot a/1 (by ana)
+    14:30 -> ana: a/1 now critical
+    14:30 level hot a/1
+    15:00 -> ana: a/1 now critical
+    15:10 -> ana: a/1 off
+    15:10 cleared hot a/1
+    ");
 }
 
 #[test]
@@ -352,7 +403,10 @@ fn a_repetition_in_quiet_hours_is_not_made_up_for() {
     insta::assert_snapshot!(told("", &[("hot", policy)], "
         20:30 raise hot a/1
         30:00 wait
-    "), @"");
+    "), @r"
+    20:30 -> ben: a/1 on
+    29:30 -> ben: a/1 on
+    ");
 }
 
 #[test]
@@ -366,7 +420,22 @@ fn cooldown_holds_a_new_firing_until_its_end_and_tells_it_if_it_still_fires() {
         12:08 raise hot a/1
         12:31 clear hot a/1
         14:00 raise hot a/1
-    "), @"");
+    "), @r"
+    12:00 -> ana: a/1 on
+    12:05 -> ana: a/1 off
+    12:05 cleared hot a/1
+    12:06 raised hot a/1
+    12:06 held hot a/1 [ana] cooldown (until 12:30 UTC)
+    12:07 cleared hot a/1
+    12:07 dropped hot a/1 [ana] over (it was held: cooldown)
+    12:08 raised hot a/1
+    12:08 held hot a/1 [ana] cooldown (until 12:30 UTC)
+    12:30 -> ana: a/1 on (at 12:08 UTC)
+    12:30 released hot a/1 [ana] cooldown
+    12:31 -> ana: a/1 off
+    12:31 cleared hot a/1
+    14:00 -> ana: a/1 on
+    ");
 }
 
 #[test]
@@ -383,7 +452,29 @@ fn beyond_the_rules_max_one_digest_at_the_end_of_the_window() {
         12:07 clear hot a/7
         13:01 clear hot a/4
         14:30 wait
-    "), @"");
+    "), @r"
+    12:00 -> ana: a/1 on
+    12:01 -> ana: a/2 on
+    12:02 raised hot a/3
+    12:02 held hot a/3 [ana] quota_reached (after 2 messages, until 13:00 UTC)
+    12:03 raised hot a/4
+    12:03 held hot a/4 [ana] quota_reached (after 2 messages, until 13:00 UTC)
+    12:04 raised hot a/5
+    12:04 held hot a/5 [ana] quota_reached (after 2 messages, until 13:00 UTC)
+    12:05 raised hot a/6
+    12:05 held hot a/6 [ana] quota_reached (after 2 messages, until 13:00 UTC)
+    12:06 raised hot a/7
+    12:06 held hot a/7 [ana] quota_reached (after 2 messages, until 13:00 UTC)
+    12:07 cleared hot a/7
+    12:07 dropped hot a/7 [ana] over (it was held: quota_reached)
+    13:00 -> ana: and 4 more (worst critical): hot a/4, hot a/3, hot a/5 and 1 more
+    13:00 grouped hot a/4 [ana] quota_reached
+    13:00 grouped hot a/3 [ana] quota_reached
+    13:00 grouped hot a/5 [ana] quota_reached
+    13:00 grouped hot a/6 [ana] quota_reached
+    13:01 -> ana: a/4 off
+    13:01 cleared hot a/4
+    ");
 }
 
 #[test]
@@ -400,7 +491,14 @@ max = { count = 1, per = "1h", except = ["critical"] }
         12:01 raise wet a/1
         12:02 raise wet a/2 critical
         13:30 wait
-    "), @"");
+    "), @r"
+    12:00 -> dora: a/1 on
+    12:01 raised wet a/1
+    12:01 held wet a/1 [dora] quota_reached (after 1 messages, until 13:00 UTC)
+    12:02 -> dora: a/2 on
+    13:00 -> dora: a/1 on (at 12:01 UTC)
+    13:00 released wet a/1 [dora] quota_reached
+    ");
 }
 
 fn grouped() -> Policy {
@@ -427,7 +525,53 @@ fn a_group_waits_names_its_members_and_gathers_what_follows() {
         12:20:30 clear hot a/6
         12:30 raise hot a/1
         12:40 wait
-    "), @"");
+    "), @r"
+    12:00 raised hot a/1
+    12:00 held hot a/1 [ana] grouped (until 12:01 UTC)
+    12:00:10 raised hot a/2
+    12:00:10 held hot a/2 [ana] grouped (until 12:01 UTC)
+    12:00:20 raised hot a/3
+    12:00:20 held hot a/3 [ana] grouped (until 12:01 UTC)
+    12:00:25 raised hot a/4
+    12:00:25 held hot a/4 [ana] grouped (until 12:01 UTC)
+    12:00:30 raised hot a/5
+    12:00:30 held hot a/5 [ana] grouped (until 12:01 UTC)
+    12:00:31 raised hot b/1
+    12:00:31 held hot b/1 [ana] grouped (until 12:01 UTC)
+    12:00:40 cleared hot a/5
+    12:00:40 dropped hot a/5 [ana] over (it was held: grouped)
+    12:01 -> ana: 4 alerts (worst critical): / a/2 on / a/1 on / a/3 on / and 1 more
+    12:01 grouped hot a/2 [ana] grouped
+    12:01 grouped hot a/1 [ana] grouped
+    12:01 grouped hot a/3 [ana] grouped
+    12:01 grouped hot a/4 [ana] grouped
+    12:01:31 -> ana: b/1 on
+    12:01:31 released hot b/1 [ana] grouped
+    12:02 raised hot a/6
+    12:02 held hot a/6 [ana] grouped (until 12:06 UTC)
+    12:03 cleared hot a/1
+    12:03 held hot a/1 [ana] grouped (until 12:06 UTC)
+    12:06 -> ana: 1 alerts (worst warning): / a/6 on / over: hot a/1
+    12:06 grouped hot a/6 [ana] grouped
+    12:06 grouped hot a/1 [ana] grouped
+    12:20 cleared hot a/2
+    12:20 held hot a/2 [ana] grouped (until 12:21 UTC)
+    12:20:10 cleared hot a/3
+    12:20:10 held hot a/3 [ana] grouped (until 12:21 UTC)
+    12:20:20 cleared hot a/4
+    12:20:20 held hot a/4 [ana] grouped (until 12:21 UTC)
+    12:20:30 cleared hot a/6
+    12:20:30 held hot a/6 [ana] grouped (until 12:21 UTC)
+    12:21 -> ana: hot: all 5 over
+    12:21 grouped hot a/2 [ana] grouped
+    12:21 grouped hot a/3 [ana] grouped
+    12:21 grouped hot a/4 [ana] grouped
+    12:21 grouped hot a/6 [ana] grouped
+    12:30 raised hot a/1
+    12:30 held hot a/1 [ana] grouped (until 12:31 UTC)
+    12:31 -> ana: a/1 on
+    12:31 released hot a/1 [ana] grouped
+    ");
 }
 
 #[test]
@@ -438,7 +582,24 @@ fn a_group_is_repeated_in_one_message() {
         12:00:10 raise hot a/2
         12:40 ack hot a/1
         13:10 wait
-    "), @"");
+    "), @r"
+    12:00 raised hot a/1
+    12:00 held hot a/1 [ana] grouped (until 12:01 UTC)
+    12:00:10 raised hot a/2
+    12:00:10 held hot a/2 [ana] grouped (until 12:01 UTC)
+    12:01 -> ana: 2 alerts (worst warning): / a/1 on / a/2 on
+    12:01 grouped hot a/1 [ana] grouped
+    12:01 grouped hot a/2 [ana] grouped
+    12:31 held hot a/1 [ana] grouped (until 12:32 UTC)
+    12:31 held hot a/2 [ana] grouped (until 12:32 UTC)
+    12:32 -> ana: still 2 alerts (worst warning): / a/1 on / a/2 on
+    12:32 grouped hot a/1 [ana] grouped
+    12:32 grouped hot a/2 [ana] grouped
+    12:40 acknowledged hot a/1 (by ana)
+    13:02 held hot a/2 [ana] grouped (until 13:03 UTC)
+    13:03 -> ana: a/2 on
+    13:03 released hot a/2 [ana] grouped
+    ");
 }
 
 const STORM: &str = "[storm]\ncount = 2\nwithin = '30s'\nlevels = 2\n";
@@ -456,11 +617,30 @@ fn a_storm_is_one_message_when_it_begins_and_one_when_it_ends() {
         12:05:05 clear hot a/6
         12:05:06 raise hot a/7 critical
         12:10 clear hot a/7
-    "), @"");
+    "), @r"
+    12:00 -> ana: a/1 on
+    12:00:01 -> ana: a/2 on
+    12:05 -> ana: a/3 on
+    12:05:01 -> ana: a/4 on
+    12:05:02 -> ana: site/a: 3 alerts since 12:05 UTC (worst warning): hot a/3, hot a/4, hot a/5
+    12:05:02 held hot a/5 [ana] storm (until the storm under site/a is over)
+    12:05:03 raised hot a/6
+    12:05:03 held hot a/6 [ana] storm (until the storm under site/a is over)
+    12:05:04 -> ana: b/1 on
+    12:05:05 cleared hot a/6
+    12:05:05 dropped hot a/6 [ana] over (it was held: storm)
+    12:05:06 -> ana: site/a: 5 alerts since 12:05 UTC (worst critical): hot a/7, hot a/3, hot a/4 and 2 more
+    12:05:06 held hot a/7 [ana] storm (until the storm under site/a is over)
+    12:05:36 -> ana: site/a: no new alerts, 5 in all since 12:05 UTC, 2 of them fire still: hot a/7, hot a/5
+    12:05:36 grouped hot a/7 [ana] storm
+    12:05:36 grouped hot a/5 [ana] storm
+    12:10 -> ana: a/7 off
+    12:10 cleared hot a/7
+    ");
 }
 
 const SUPPRESS: &str =
-    "[[suppress]]\nwhile = 'gateway-*'\nrules = ['hot', 'gateway-*']\nsame = ['site']\n";
+    "[[suppress]]\nwhile = 'gateway-*'\nrules = ['hot', '*-down']\nsame = ['site']\n";
 
 #[test]
 fn while_the_cause_fires_what_it_explains_is_inhibited() {
@@ -474,7 +654,23 @@ fn while_the_cause_fires_what_it_explains_is_inhibited() {
         12:04 clear hot a/2
         12:05 clear gateway-down a/1
         12:06 clear gateway-down a/2
-    "), @"");
+    "), @r"
+    12:00 -> ben: a/1 on
+    12:00 -> ben: a/2 on
+    12:01 raised hot a/1
+    12:01 held hot a/1 [ana] inhibited (while gateway-down a/1 fires)
+    12:02 raised hot a/2
+    12:02 held hot a/2 [ana] inhibited (while gateway-down a/1 fires)
+    12:03 -> ana: b/1 on
+    12:04 cleared hot a/2
+    12:04 dropped hot a/2 [ana] over (it was held: inhibited)
+    12:05 -> ben: a/1 off
+    12:05 cleared gateway-down a/1
+    12:06 -> ben: a/2 off
+    12:06 -> ana: a/1 on (at 12:01 UTC)
+    12:06 cleared gateway-down a/2
+    12:06 released hot a/1 [ana] inhibited
+    ");
 }
 
 #[test]
@@ -490,7 +686,32 @@ fn a_silence_holds_and_at_its_end_what_still_fires_is_told() {
         12:40 silence s3 hot 60
         12:41 raise hot a/3
         12:50 unsilence s3
-    "), @"");
+    "), @r"
+    11:00 -> ana: a/0 on
+    11:00 -> ben: a/0 on
+    12:01 raised hot a/1
+    12:01 held hot a/1 silenced (silence s1 of cleo: works; until 12:30 UTC)
+    12:02 raised hot a/2
+    12:02 held hot a/2 silenced (silence s1 of cleo: works; until 12:30 UTC)
+    12:03 cleared hot a/2
+    12:03 dropped hot a/2 over (it was held: silenced)
+    12:04 cleared hot a/0
+    12:04 held hot a/0 silenced (silence s1 of cleo: works; until 12:30 UTC)
+    12:30 -> ana: a/0 off (at 12:04 UTC)
+    12:30 -> ana: a/1 on (at 12:01 UTC)
+    12:30 -> ben: a/0 off (at 13:04)
+    12:30 -> ben: a/1 on (at 13:01)
+    12:30 released hot a/0 [ana] silenced
+    12:30 released hot a/1 [ana] silenced
+    12:30 released hot a/0 [ben] silenced
+    12:30 released hot a/1 [ben] silenced
+    12:41 raised hot a/3
+    12:41 held hot a/3 silenced (silence s3 of cleo: works; until 13:40 UTC)
+    12:50 -> ana: a/3 on (at 12:41 UTC)
+    12:50 -> ben: a/3 on (at 13:41)
+    12:50 released hot a/3 [ana] silenced
+    12:50 released hot a/3 [ben] silenced
+    ");
 }
 
 #[test]
@@ -508,7 +729,14 @@ every = { days = ["thu"], from = "22:00", to = "06:00", zone = "Europe/Berlin" }
         22:00 raise hot a/1
         22:00 raise hot b/1
         30:00 raise hot a/2
-    "), @"");
+    "), @r"
+    22:00 raised hot a/1
+    22:00 held hot a/1 [ana] silenced (silence inventory of cleo: we count; until 06:00 Europe/Berlin)
+    22:00 -> ana: b/1 on
+    29:00 -> ana: a/1 on (at 22:00 UTC)
+    29:00 released hot a/1 [ana] silenced
+    30:00 -> ana: a/2 on
+    ");
 }
 
 #[test]
@@ -523,7 +751,7 @@ fn a_silence_needs_author_reason_end_and_something_to_cover() {
         until: MIDNIGHT,
     };
     let error = silence.check(MIDNIGHT).expect_err("wrong");
-    insta::assert_snapshot!(error, @"");
+    insta::assert_snapshot!(error, @r#"`by` is empty; `reason` is empty; it covers everything; say rule = "*" if that is meant; `until` is not after `from`"#);
 }
 
 #[test]
@@ -532,7 +760,10 @@ fn shadow_is_steps_and_no_messages() {
     insta::assert_snapshot!(told("", &[("hot", policy)], "
         12:00 raise hot a/1
         12:01 clear hot a/1
-    "), @"");
+    "), @r"
+    12:00 raised hot a/1 shadow
+    12:01 cleared hot a/1 shadow
+    ");
 }
 
 #[test]
@@ -549,7 +780,25 @@ fn flapping_is_said_once_and_then_how_it_stands_if_that_differs() {
         12:08 level hot a/1 critical
         12:09 flap hot a/1 off
         12:10 clear hot a/1
-    "), @"");
+    "), @r"
+    12:00 -> ana: a/1 on
+    12:01 -> ana: hot a/1 is flapping: it begins and ends too often to be told; you hear how it stands when it is steady
+    12:02 cleared hot a/1
+    12:02 held hot a/1 [ana] flapping (until it is steady)
+    12:03 raised hot a/1
+    12:03 dropped hot a/1 superseded
+    12:04 cleared hot a/1
+    12:04 held hot a/1 [ana] flapping (until it is steady)
+    12:05 raised hot a/1
+    12:05 dropped hot a/1 superseded
+    12:07 -> ana: hot a/1 is flapping: it begins and ends too often to be told; you hear how it stands when it is steady
+    12:08 level hot a/1
+    12:08 held hot a/1 [ana] flapping (until it is steady)
+    12:09 -> ana: a/1 now critical (at 12:08 UTC)
+    12:09 released hot a/1 [ana] flapping
+    12:10 -> ana: a/1 off
+    12:10 cleared hot a/1
+    ");
 }
 
 #[test]
@@ -559,7 +808,16 @@ fn a_held_event_is_told_with_its_time_and_leaves_nothing_behind() {
         01:10 raise door a/1
         02:10 raise door a/1
         05:00 wait
-    "), @"");
+    "), @r"
+    01:10 -> ana: a/1 on
+    01:10 held door a/1 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    02:10 -> ana: a/1 on
+    02:10 held door a/1 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    05:00 -> ben: a/1 on (at 02:10)
+    05:00 -> ben: a/1 on (at 03:10)
+    05:00 released door a/1 [ben] quiet_hours
+    05:00 released door a/1 [ben] quiet_hours
+    ");
 }
 
 #[test]
@@ -573,7 +831,29 @@ fn many_that_were_held_are_told_in_one_message_worst_first() {
         02:30 clear hot a/3
         05:10 clear hot a/1
         05:20 clear hot a/2
-    "), @"");
+    "), @r"
+    01:10 raised hot a/1
+    01:10 held hot a/1 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    01:20 raised hot a/2
+    01:20 held hot a/2 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    01:30 raised hot a/3
+    01:30 held hot a/3 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    02:10 raised hot a/4
+    02:10 held hot a/4 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    02:20 raised hot a/5
+    02:20 held hot a/5 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    02:30 cleared hot a/3
+    02:30 dropped hot a/3 [ben] over (it was held: quiet_hours)
+    05:00 -> ben: 4 alerts from 02:10 to 03:20 (worst warning): hot a/2, hot a/4, hot a/5 and 1 more
+    05:00 grouped hot a/2 [ben] quiet_hours
+    05:00 grouped hot a/4 [ben] quiet_hours
+    05:00 grouped hot a/5 [ben] quiet_hours
+    05:00 grouped hot a/1 [ben] quiet_hours
+    05:10 -> ben: a/1 off
+    05:10 cleared hot a/1
+    05:20 -> ben: a/2 off
+    05:20 cleared hot a/2
+    ");
 }
 
 #[test]
@@ -584,7 +864,16 @@ fn a_dropped_alert_tells_nobody() {
         12:03 raise hot a/2
         12:03:10 drop hot a/2
         12:30 wait
-    "), @"");
+    "), @r"
+    12:00 raised hot a/1
+    12:00 held hot a/1 [ana] grouped (until 12:01 UTC)
+    12:01 -> ana: a/1 on
+    12:01 released hot a/1 [ana] grouped
+    12:02 dropped hot a/1 rule_changed
+    12:03 raised hot a/2
+    12:03 held hot a/2 [ana] grouped (until 12:06 UTC)
+    12:03:10 dropped hot a/2 rule_changed
+    ");
 }
 
 #[test]
@@ -600,7 +889,10 @@ fn a_reload_tells_what_is_held_no_more() {
     let now = MIDNIGHT.plus(mins(13 * 60));
     let outcome = world.notifier.reconsider(&world.book, now);
     world.take(outcome, now);
-    insta::assert_snapshot!(world.log, @"");
+    insta::assert_snapshot!(world.log, @r"
+    13:00 -> ana: a/1 on (at 12:01 UTC)
+    13:00 released hot a/1 [ana] inhibited
+    ");
 }
 
 #[test]
@@ -609,7 +901,12 @@ fn beyond_the_bound_nothing_is_held_and_that_is_said() {
     world.config.tales_max = 1;
     world.restart();
     world.run("22:00 raise hot a/1\n22:01 raise hot a/2", false);
-    insta::assert_snapshot!(world.log, @"");
+    insta::assert_snapshot!(world.log, @r"
+    22:00 raised hot a/1
+    22:00 held hot a/1 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    22:01 -> ben: a/2 on
+    22:01 released hot a/2 [ben] too_many (not held: 1 alerts are (notify.tales_max))
+    ");
 }
 
 #[test]
@@ -619,5 +916,11 @@ fn a_shared_phone_rings_once_and_later_again_under_another_id() {
         12:00 raise hot a/1
         22:00 raise hot a/2
         30:00 wait
-    "), @"");
+    "), @r"
+    12:00 -> twin: a/1 on
+    22:00 -> twin: a/2 on
+    22:00 held hot a/2 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    29:00 -> ben: a/2 on (at 23:00)
+    29:00 released hot a/2 [ben] quiet_hours
+    ");
 }
