@@ -1,4 +1,7 @@
 //! Alerts of a rule that become one message.
+//!
+//! The first alert waits for others; what follows is gathered until an interval has passed since the
+//! last message. A group ends when nothing of it fires and nothing of it is untold.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,9 +23,11 @@ pub struct Group {
     /// When it is told next; `None` while there is nothing to tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due_at: Option<Timestamp>,
-    /// When it was told last.
+    /// Its next message comes no earlier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub told_at: Option<Timestamp>,
+    pub quiet_until: Option<Timestamp>,
+    /// At least so long between two messages.
+    pub interval: Duration,
     /// How many alerts it has told of since it began.
     #[serde(default)]
     pub total: usize,
@@ -33,25 +38,35 @@ impl Group {
         RowId::Group { rule: Arc::clone(&self.rule), values: Arc::clone(&self.values) }
     }
 
-    /// The group of an alert.
+    /// The group of an alert, as it begins.
     pub(super) fn of(alert: &Alert, by: &tell::Group) -> Self {
         let values: Vec<&str> = by.by.iter().map(|name| alert.label(name).unwrap_or("")).collect();
         Self {
             rule: Arc::clone(&alert.rule),
             values: values.join("/").into(),
             due_at: None,
-            told_at: None,
+            quiet_until: None,
+            interval: by.interval,
             total: 0,
         }
     }
 
     /// When news that comes now is told: at the time that is set already, an interval after the
     /// last message, or, if that is past, after having waited for others.
-    pub(super) fn next_at(&self, by: &tell::Group, now: Timestamp) -> Timestamp {
-        let after = |from: Timestamp, by: Duration| from.plus(by);
-        self.due_at.unwrap_or_else(|| {
-            let spaced = self.told_at.map(|told| after(told, by.interval)).filter(|at| *at > now);
-            spaced.unwrap_or_else(|| after(now, by.wait))
-        })
+    pub(super) fn next_at(&self, wait: Duration, now: Timestamp) -> Timestamp {
+        let spaced = self.quiet_until.filter(|at| *at > now);
+        self.due_at.or(spaced).unwrap_or_else(|| now.plus(wait))
+    }
+
+    pub(super) fn timer(&self) -> Option<Timestamp> {
+        self.due_at.or(self.quiet_until)
+    }
+
+    /// Of a group in which nothing fires and nothing waits: makes it new, and says whether it can be
+    /// forgotten altogether.
+    pub(super) fn is_done(&mut self, now: Timestamp) -> bool {
+        self.due_at = None;
+        self.total = 0;
+        self.quiet_until.is_none_or(|at| at <= now)
     }
 }

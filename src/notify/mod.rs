@@ -7,7 +7,10 @@
 pub mod book;
 pub mod calendar;
 pub mod contact;
+mod deliver;
 mod digest;
+mod fields;
+mod gate;
 mod group;
 pub mod hold;
 pub mod notifier;
@@ -16,9 +19,12 @@ pub mod plan;
 mod quota;
 pub mod row;
 pub mod silence;
+mod state;
 mod storm;
 pub mod suppress;
 pub mod tale;
+#[cfg(test)]
+mod tests;
 
 use serde::Deserialize;
 

@@ -140,10 +140,14 @@ pub fn compose(draft: Draft, now: Timestamp) -> Message {
 /// expires when the first would have: a later channel gives an alert no longer life.
 pub fn next(failed: &Message, now: Timestamp) -> Option<Message> {
     let (target, rest) = failed.then.split_first()?;
+    let first = |alert: &AlertRef| {
+        let Target { channel, address } = &failed.target;
+        failed.id == MessageId::derive(alert.id, alert.state, *channel, address)
+    };
     let (alert, state) = match &failed.alert {
-        Some(alert) => (alert.id, alert.state),
-        // One from the API: derived from the message's own id.
-        None => (AlertId::new(*failed.id.as_uuid()), AlertState::Firing),
+        Some(alert) if first(alert) => (alert.id, alert.state),
+        // One from the API, or one of several that tell of the alert: derived from its own id.
+        _ => (AlertId::new(*failed.id.as_uuid()), AlertState::Firing),
     };
     let draft = Draft {
         id: MessageId::derive(alert, state, target.channel, &target.address),

@@ -8,11 +8,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
+use super::Config;
+use super::calendar::{self, Calendar};
+use super::contact::SEVERITIES;
+use super::fields::Fields;
 use super::pattern::Pattern;
 use crate::clock::Timestamp;
 use crate::model::{Alert, Severity};
+use crate::problem::{Problem, TomlFile};
 use crate::topic::{TopicFilter, TopicLimits};
 
 /// The longest author, name or reason, bytes.
@@ -136,4 +142,183 @@ impl Silence {
     pub fn is_active(&self, now: Timestamp) -> bool {
         self.from <= now && now < self.until
     }
+}
+
+/// One `[[silence]]` table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recurring {
+    /// What people call it.
+    pub name: Arc<str>,
+    /// What it covers.
+    pub matcher: Matcher,
+    /// Who wrote it.
+    pub by: Arc<str>,
+    /// Why.
+    pub reason: Arc<str>,
+    /// When it is in force.
+    pub when: When,
+}
+
+/// When a silence of a file is in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum When {
+    /// Again and again.
+    Calendar(Calendar),
+    /// Once.
+    Once {
+        /// From then on.
+        from: Timestamp,
+        /// Until then.
+        until: Timestamp,
+        /// How its times are shown.
+        zone: Option<TimeZone>,
+    },
+}
+
+impl Recurring {
+    /// When it ends, if it is in force.
+    pub fn until(&self, now: Timestamp) -> Option<Timestamp> {
+        match &self.when {
+            When::Calendar(calendar) => calendar.until(now),
+            When::Once { from, until, .. } => (*from <= now && now < *until).then_some(*until),
+        }
+    }
+
+    /// How its times are shown.
+    pub fn zone(&self) -> Option<&TimeZone> {
+        match &self.when {
+            When::Calendar(calendar) => Some(calendar.zone()),
+            When::Once { zone, .. } => zone.as_ref(),
+        }
+    }
+}
+
+/// The keys of `[[silence]]`.
+const KEYS: &[&str] = &[
+    "name",
+    "rule",
+    "key",
+    "topic",
+    "severities",
+    "label",
+    "by",
+    "reason",
+    "every",
+    "dates",
+    "from",
+    "until",
+    "zone",
+];
+
+/// Reads the `[[silence]]` tables of a file.
+pub(super) fn read(
+    file: &TomlFile,
+    config: &Config,
+    found: &mut Vec<Recurring>,
+    problems: &mut Vec<Problem>,
+) {
+    for (index, (path, table)) in Fields::tables(file, "silence", problems).into_iter().enumerate()
+    {
+        let who = format!("silence {}", index + 1);
+        let mut fields = Fields::new(file, &path, who, table, problems);
+        if found.len() >= config.silences_max {
+            let what =
+                format!("more than {} silences; raise notify.silences_max", config.silences_max);
+            fields.problem(None, &what);
+            return;
+        }
+        if let Some(silence) = read_one(&mut fields, found) {
+            found.push(silence);
+        }
+    }
+}
+
+fn read_one(fields: &mut Fields<'_, '_>, others: &[Recurring]) -> Option<Recurring> {
+    let name = fields.required("name", "steps and people call it by its name");
+    if let Some(name) = &name {
+        fields.who = format!("silence \"{name}\"");
+        if !crate::model::is_name(name) {
+            let what = "expected a name of a-z, 0-9, - _ . and at most 64 characters";
+            fields.problem(Some("name"), what);
+        } else if others.iter().any(|other| *other.name == **name) {
+            fields.problem(Some("name"), "the name is taken by another silence; choose another");
+        }
+    }
+    fields.only(KEYS);
+    let matcher = read_matcher(fields);
+    if matcher.is_empty()
+        && !["rule", "key", "topic", "severities", "label"].iter().any(|key| fields.has(key))
+    {
+        let what = "it covers everything; say what, by rule, key, topic, severities or label (rule = \"*\" if everything is meant)";
+        fields.problem(None, what);
+    }
+    let by = fields.required("by", "say who wrote it");
+    let reason = fields.required("reason", "say why, for those who wonder");
+    let when = read_when(fields);
+    let (name, by, reason) = (name?.into(), by?.into(), reason?.into());
+    Some(Recurring { name, matcher, by, reason, when: when? })
+}
+
+fn read_matcher(fields: &mut Fields<'_, '_>) -> Matcher {
+    let topic = fields.text("topic").and_then(|text| match Filter::try_from(text) {
+        Ok(filter) => Some(filter),
+        Err(error) => {
+            fields.problem(Some("topic"), &error.to_string());
+            None
+        }
+    });
+    let pair = |(name, value): (String, String)| (Arc::from(name), Pattern::new(&value));
+    Matcher {
+        rule: fields.text("rule").map(|text| Pattern::new(&text)),
+        key: fields.text("key").map(|text| Pattern::new(&text)),
+        topic,
+        severities: fields.words("severities", SEVERITIES),
+        label: fields.pairs("label").into_iter().map(pair).collect(),
+    }
+}
+
+fn read_when(fields: &mut Fields<'_, '_>) -> Option<When> {
+    let zone = fields.zone("zone");
+    let dates = calendar::dates(fields);
+    let once = fields.has("from") || fields.has("until");
+    let again = fields.has("every") || fields.has("dates");
+    if once == again {
+        let what = if once {
+            "it has both a time that comes back and one that does not; make two silences of it"
+        } else {
+            "it has no end; give it `every`, `dates`, or `from` and `until`"
+        };
+        fields.problem(None, what);
+        return None;
+    }
+    if once {
+        for key in ["from", "until"] {
+            if !fields.has(key) {
+                fields.problem(
+                    None,
+                    &format!("`{key}` is missing; a silence has a beginning and an end"),
+                );
+            }
+        }
+        let from = calendar::point(fields, "from", zone.as_ref());
+        let until = calendar::point(fields, "until", zone.as_ref());
+        let (from, until) = (from?, until?);
+        if until <= from {
+            fields.problem(Some("until"), "it is not after `from`");
+        }
+        return Some(When::Once { from, until, zone });
+    }
+    if fields.has("every") {
+        let mut every = fields.table("every")?;
+        every.only(&["days", "from", "to", "zone"]);
+        return Calendar::read(&mut every, zone.as_ref(), &dates).map(When::Calendar);
+    }
+    let Some(zone) = zone else {
+        if !fields.has("zone") {
+            let what = "`zone` is missing; say where it is that date, as zone = \"Europe/Berlin\"";
+            fields.problem(None, what);
+        }
+        return None;
+    };
+    (!dates.is_empty()).then(|| When::Calendar(Calendar::of_dates(&dates, zone)))
 }

@@ -7,6 +7,7 @@
 //! from how the alert stands, or that it is to be said again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +15,9 @@ use super::hold::Hold;
 use crate::clock::Timestamp;
 use crate::model::tell::{Ack, Policy};
 use crate::model::{Alert, AlertState, Severity};
+
+/// So long after its end a hold is looked at even where what should have ended it has not.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// What a contact knows of an alert.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,11 +136,12 @@ impl Tale {
 
     /// When something is to be looked at again.
     pub(super) fn due(&self) -> Option<Timestamp> {
-        let times = self.told.iter().flat_map(|told| {
-            let hold = told.hold.as_ref();
-            let end = hold.filter(|hold| hold.waits_for.is_none()).and_then(|hold| hold.until);
-            [end, told.repeat_at.filter(|_| told.hold.is_none())]
-        });
-        times.flatten().min()
+        let due = |told: &Told| match &told.hold {
+            // Its group or window ends it; should that row be lost, it is not held for ever.
+            Some(hold) if hold.waits_for.is_some() => Some(hold.until?.plus(GRACE)),
+            Some(hold) => hold.until,
+            None => told.repeat_at,
+        };
+        self.told.iter().filter_map(due).min()
     }
 }
