@@ -252,6 +252,8 @@ metrics! {
     messages_queued: Family<ByChannel, Counter> = "messages_queued", Family::default();
     /// Messages that ended, by reason; `sent` ones count in attempts with outcome accepted.
     messages_dead: Family<ByReason, Counter> = "messages_dead", Family::default();
+    /// Messages that another one made needless, by reason.
+    messages_left_out: Family<ByReason, Counter> = "messages_left_out", Family::default();
     /// Messages in the outbox that have not ended.
     outbox_messages: Gauge<i64, AtomicI64> = "outbox_messages", Gauge::default();
     /// When the oldest message in the outbox entered it, seconds since 1970; 0 while it is empty.

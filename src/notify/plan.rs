@@ -131,6 +131,7 @@ pub fn compose(draft: Draft, now: Timestamp) -> Message {
         updated_at: now,
         attempt_count: 0,
         attempts: Vec::new(),
+        left_out: None,
         provider: None,
         provider_ref: None,
     }

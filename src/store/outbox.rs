@@ -120,6 +120,21 @@ impl Store {
         Ok(found)
     }
 
+    /// All messages of an alert, ended or not, in no order. Their ids begin as the alert's does
+    /// ([`MessageId::derive_nth`]), so this is two short scans.
+    pub fn messages_of(&self, alert: AlertId) -> Result<Vec<Message>, ReadError> {
+        let mut found = Vec::new();
+        for table in [Table::Outbox, Table::History] {
+            for value in self.tree.scan_prefix(keys::messages_of(table, alert)).values() {
+                let message: Message = decode(&value?)?;
+                if message.alert.as_ref().is_some_and(|of| of.id == alert) {
+                    found.push(message);
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// All messages that have not ended, partition by partition.
     pub fn outbox(&self) -> impl Iterator<Item = Result<Message, ReadError>> + use<> {
         self.scan(Table::Outbox)

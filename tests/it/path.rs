@@ -391,3 +391,49 @@ async fn without_any_provider_the_phone_shows_it() {
     harness.api.message_that_is("delivered", "alarm hello").await;
     harness.stop().await;
 }
+
+#[tokio::test]
+async fn after_an_outage_each_freezer_is_one_message_and_the_worst_is_first() {
+    let (fake, twilio_side) = Twilio::start().await;
+    fake.stop().await;
+    let rules = FREEZER
+        .replace(r#"clear = "payload.temp_c < -17.0""#, "")
+        .replace(r#"when = "payload.temp_c > -15.0""#, "");
+    let door = rules.replace("freezer-warm", "door").replace("/freezer/", "/door/");
+    let door = door.replace("critical", "info").replace("freezer {{", "door {{");
+    let config = format!(
+        "{}concurrency = 1\n[dispatch]\ncollapse_after = '50ms'\n{}",
+        twilio("twilio-main", &fake),
+        QUICK.replace("[dispatch]", ""),
+    );
+    let harness = Place::new(&config).rules(&format!("{door}{rules}")).start().await;
+    let mut device = harness.device("pump-7").connect().await;
+    for count in 1..=40 {
+        for what in ["door", "freezer"] {
+            let topic = format!("devices/pump-7/{what}/1");
+            device.publishes(&topic, &json!({ "temp_c": count }).to_string()).await;
+        }
+    }
+    // Each try puts together what is there, and is in vain.
+    let two = async || (harness.api.status().await["outbox"]["waiting"] == json!(2)).then_some(());
+    found("two messages", two).await;
+    let left_out = "messages_left_out_total{reason=\"superseded\"}";
+    assert_eq!(harness.api.metric(left_out).await, 78);
+    let place = harness.stop().await;
+
+    let harness = place.start().await;
+    fake.restart().await;
+    harness.api.emptied().await;
+    let texts = twilio_side.texts();
+    assert_eq!(texts.len(), 2, "{texts:?}");
+    assert!(texts[0].starts_with("freezer 1: 40"), "{texts:?}");
+    assert!(texts[1].starts_with("door 1: 40"), "{texts:?}");
+    for text in &texts {
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.contains("\n40 events "), "{text}");
+    }
+    let superseded = harness.api.messages("status=canceled").await;
+    assert_eq!(superseded.len(), 78);
+    assert!(superseded.iter().all(|message| message["reason"] == json!("superseded")));
+    harness.stop().await;
+}

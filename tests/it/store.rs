@@ -57,6 +57,7 @@ fn message(number: u64, status: Status) -> Message {
         updated_at: now,
         attempt_count: 0,
         attempts: Vec::new(),
+        left_out: None,
         provider: None,
         provider_ref: None,
     }
