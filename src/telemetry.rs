@@ -242,6 +242,8 @@ metrics! {
     fanout_dropped: Family<ByReason, Counter> = "fanout_dropped", Family::default();
     /// Rule evaluations that did not come to a result, by rule and reason.
     rule_failures: Family<ByRule, Counter> = "rule_failures", Family::default();
+    /// Publishes that a rule did not look at, by rule and reason.
+    rule_passed: Family<ByRule, Counter> = "rule_passed", Family::default();
     /// Alerts that fired.
     alerts_fired: Counter = "alerts_fired", Counter::default();
     /// Alerts that cleared.

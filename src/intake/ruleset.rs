@@ -9,21 +9,22 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use crate::model::Channel;
-use crate::notify::{self, contact::Directory};
+use crate::notify;
+use crate::notify::book::Book;
 use crate::problem::{Problem, Step, TomlFile, unknown_key};
 use crate::rules;
 use crate::rules::set::{Known, Rules};
 
 /// The tables that a rule file may hold.
-const TABLES: &[&str] = &["rule", "contact"];
+const TABLES: &[&str] = &["rule", "contact", "silence", "suppress", "storm", "test"];
 
 /// Rules and the contacts that they name.
 #[derive(Debug)]
 pub struct RuleSet {
     /// The compiled rules.
     pub rules: Rules,
-    /// Everybody who can be told.
-    pub directory: Directory,
+    /// Who is told how, and when not.
+    pub book: Book,
     /// How many files it came from.
     pub files: usize,
 }
@@ -40,7 +41,7 @@ pub struct Limits {
 impl RuleSet {
     /// No rules and no contacts.
     pub fn empty(limits: &Limits) -> Self {
-        Self { rules: Rules::empty(&limits.rules), directory: Directory::default(), files: 0 }
+        Self { rules: Rules::empty(&limits.rules), book: Book::default(), files: 0 }
     }
 
     /// Alerts that would reach nobody: for each rule the contacts all of whose channels, as the
@@ -48,8 +49,10 @@ impl RuleSet {
     pub fn unserved(&self, served: impl Fn(Channel) -> bool) -> Vec<String> {
         let mut found = Vec::new();
         for rule in self.rules.rules() {
-            for name in &*rule.to {
-                let Ok(targets) = self.directory.targets(name, &rule.by) else { continue };
+            for name in &*rule.policy.to {
+                let Ok(targets) = self.book.directory.targets(name, &rule.policy.by) else {
+                    continue;
+                };
                 if targets.iter().any(|target| served(target.channel)) {
                     continue;
                 }
@@ -122,8 +125,9 @@ impl RuleSet {
         problems.extend(files.iter().flat_map(unknown_tables));
         // Contacts may stand in what could not be read; nobody is missed on that ground.
         let complete = problems.is_empty();
-        let (directory, contact_problems) = Directory::load(files, &limits.contacts);
-        let known: Vec<Known> = directory
+        let (book, contact_problems) = Book::load(files, &limits.contacts);
+        let known: Vec<Known> = book
+            .directory
             .contacts()
             .iter()
             .map(|contact| Known {
@@ -137,7 +141,7 @@ impl RuleSet {
             .collect();
         problems.extend(contact_problems);
         match Rules::load(files, complete.then_some(&known), &limits.rules) {
-            Ok(rules) if problems.is_empty() => Ok(Self { rules, directory, files: files.len() }),
+            Ok(rules) if problems.is_empty() => Ok(Self { rules, book, files: files.len() }),
             Ok(_) => Err(in_order(problems)),
             Err(rule_problems) => {
                 problems.extend(rule_problems);
