@@ -214,9 +214,9 @@ mod tests {
 
     use super::*;
     use crate::clock::Timestamp;
+    use crate::intake::pipeline::Pipeline;
     use crate::model::{IdSource, Publish, Qos};
-    use crate::notify::plan::{News, plan};
-    use crate::rules::engine::Engine;
+    use crate::store::Op;
     use crate::topic::{TopicLimits, TopicName};
 
     fn write(files: &[(&str, &[u8])]) -> tempfile::TempDir {
@@ -251,7 +251,7 @@ mod tests {
             &Limits::default(),
         )
         .expect("right");
-        assert_eq!((set.rules.len(), set.directory.contacts().len()), (1, 1));
+        assert_eq!((set.rules.len(), set.book.directory.contacts().len()), (1, 1));
         assert_eq!(set.files, 2);
     }
 
@@ -339,7 +339,8 @@ mod tests {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("rules");
         let limits = Limits::default();
         let set = RuleSet::load_dir(&dir, &limits).expect("right");
-        let mut engine = Engine::new(IdSource::new(1), &limits.rules);
+        let a_day = Duration::from_secs(86_400);
+        let mut pipeline = Pipeline::new(IdSource::new(1), &limits.rules, &limits.contacts, a_day);
         let now = Timestamp::from_millis(1_790_000_000_000);
         let mut told = |topic: &str, payload: &str| -> Vec<String> {
             let topic = TopicName::parse(topic, TopicLimits::default()).expect("a topic");
@@ -355,25 +356,16 @@ mod tests {
                 received_at: now,
                 properties: None,
             };
-            let effects = engine.handle(&set.rules, &matched, &publish, now);
-            assert_eq!(effects.failures, []);
+            let caused = pipeline.publish(&set, &matched, &publish, now, &mut Op::new());
+            assert_eq!(caused.failures, []);
             let mut lines = Vec::new();
-            for change in effects.changes.iter().filter(|change| change.notify) {
-                let news = News {
-                    alert: &change.alert,
-                    title: change.title.as_ref(),
-                    to: &change.to,
-                    by: &change.by,
-                    expires_in: change.expires_in.unwrap_or(Duration::from_secs(86_400)),
-                };
-                for message in plan(&set.directory, &news, now).messages {
-                    let contact = message.contact.unwrap_or_default();
-                    assert_eq!(message.segments.map(|segments| segments.count), Some(1));
-                    lines.push(format!(
-                        "{contact} {}: {}",
-                        message.target.channel, message.content.text
-                    ));
-                }
+            for message in caused.messages {
+                let contact = message.contact.unwrap_or_default();
+                assert_eq!(message.segments.map(|segments| segments.count), Some(1));
+                lines.push(format!(
+                    "{contact} {}: {}",
+                    message.target.channel, message.content.text
+                ));
             }
             lines
         };

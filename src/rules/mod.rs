@@ -19,6 +19,9 @@ pub mod load;
 mod lower;
 pub mod named;
 mod run;
+#[cfg(test)]
+#[path = "tests.rs"]
+mod scenarios;
 pub mod set;
 pub mod template;
 mod view;

@@ -373,7 +373,10 @@ fn filter(entry: &mut Entry<'_>, topic: Option<&str>) -> Option<TopicFilter> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::set::KeyPart;
     use super::*;
+    use crate::model::Severity;
+    use crate::payload::Decode;
 
     fn load(text: &str) -> Result<Rules, String> {
         load_all(&[("rules/a.toml", text)], &Config::default())
@@ -430,11 +433,11 @@ to = []
         assert_eq!(warm.name.as_ref(), "freezer-warm");
         assert_eq!(warm.decode, Decode::Json);
         assert_eq!(warm.severity, Severity::Critical);
-        assert_eq!(warm.by.as_ref(), [Channel::Sms, Channel::Push]);
-        assert_eq!(warm.to.len(), 2);
-        assert_eq!(warm.expires_in, Some(std::time::Duration::from_secs(14_400)));
+        assert_eq!(warm.policy.by.as_ref(), [Channel::Sms, Channel::Push]);
+        assert_eq!(warm.policy.to.len(), 2);
+        assert_eq!(warm.policy.expires_in, Some(std::time::Duration::from_secs(14_400)));
         assert!(matches!(warm.key.as_slice(), [KeyPart::Capture(_), KeyPart::Expression(_)]));
-        assert!(panic.when.is_none() && panic.key.is_empty() && panic.to.is_empty());
+        assert!(panic.is_event() && panic.key.is_empty() && panic.policy.to.is_empty());
         assert_eq!((panic.decode, panic.severity), (Decode::Auto, Severity::Warning));
     }
 
@@ -598,15 +601,13 @@ by = ["push"]
         };
         let text = rule("d", "a/b") + &rule("c", "a/#") + &rule("b", "x") + &rule("a", "{x}/b");
         let rules = load(&text).expect("right");
-        let names = |topic: &str| -> Vec<&str> {
+        let names = |topic: &str| -> Vec<String> {
             let topic =
                 crate::topic::TopicName::parse(topic, TopicLimits::default()).expect("valid");
             let matched = rules.matches(&topic);
-            let positions = matched.iter().flat_map(|matched| matched.positions());
-            positions
-                .filter_map(|position| rules.at(position))
-                .map(|rule| rule.name.as_ref())
-                .collect()
+            let Some(matched) = matched else { return Vec::new() };
+            let names = rules.matched(&matched).map(|rule| rule.name.to_string());
+            names.collect()
         };
         assert_eq!(names("a/b"), ["d", "c", "a"]);
         assert_eq!(names("x"), ["b"]);
