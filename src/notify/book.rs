@@ -209,4 +209,15 @@ levels = 2
         let ana = book.directory.contact("ana").expect("there");
         assert!(ana.quiet.is_some() && ana.max.is_some());
     }
+
+    #[test]
+    fn the_examples_of_the_page_load() {
+        let mut blocks = Vec::new();
+        for block in include_str!("../../docs/telling.md").split("```toml\n").skip(1) {
+            blocks.push(block.split("```").next().expect("an end"));
+        }
+        let (book, problems) = load(&blocks.join("\n"));
+        assert_eq!(problems, "");
+        assert_eq!((blocks.len(), book.silences.len(), book.suppress.len()), (4, 3, 1));
+    }
 }

@@ -379,8 +379,13 @@ impl Notifier {
             .collect();
         let full = counted.iter().filter_map(|(id, _, quota)| {
             let window = self.state.windows.get(id)?;
-            let full = window.until > call.now && window.count >= quota.count;
-            full.then(|| (window.until, id.clone(), window.count))
+            let full = match window.until > call.now {
+                true => window.count >= quota.count,
+                // Over, and what it held is not told yet: that goes first.
+                false => self.state.is_awaited(id),
+            };
+            let count = usize::try_from(window.count).unwrap_or(usize::MAX);
+            full.then(|| (window.until, id.clone(), count))
         });
         if let Some((until, id, count)) = full.max_by_key(|(until, _, _)| *until) {
             let shown = shown(until, self.reader(call, contact).zone, call.now);
@@ -389,7 +394,9 @@ impl Notifier {
                 since: call.now,
                 until: Some(until),
                 waits_for: Some(id),
-                detail: Some(format!("after {count} messages, until {shown}").into()),
+                detail: Some(
+                    format!("after {}, until {shown}", digest::counted(count, "message")).into(),
+                ),
             });
         }
         for (id, rule, quota) in counted {

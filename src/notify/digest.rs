@@ -57,6 +57,12 @@ fn listed(names: &[Arc<str>], total: usize, names_max: usize) -> String {
     text
 }
 
+/// `1 alert`, `2 alerts`.
+pub(super) fn counted(count: usize, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
+}
+
 fn names(items: &[Item]) -> Vec<Arc<str>> {
     let called = |item: &Item| match item.is_over() {
         true => format!("{} (over)", name(&item.alert)).into(),
@@ -99,7 +105,7 @@ pub(super) fn group(items: &[Item], total: usize, firing: usize, reader: Reader<
     if !on.is_empty() {
         let again = on.iter().all(|item| item.knows == Knows::Fires(item.alert.severity));
         let still = if again { "still " } else { "" };
-        lines.push(format!("{still}{} alerts (worst {}):", on.len(), worst(items)));
+        lines.push(format!("{still}{} (worst {}):", counted(on.len(), "alert"), worst(items)));
         lines.extend(on.iter().take(reader.names_max).map(|item| item.alert.text.to_string()));
         let rest = on.len().saturating_sub(reader.names_max);
         if rest > 0 {

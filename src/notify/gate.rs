@@ -64,6 +64,8 @@ impl Notifier {
                 Some(mut hold) if !full => {
                     match &old {
                         Some(old) if old.reason == hold.reason => hold.since = old.since,
+                        // A repetition that its group will tell.
+                        _ if told.again && told.knows == tale.present() => {}
                         _ => held.push((Arc::clone(&told.contact), hold.clone())),
                     }
                     told.hold = Some(hold);

@@ -13,6 +13,7 @@ mod fields;
 mod gate;
 mod group;
 pub mod hold;
+mod news;
 pub mod notifier;
 pub mod pattern;
 pub mod plan;

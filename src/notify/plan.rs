@@ -315,6 +315,18 @@ mod tests {
     }
 
     #[test]
+    fn a_repetition_that_goes_on_by_the_next_channel_took_the_place_of_the_first() {
+        let first = planned(&["ana"], &[], "warm").messages.remove(0);
+        let alert = first.alert.as_ref().expect("it tells of one").id;
+        let Target { channel, address } = &first.target;
+        let id = MessageId::derive_nth(alert, AlertState::Firing, 1, *channel, address);
+        let again = Message { id, ..first.clone() };
+        let (first, again) = (next(&first, NOW).expect("sms"), next(&again, NOW).expect("sms"));
+        assert_ne!(first.id, again.id);
+        assert_eq!(first.id.partition(), again.id.partition());
+    }
+
+    #[test]
     fn template_parameters_are_cleaned() {
         let mut failed = planned(&["ana"], &[], "warm").messages.remove(0);
         failed.content.template = Some(Template {

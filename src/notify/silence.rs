@@ -26,7 +26,7 @@ const TEXT_BYTES_MAX: usize = 1024;
 
 /// Which alerts a silence covers: those that all of its parts fit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Matcher {
     /// The rule's name.
     #[serde(skip_serializing_if = "Option::is_none")]

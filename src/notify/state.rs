@@ -253,10 +253,18 @@ impl State {
         self.timers.first().map(|(at, _)| *at)
     }
 
-    /// What is due, earliest first.
+    /// What is due, earliest first; but what a `max` holds before all else, or repetitions that
+    /// come as its window ends would take the room of what waits for it, again and again.
     pub(super) fn all_due(&self, now: Timestamp) -> Vec<RowId> {
         let due = self.timers.iter().take_while(|(at, _)| *at <= now);
-        due.map(|(_, id)| id.clone()).collect()
+        let mut due: Vec<RowId> = due.map(|(_, id)| id.clone()).collect();
+        due.sort_by_key(|id| !matches!(id, RowId::Window { .. }));
+        due
+    }
+
+    /// Whether anything waits for it.
+    pub(super) fn is_awaited(&self, id: &RowId) -> bool {
+        self.waiting.contains_key(&Wait::Row(id.clone()))
     }
 
     /// The alerts that wait for it, earliest first.
