@@ -144,7 +144,12 @@ impl Engine {
             let slot = decoded.get_mut(rule.decode as usize);
             let payload = slot.map(|slot| {
                 slot.get_or_insert_with(|| {
-                    payload::decode(rule.decode, &publish.payload, rules.payload_limits)
+                    payload::decode(
+                        &rule.decode.into(),
+                        &publish.payload,
+                        rules.payload_limits,
+                        now,
+                    )
                 })
             });
             match payload {

@@ -4,7 +4,7 @@
 //! [[rule]]
 //! name       = "freezer-warm"                       # a-z, 0-9, - _ .; unique in all files
 //! topic      = "site/{site}/freezer/{unit}/telemetry"  # MQTT filter; {name} captures one level
-//! decode     = "json"                               # auto (default) | json | number | text
+//! decode     = "json"                               # auto (default) | json | number | text | ...
 //! when       = "payload.temp_c > -15.0"             # CEL; without it every publish is an alert
 //! clear      = "payload.temp_c < -17.0"             # CEL; default: not `when`
 //! key        = ["site", "unit"]                     # CEL or captures; default: all captures

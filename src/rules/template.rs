@@ -360,7 +360,8 @@ mod tests {
         let limits = TopicLimits::default();
         let fired_at = Timestamp::from_millis(1_790_000_000_000);
         Some(Scene {
-            payload: decode(Decode::Auto, payload, Limits::default()).ok()?,
+            payload: decode(&Decode::Auto.into(), payload, Limits::default(), Timestamp::default())
+                .ok()?,
             topic: TopicName::parse("site/kiel/1", limits).expect("a topic"),
             filter: Arc::new(
                 TopicFilter::parse_with_captures("site/{site}/+", limits).expect("a filter"),
