@@ -390,5 +390,8 @@ pub fn restore(
     for row in store.rows(Table::Telling) {
         pipeline.restore_telling(row?);
     }
+    for row in store.rows(Table::Memory) {
+        pipeline.restore_node(row?);
+    }
     Ok((pipeline, store.row(Table::Engine, 0, ALIVE)?))
 }

@@ -12,11 +12,12 @@ use std::time::Duration;
 use super::ruleset::RuleSet;
 use crate::clock::Timestamp;
 use crate::model::tell::{Ack, News, Step};
-use crate::model::{AlertId, AlertState, IdSource, Message, Publish, Reason};
+use crate::model::{AlertId, AlertState, IdSource, Message, Publish, Reason, partition};
 use crate::notify;
 use crate::notify::notifier::{Notifier, Outcome};
 use crate::notify::row::{Row, RowChange};
 use crate::notify::silence::{BadSilence, Silence};
+use crate::payload::sparkplug;
 use crate::rules;
 use crate::rules::engine::{Adopted, Effects, Engine, Failure, Touched};
 use crate::rules::instance::Instance;
@@ -186,7 +187,21 @@ impl Pipeline {
                 op(one);
             }
         }
+        for (id, node) in self.engine.changed_nodes() {
+            let mut one = Op::new();
+            let (place, rest) = (partition("", &id), id.as_bytes());
+            match node {
+                Some(node) => one.put_row(Table::Memory, place, rest, &(&id, node)),
+                None => one.remove_row(Table::Memory, place, rest),
+            }
+            op(one);
+        }
         due.len()
+    }
+
+    /// Puts back what was stored of a Sparkplug node.
+    pub fn restore_node(&mut self, (id, node): (String, sparkplug::Node)) {
+        self.engine.restore_node(&id, node);
     }
 
     /// The instances and what fires.

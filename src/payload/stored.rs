@@ -1,4 +1,5 @@
-//! A payload in a row of the store: as JSON, read back with all its digits.
+//! A payload in a row of the store: as JSON, read back with all its digits. Bytes come back as their
+//! base64 text, which is what expressions and texts see of them.
 //!
 //! Not for what devices send: that goes through a codec with its limits.
 
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
-use super::value::{Map, Value};
+use super::value::{Map, Value, base64_text};
 
 impl Serialize for Value {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -19,6 +20,7 @@ impl Serialize for Value {
             Self::Uint(value) => serializer.serialize_u64(*value),
             Self::Float(value) => serializer.serialize_f64(*value),
             Self::Text(text) => serializer.serialize_str(text),
+            Self::Bytes(bytes) => serializer.serialize_str(&base64_text(bytes)),
             Self::List(items) => serializer.collect_seq(items.iter()),
             Self::Map(map) => {
                 let mut fields = serializer.serialize_map(Some(map.entries().len()))?;
@@ -91,6 +93,7 @@ impl<'de> Visitor<'de> for Stored {
 mod tests {
     use super::super::{Decode, Limits, decode};
     use super::*;
+    use crate::clock::Timestamp;
 
     #[test]
     fn what_is_stored_comes_back() {
@@ -99,7 +102,13 @@ mod tests {
             "[true,-1,18446744073709551615,2.5,2.0,\"a\\\"b\"]",
             "{\"a\":{\"b\":[]},\"c\":9007199254740993}",
         ] {
-            let value = decode(Decode::Json, text.as_bytes(), Limits::default()).expect("JSON");
+            let value = decode(
+                &Decode::Json.into(),
+                text.as_bytes(),
+                Limits::default(),
+                Timestamp::default(),
+            )
+            .expect("JSON");
             let stored = serde_json::to_string(&value).expect("serializes");
             let again: Value = serde_json::from_str(&stored).expect("deserializes");
             assert_eq!(again, value, "{text}");

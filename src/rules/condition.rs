@@ -293,7 +293,8 @@ mod tests {
     }
 
     fn with_scene<T>(payload: &[u8], with: impl FnOnce(&Scene<'_>) -> T) -> Option<T> {
-        let payload = decode(Decode::Auto, payload, Limits::default()).ok()?;
+        let payload =
+            decode(&Decode::Auto.into(), payload, Limits::default(), Timestamp::default()).ok()?;
         let limits = TopicLimits::default();
         let scene = Scene {
             payload: &payload,

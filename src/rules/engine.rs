@@ -18,7 +18,7 @@ use super::set::{Matched, OnDowntime, Replayed, Rule, Rules};
 use crate::clock::Timestamp;
 use crate::model::tell::{Ack, News, Turn};
 use crate::model::{Alert, AlertId, IdSource, Publish, Reason};
-use crate::payload::{self, Decode, Undecodable, Value};
+use crate::payload::{self, Codec, Decode, Undecodable, Value, sparkplug};
 
 /// Most instances that one [`Engine::wake`] looks at.
 const WAKE_MAX: usize = 1_000;
@@ -102,6 +102,8 @@ pub struct Engine {
     timers: BTreeSet<(Timestamp, Arc<str>, Arc<str>)>,
     dirty: VecDeque<(Arc<str>, Arc<str>)>,
     samples: HashMap<Arc<str>, VecDeque<Sample>>,
+    /// What the births of Sparkplug nodes said.
+    nodes: sparkplug::Book,
     exercised: Option<HashSet<Exercised>>,
 }
 
@@ -116,6 +118,7 @@ impl Engine {
             timers: BTreeSet::new(),
             dirty: VecDeque::new(),
             samples: HashMap::new(),
+            nodes: sparkplug::Book::new(sparkplug::Room::default()),
             exercised: None,
         }
     }
@@ -183,8 +186,7 @@ impl Engine {
     ) -> Effects {
         let mut effects = Effects::default();
         // Decoded once a codec, however many rules match.
-        let mut decoded: [Option<Result<Value, Undecodable>>; Decode::ALL.len()] =
-            [const { None }; Decode::ALL.len()];
+        let mut decoded: Vec<(&Codec, Result<Value, Undecodable>)> = Vec::new();
         for rule in rules.matched(matched) {
             if !is_meant(rule, publish) {
                 continue;
@@ -193,10 +195,13 @@ impl Engine {
                 effects.passed.push((Arc::clone(&rule.name), Reason::Replayed));
                 continue;
             }
-            let Some(slot) = decoded.get_mut(rule.decode as usize) else { continue };
-            let payload = slot.get_or_insert_with(|| {
-                payload::decode(rule.decode, &publish.payload, rules.payload_limits)
+            let position = decoded.iter().position(|(codec, _)| **codec == rule.codec);
+            let position = position.unwrap_or_else(|| {
+                let value = self.decode(&rule.codec, publish, rules.payload_limits, now);
+                decoded.push((&rule.codec, value));
+                decoded.len() - 1
             });
+            let Some((_, payload)) = decoded.get(position) else { continue };
             match payload {
                 Ok(payload) => {
                     Run { engine: self, rules, rule, now, effects: &mut effects }
@@ -211,6 +216,31 @@ impl Engine {
             }
         }
         effects
+    }
+
+    fn decode(
+        &mut self,
+        codec: &Codec,
+        publish: &Publish,
+        limits: payload::Limits,
+        now: Timestamp,
+    ) -> Result<Value, Undecodable> {
+        if codec.how != Decode::Sparkplug {
+            return payload::decode(codec, &publish.payload, limits, now);
+        }
+        let bytes = payload::inflated(codec, &publish.payload, limits)?;
+        self.nodes.read(publish.topic.as_str(), &bytes, limits, now)
+    }
+
+    /// Births and deaths of Sparkplug nodes since the last call, to be stored; `None`: the node is
+    /// no longer known.
+    pub fn changed_nodes(&mut self) -> Vec<(String, Option<sparkplug::Node>)> {
+        self.nodes.changed()
+    }
+
+    /// Puts back a Sparkplug node that was stored.
+    pub fn restore_node(&mut self, id: &str, node: sparkplug::Node) {
+        self.nodes.restore(id, node);
     }
 
     /// When [`Engine::wake`] has something to do next.

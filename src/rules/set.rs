@@ -15,7 +15,7 @@ use super::template::Templates;
 use super::window;
 use crate::model::tell::Policy;
 use crate::model::{Channel, Labels, Severity};
-use crate::payload::{self, Decode};
+use crate::payload::{self, Codec};
 use crate::topic::index::TopicIndex;
 use crate::topic::{TopicFilter, TopicName};
 
@@ -29,7 +29,7 @@ pub struct Rule {
     /// Which events of clients it looks at (`on`); empty for a rule with a topic.
     pub events: Vec<Arc<str>>,
     /// How it reads payloads.
-    pub decode: Decode,
+    pub codec: Codec,
     /// What fires it, the worst last; empty for a dead man, and for a rule each of whose publishes is
     /// an alert.
     pub levels: Vec<Level>,

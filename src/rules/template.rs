@@ -409,7 +409,8 @@ mod tests {
         let limits = TopicLimits::default();
         let fired_at = Timestamp::from_millis(1_790_000_000_000);
         Some(Scene {
-            payload: decode(Decode::Auto, payload, Limits::default()).ok()?,
+            payload: decode(&Decode::Auto.into(), payload, Limits::default(), Timestamp::default())
+                .ok()?,
             previous: None,
             item: None,
             named: Named::new(),

@@ -17,7 +17,8 @@ use super::written::{LastOrExpression, TELLING, Written, WrittenLevel, WrittenWi
 use super::{Entry, Loader, RESERVED, channels, filter};
 use crate::model::tell::{Group, Policy};
 use crate::model::{Fnv, Labels, Severity};
-use crate::payload::Decode;
+use crate::payload::layout::Layout;
+use crate::payload::{Codec, Compression, Decode};
 use crate::problem::{Step, read};
 use crate::span::Span;
 use crate::topic::{FilterLevel, TopicFilter, TopicLimits, TopicName};
@@ -61,11 +62,7 @@ impl<'a> Loader<'a> {
         let captures = filter.as_ref().map(|filter| filter.captures()).unwrap_or_default();
         let captures = captures.iter().map(|(_, name)| Arc::clone(name)).collect();
         let mut names = Names { captures, named: Vec::new(), each: written.each.is_some() };
-        let decodes: Vec<_> = Decode::ALL.iter().map(|how| (how.as_str(), *how)).collect();
-        let decode = match &written.decode {
-            None => Some(Decode::Auto),
-            Some(word) => entry.word(&["decode".into()], word, &decodes),
-        };
+        let codec = codec(entry, written);
         let severities: Vec<_> = Severity::ALL.iter().map(|s| (s.as_str(), *s)).collect();
         let severity = match &written.severity {
             None => Some(Severity::default()),
@@ -145,7 +142,7 @@ impl<'a> Loader<'a> {
             name: name?,
             filter: Arc::new(filter?),
             events,
-            decode: decode?,
+            codec: codec?,
             levels,
             clocks,
             silent,
@@ -216,6 +213,45 @@ fn meaning(table: &toml::Value) -> u64 {
     }
     // 0 is what rows have that were written before there were meanings.
     hash.finish().max(1)
+}
+
+/// How the payload is read.
+fn codec(entry: &mut Entry<'_>, written: &Written) -> Option<Codec> {
+    let decodes: Vec<_> = Decode::ALL.iter().map(|how| (how.as_str(), *how)).collect();
+    let how = match &written.decode {
+        None => Some(Decode::Auto),
+        Some(word) => entry.word(&["decode".into()], word, &decodes),
+    };
+    let known: Vec<_> = Compression::ALL.iter().map(|one| (one.as_str(), *one)).collect();
+    let compression = match &written.compression {
+        None => Some(Compression::default()),
+        Some(word) => entry.word(&["compression".into()], word, &known),
+    };
+    let is_binary = how == Some(Decode::Binary);
+    let layout = match &written.layout {
+        None if is_binary => {
+            let what = "`binary` needs a `layout`, as in layout = { fields = [ { name = \"temp_c\", at = 0, type = \"i16be\" } ] }";
+            entry.problem(&["decode".into()], what);
+            None
+        }
+        None => None,
+        Some(_) if how.is_some() && !is_binary => {
+            entry.problem(&["layout".into()], "it belongs to decode = \"binary\"");
+            None
+        }
+        Some(layout) => match Layout::parse(layout) {
+            Ok(layout) => Some(Arc::new(layout)),
+            Err(faults) => {
+                for (below, what) in faults {
+                    let mut path = vec![Step::from("layout")];
+                    path.extend(below);
+                    entry.problem(&path, &what);
+                }
+                None
+            }
+        },
+    };
+    Some(Codec { how: how?, compression: compression?, layout })
 }
 
 /// The events of `on`, as the topic has them.

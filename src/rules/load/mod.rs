@@ -4,7 +4,7 @@
 //! [[rule]]
 //! name       = "freezer-warm"                       # a-z, 0-9, - _ .; unique in all files
 //! topic      = "site/{site}/freezer/{unit}/telemetry"  # MQTT filter; {name} captures one level
-//! decode     = "json"                               # auto (default) | json | number | text
+//! decode     = "json"                               # auto (default) | json | number | text | ...
 //! when       = "payload.temp_c > -15.0"             # CEL; without it every publish is an alert
 //! clear      = "payload.temp_c < -17.0"             # CEL; default: not `when`
 //! key        = ["site", "unit"]                     # CEL or captures; default: all captures
@@ -431,14 +431,14 @@ to = []
             panic!("{rules:?}");
         };
         assert_eq!(warm.name.as_ref(), "freezer-warm");
-        assert_eq!(warm.decode, Decode::Json);
+        assert_eq!(warm.codec.how, Decode::Json);
         assert_eq!(warm.severity, Severity::Critical);
         assert_eq!(warm.policy.by.as_ref(), [Channel::Sms, Channel::Push]);
         assert_eq!(warm.policy.to.len(), 2);
         assert_eq!(warm.policy.expires_in, Some(std::time::Duration::from_secs(14_400)));
         assert!(matches!(warm.key.as_slice(), [KeyPart::Capture(_), KeyPart::Expression(_)]));
         assert!(panic.is_event() && panic.key.is_empty() && panic.policy.to.is_empty());
-        assert_eq!((panic.decode, panic.severity), (Decode::Auto, Severity::Warning));
+        assert_eq!((panic.codec.how, panic.severity), (Decode::Auto, Severity::Warning));
     }
 
     /// One wrong file a case; what an operator reads is the specification.
@@ -545,7 +545,6 @@ text_clear = "{{ site | uper }} {{ duration }}"
 to = ["ana"]
 "#), @r#"
         rules/a.toml:5: rule "texts": `text`: syntax error: unexpected end of input, expected end of variable block
-        rules/a.toml:6: rule "texts": `title`: unknown name `duration`; a field of the payload is written payload.duration, and known are payload, topic, client_id, key, rule, severity, now, time, site
         rules/a.toml:6: rule "texts": `title`: unknown name `sit`; did you mean `site`?
         rules/a.toml:8: rule "texts": `text_clear`: unknown filter `uper`; see minijinja's built-in filters
         "#);

@@ -37,6 +37,8 @@ pub(super) struct Written {
     pub(super) topic: Option<String>,
     pub(super) on: Option<OneOrMany>,
     pub(super) decode: Option<String>,
+    pub(super) compression: Option<String>,
+    pub(super) layout: Option<toml::Value>,
     pub(super) when: Option<String>,
     pub(super) clear: Option<String>,
     #[serde(rename = "for")]
