@@ -305,7 +305,7 @@ mod tests {
         use Reason::{Over, Superseded};
         let (one, over, two) = (raise(1, 10), clear(1, 10, 20), raise(2, 30));
         let two_over = clear(2, 30, 50);
-        let all = [one.clone(), over.clone(), two.clone(), two_over.clone()];
+        let all = [one.clone(), over, two, two_over];
         check(&[], &[], ("", &[]));
         check(&all[..1], &[], ("1 firing\nsince 02:10 UTC", &[]));
         // Nobody was told: nobody needs to hear that it is over.

@@ -391,7 +391,7 @@ fn freezer(freezer: &str, number: u64, secs_ago: u64, state: AlertState) -> Mess
 async fn what_waited_long_is_put_together_and_what_did_not_is_not() {
     use AlertState::{Cleared, Firing};
     let long: Vec<Message> =
-        (0..40).map(|number| freezer("long", number, 600 - number, Firing)).collect();
+        (0..40).map(|number| freezer("long", number, 600 - 10 * number, Firing)).collect();
     let short: Vec<Message> = (40..45).map(|number| freezer("short", number, 60, Firing)).collect();
     let over = [freezer("over", 50, 600, Firing), freezer("over", 50, 600, Cleared)];
     // Of this one somebody was told.
