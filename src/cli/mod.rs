@@ -2,10 +2,9 @@
 //!
 //! Commands write through a `Write`, never to the terminal directly, so that tests read what
 //! people read. Errors say what, where and what next. Exit codes: 0 done, 1 not done, 2 the
-//! command line makes no sense, 3 `certs list --expiring` has found something, or `import` has left
-//! something to do by hand; `acl check` has its own:
-//! 0 allowed, 1 denied, 2 not known. What looks into a running instance goes through its HTTP API
-//! ([`client`]); numbers are masked there already.
+//! command line makes no sense, 3 `certs list --expiring` has found something or `import` leaves
+//! something to do by hand; `acl check` has its own: 0 allowed, 1 denied, 2 not known. What looks
+//! into a running instance goes through its HTTP API ([`client`]); numbers are masked there already.
 
 mod acl;
 mod ban;

@@ -132,9 +132,74 @@ async fn a_file_that_converts_whole() {
     let place = Place::new("");
     let said = import(&place, WHOLE.as_bytes()).await;
     assert_eq!((said.code, said.err.as_str()), (0, ""), "{said:?}");
-    insta::assert_snapshot!(said.out, @"");
-    insta::assert_snapshot!(read(&place, "imported/watchbell.toml"), @"");
-    insta::assert_snapshot!(plain(&read(&place, "imported/rules/mqttwarn-rules.toml")), @"");
+    insta::assert_snapshot!(said.out, @r#"
+    converted: 5
+      mqttwarn.ini:1: [defaults]
+        `allow_plain`: without TLS, as before: password and readings can be read on the way
+        [[upstream]] "mqttwarn", with a client id of its own, so that both can run
+      mqttwarn.ini:8: [config:log]
+        nothing needed: alerts are in the outbox, in the log and on the console
+      mqttwarn.ini:13: [config:sms]
+        provider "twilio"
+        target `ana`: contact "sms-ana", sms
+        target `ben`: contact "sms-ben", sms
+      mqttwarn.ini:20: [site/+/door]
+        rule "site-door"
+      mqttwarn.ini:24: [freezer]
+        times of day are UTC, as 10:00 UTC
+        `priority` 1 is severity critical
+        rule "freezer"
+
+    written: imported/watchbell.toml, imported/rules/mqttwarn-rules.toml
+    next: watchbell check --config imported/watchbell.toml --rules-dir imported/rules
+    "#);
+    insta::assert_snapshot!(read(&place, "imported/watchbell.toml"), @r#"
+    # Imported from mqttwarn.ini. See `watchbell import mqttwarn --help`.
+
+    [[provider]]
+    name = "twilio"
+    kind = "twilio"
+    account_sid = "AC0123456789abcdef0123456789abcdef"
+    auth_token = { env = "TWILIO_TOKEN" }
+    from = "+15005550006"
+
+    [[upstream]]
+    name = "mqttwarn"
+    url = ["mqtt://broker.example.org:1883"]
+    version = "3.1.1"
+    user = "warn"
+    password = { file = "/run/secrets/mqtt" }
+    allow_plain = true
+    subscribe = ["site/#"]
+    "#);
+    insta::assert_snapshot!(plain(&read(&place, "imported/rules/mqttwarn-rules.toml")), @r#"
+    # Imported from mqttwarn.ini. What is commented out would not do what it did; the reason stands above it.
+
+    [[contact]]
+    name = "sms-ana"
+    sms = "+4915550100001"
+
+    [[contact]]
+    name = "sms-ben"
+    sms = "+4915550100002"
+
+    # mqttwarn.ini:20: [site/+/door]
+    [[rule]]
+    name = "site-door"
+    topic = "site/+/door"
+    decode = "text"
+    to = ["sms-ana"]
+    text = "{{ topic }}: {{ payload }}"
+
+    # mqttwarn.ini:24: [freezer]
+    [[rule]]
+    name = "freezer"
+    topic = "site/#"
+    severity = "critical"
+    to = ["sms-ana", "sms-ben"]
+    title = "Freezer {{ payload.name }}"
+    text = "{{ payload.name }} has {{ '%.1f' | format(payload.temp) }} °C\n{{ '{' }}at {{ time }}}"
+    "#);
 
     let said = import(&place, WHOLE.as_bytes()).await;
     assert_eq!(said.code, 1);
@@ -147,7 +212,7 @@ async fn a_file_that_converts_whole() {
 async fn what_does_not_convert_is_told_and_commented_out() {
     let place = Place::new("");
     let said = import(&place, ODD.as_bytes()).await;
-    assert_eq!((said.code, said.err.as_str()), (3, "error: something is to be done by hand\n"));
+    assert_eq!((said.code, said.err.as_str()), (3, ""));
     let (config, rules) = (
         read(&place, "imported/watchbell.toml"),
         read(&place, "imported/rules/mqttwarn-rules.toml"),
@@ -156,9 +221,148 @@ async fn what_does_not_convert_is_told_and_commented_out() {
         assert!(!text.contains("S3CRET"), "{text}");
     }
     assert!(!said.out.contains("5550100001"), "{}", said.out);
-    insta::assert_snapshot!(said.out, @"");
-    insta::assert_snapshot!(config, @"");
-    insta::assert_snapshot!(plain(&rules), @"");
+    insta::assert_snapshot!(said.out, @r#"
+    converted: 1
+      mqttwarn.ini:55: [failover]
+        rule "failover"
+    needs a hand: 13
+      mqttwarn.ini:2: a line
+        stands before the first [section], and mqttwarn does not start with it; it was left out
+      mqttwarn.ini:3: [defaults]
+        `hostname` is not in this file; write it into [[upstream]] and take the # away
+        put `password` into secrets/mqttwarn-password, readable for Watchbell alone
+        `allow_plain`: without TLS, as before: password and readings can be read on the way
+        [[upstream]], commented out, "mqttwarn", with a client id of its own, so that both can run
+        functions are Python and are not read; what uses one is below
+      mqttwarn.ini:9: [config:tw]
+        put the auth token of line 9 into secrets/twilio-auth-token, readable for Watchbell alone
+        provider "twilio"
+        target `ana`: contact "tw-ana", sms
+        target `wa`: goes by Twilio's WhatsApp; write `whatsapp = "+..."` for the contact and add a provider of kind whatsapp-cloud
+        target `bad`: is no list of account SID, auth token, from and to
+      mqttwarn.ini:22: [config:po]
+        Watchbell does not speak pushover; give a contact a `webhook` and let a small adapter call pushover (examples/webhook_receiver.rs), or use sms, whatsapp or push
+      mqttwarn.ini:26: [config:own]
+        line 27: `targets` is no dict of targets as Python writes it, {'name': [...]}; mqttwarn finds none there
+        `own` is no module of mqttwarn's own; give a contact a `webhook` and let a small adapter do what it does (examples/webhook_receiver.rs)
+      mqttwarn.ini:29: [a]
+        rule "a", commented out: line 31: `filter`: function only_night() keeps back what it says True for; write what is to be told as `when` (then it is told when that becomes true, not each time)
+      mqttwarn.ini:33: [b/+]
+        target `tw:nobody`: [config:tw] has no target `nobody`, so mqttwarn tells nobody
+        target `gone:x`: there is no [config:gone], so mqttwarn tells nobody
+        target `po:x` is not told: pushover
+        rule "b", commented out: line 35: `format`: {value:,}: write this form with a filter of templates
+      mqttwarn.ini:37: [c]
+        rule "c", commented out: line 38: function choose() chooses the targets; write a rule for each
+      mqttwarn.ini:40: [d]
+        rule "d", commented out: target `tw:{name}` depends on the payload; write a rule for each
+      mqttwarn.ini:43: [e]
+        `qos` 2 is 1 here: what comes twice is told twice
+        target `mail:ops` is not told: smtp
+        rule "e", commented out: nobody is told; name contacts in `to`
+      mqttwarn.ini:47: a line
+        [a] stands at line 29 already, and mqttwarn does not start with it; what stands here was left out: move it there
+      mqttwarn.ini:50: a line
+        neither [section] nor key = value, and mqttwarn does not start with it; what goes on with a value is indented
+      mqttwarn.ini:52: [g]
+        rule "g", commented out: line 53: mqttwarn reads the list in brackets as one name and tells nobody; write targets = a:b, c:d
+    cannot be converted: 2
+      mqttwarn.ini:18: [config:mail]
+        not yet: e-mail
+      mqttwarn.ini:58: [cron]
+        line 59: function check_all() is called each 60 seconds; let the system's cron run what it does, and tell people with `watchbell send`
+
+    written: imported/watchbell.toml, imported/rules/mqttwarn-rules.toml
+    next: watchbell check --config imported/watchbell.toml --rules-dir imported/rules
+    "#);
+    insta::assert_snapshot!(config, @r#"
+    # Imported from mqttwarn.ini. See `watchbell import mqttwarn --help`.
+
+    [[provider]]
+    name = "twilio"
+    kind = "twilio"
+    account_sid = "AC0123456789abcdef0123456789abcdef"
+    auth_token = { file = "secrets/twilio-auth-token" }
+    from = "+15005550006"
+
+    # [[upstream]]
+    # name = "mqttwarn"
+    # url = ["mqtt://?:1883"]
+    # version = "3.1.1"
+    # password = { file = "secrets/mqttwarn-password" }
+    # allow_plain = true
+    # subscribe = ["a", "b/+", "c", "d", "e", "g"]
+    "#);
+    insta::assert_snapshot!(plain(&rules), @r#"
+    # Imported from mqttwarn.ini. What is commented out would not do what it did; the reason stands above it.
+
+    [[contact]]
+    name = "tw-ana"
+    sms = "+4915550100001"
+
+    # mqttwarn.ini:29: [a]
+    # BY HAND: line 31: `filter`: function only_night() keeps back what it says True for; write what is to be told as `when` (then it is told when that becomes true, not each time)
+    # [[rule]]
+    # name = "a"
+    # topic = "a"
+    # decode = "text"
+    # to = ["tw-ana"]
+    # text = "{{ payload }}"
+
+    # mqttwarn.ini:33: [b/+]
+    # BY HAND: line 35: `format`: {value:,}: write this form with a filter of templates
+    # [[rule]]
+    # name = "b"
+    # topic = "b/+"
+    # decode = "text"
+    # to = ["tw-ana"]
+    # text = "{{ payload }}"
+
+    # mqttwarn.ini:37: [c]
+    # BY HAND: line 38: function choose() chooses the targets; write a rule for each
+    # [[rule]]
+    # name = "c"
+    # topic = "c"
+    # decode = "text"
+    # to = []
+    # text = "{{ payload }}"
+
+    # mqttwarn.ini:40: [d]
+    # BY HAND: target `tw:{name}` depends on the payload; write a rule for each
+    # [[rule]]
+    # name = "d"
+    # topic = "d"
+    # decode = "text"
+    # to = []
+    # text = "{{ payload }}"
+
+    # mqttwarn.ini:43: [e]
+    # BY HAND: nobody is told; name contacts in `to`
+    # [[rule]]
+    # name = "e"
+    # topic = "e"
+    # decode = "text"
+    # to = []
+    # text = "{{ payload }}"
+
+    # mqttwarn.ini:52: [g]
+    # BY HAND: line 53: mqttwarn reads the list in brackets as one name and tells nobody; write targets = a:b, c:d
+    # [[rule]]
+    # name = "g"
+    # topic = "g"
+    # decode = "text"
+    # to = ["tw-ana"]
+    # text = "{{ payload }}"
+
+    # mqttwarn.ini:55: [failover]
+    [[rule]]
+    name = "failover"
+    topic = "$watchbell/upstream/mqttwarn"
+    when = "!payload.connected"
+    severity = "critical"
+    to = ["tw-ana"]
+    text = "Broker connection lost."
+    "#);
 }
 
 /// Without what is written only where rules know it.
