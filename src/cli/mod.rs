@@ -2,9 +2,9 @@
 //!
 //! Commands write through a `Write`, never to the terminal directly, so that tests read what
 //! people read. Errors say what, where and what next. Exit codes: 0 done, 1 not done, 2 the
-//! command line makes no sense, 3 `certs list --expiring` has found something; `acl check` has its own:
-//! 0 allowed, 1 denied, 2 not known. What looks into a running instance goes through its HTTP API
-//! ([`client`]); numbers are masked there already.
+//! command line makes no sense, 3 `certs list --expiring` has found something or `import` leaves
+//! something to do by hand; `acl check` has its own: 0 allowed, 1 denied, 2 not known. What looks
+//! into a running instance goes through its HTTP API ([`client`]); numbers are masked there already.
 
 mod acl;
 mod ban;
@@ -12,6 +12,7 @@ mod certs;
 mod check;
 mod client;
 mod device;
+mod import;
 mod outbox;
 mod publish;
 mod run;
@@ -106,6 +107,8 @@ enum Command {
     Outbox(outbox::Outbox),
     /// How the running instance is
     Status(status::Status),
+    /// Rules and configuration from those of mqttwarn
+    Import(import::Import),
 }
 
 /// What a command works with.
@@ -139,6 +142,11 @@ impl Context<'_> {
 #[derive(Debug, thiserror::Error)]
 #[error("certificates end soon")]
 struct Due;
+
+/// `import` has left something to do by hand: exit code 3, and it was said what.
+#[derive(Debug, thiserror::Error)]
+#[error("something is to be done by hand")]
+struct ByHand;
 
 /// Problems as one error, a line each.
 fn problems(problems: Vec<Problem>) -> anyhow::Error {
@@ -192,12 +200,13 @@ pub fn execute(
         Command::Send(send) => send.run(context),
         Command::Outbox(outbox) => outbox.run(context),
         Command::Status(status) => status.run(context),
+        Command::Import(import) => import.run(context),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever reads us has seen enough: `watchbell outbox list | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) if error.is::<Due>() => ExitCode::from(3),
+        Err(error) if error.is::<Due>() || error.is::<ByHand>() => ExitCode::from(3),
         Err(error) => {
             say(err, &error);
             ExitCode::FAILURE

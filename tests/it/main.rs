@@ -15,6 +15,7 @@ mod device;
 mod dispatch;
 mod fake;
 mod harness;
+mod import;
 mod intake;
 mod limits;
 mod outbox;
