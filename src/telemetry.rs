@@ -300,6 +300,8 @@ metrics! {
     upstream_passed: Family<ByUpstream, Counter> = "upstream_passed", Family::default();
     /// Publishes that an upstream refused, or that are too large for it, by reason.
     upstream_pass_failures: Family<ByUpstreamReason, Counter> = "upstream_pass_failures", Family::default();
+    /// Client events that no rule and no subscriber was told of, by reason.
+    client_events_dropped: Family<ByReason, Counter> = "client_events_dropped", Family::default();
     /// HTTP requests refused, by reason.
     http_refused: Family<ByReason, Counter> = "http_refused", Family::default();
 }

@@ -13,8 +13,10 @@ mod check;
 mod client;
 mod device;
 mod import;
+mod mqtt;
 mod outbox;
 mod publish;
+mod record;
 mod run;
 mod send;
 mod status;
@@ -44,6 +46,7 @@ Then:
   watchbell certs issue pump-7                   a certificate for a device
   watchbell device add pump-7                    a password for a device
   watchbell acl check pump-7 publish site/a/b    may it, and which line says so?
+  watchbell record --out week.jsonl --for 7d     what devices publish, to try rules on
   watchbell status                               lanes, outbox, listeners, rules
 
 Configuration: defaults < watchbell.toml < WATCHBELL_A__B < flags. Each command has its own --help.";
@@ -101,6 +104,8 @@ enum Command {
     Ban(ban::Bans),
     /// Publish one message by MQTT, as a device would
     Pub(publish::Publish),
+    /// Write publishes to files, for `watchbell replay`
+    Record(record::Record),
     /// Send a message to a contact or an address, without a rule
     Send(send::Send),
     /// Look into the outbox; retry and cancel messages
@@ -197,6 +202,7 @@ pub fn execute(
         Command::Acl(acl) => return acl.run(context, err),
         Command::Ban(ban) => ban.run(context),
         Command::Pub(publish) => publish.run(context),
+        Command::Record(record) => record.run(context),
         Command::Send(send) => send.run(context),
         Command::Outbox(outbox) => outbox.run(context),
         Command::Status(status) => status.run(context),

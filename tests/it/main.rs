@@ -13,6 +13,7 @@ mod config;
 mod conformance;
 mod device;
 mod dispatch;
+mod events;
 mod fake;
 mod harness;
 mod import;
