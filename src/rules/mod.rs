@@ -11,12 +11,16 @@
 //! - [`engine`]: which instances fire.
 
 pub mod condition;
+mod direct;
 pub mod engine;
 pub mod functions;
 pub mod load;
 mod lower;
 pub mod named;
+mod pattern;
 pub mod set;
+#[cfg(test)]
+mod spec;
 pub mod template;
 mod view;
 
