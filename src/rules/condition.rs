@@ -13,15 +13,22 @@ use cel::common::value::{CowVal, Val};
 use cel::context::VariableResolver;
 use cel::{Context, Env, ExecutionError};
 
-use super::functions::Words;
+use super::direct::{self, Direct};
+use super::functions::{self, Words};
 use super::lower::{self, Reads};
 use super::named::Named;
-use super::view::{from_cel, to_cel};
+use super::pattern::{self, Pattern};
+use super::view::{Unusable, from_cel, to_cel};
 use crate::clock::Timestamp;
 use crate::payload::Value;
 use crate::topic::{TopicFilter, TopicName};
 
-static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib()));
+static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
+    let mut env = Env::stdlib();
+    functions::register(&mut env);
+    pattern::register(&mut env);
+    Arc::new(env)
+});
 
 /// What an expression of a rule may name, besides what every expression sees.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,6 +49,8 @@ pub struct Expression {
     root: IdedExpr,
     source: Arc<str>,
     reads: Reads,
+    /// The same in a form that needs no CEL, where it is simple enough.
+    direct: Option<Direct>,
 }
 
 /// What an expression sees: one publish through one rule's filter.
@@ -73,25 +82,33 @@ pub struct Scene<'a> {
     pub now: Timestamp,
 }
 
-impl VariableResolver for Scene<'_> {
+/// What CEL asks for variables.
+struct Variables<'a> {
+    scene: &'a Scene<'a>,
+    patterns: &'a [Pattern],
+}
+
+impl VariableResolver for Variables<'_> {
     fn resolve<'b>(&'b self, name: &str) -> Option<CowVal<'b, 'b>> {
+        let scene = self.scene;
         Some(match name {
-            "payload" => CowVal::Owned(to_cel(self.payload)),
-            "previous" => CowVal::Owned(to_cel(self.previous.unwrap_or(&Value::Null))),
-            "item" => CowVal::Owned(to_cel(self.item?.1)),
-            "item_key" => CowVal::Owned(to_cel(self.item?.0)),
-            "topic" => CowVal::owned(CelString::from(self.topic.as_str())),
-            "client_id" => CowVal::owned(CelString::from(self.client_id)),
-            "retain" => CowVal::owned(CelBool::from(self.retain)),
-            "replayed" => CowVal::owned(CelBool::from(self.replayed)),
-            "at" => time_to_cel(self.at)?,
-            "now" => time_to_cel(self.now)?,
-            lower::HAS_PREVIOUS => CowVal::owned(CelBool::from(self.previous.is_some())),
+            "payload" => CowVal::Owned(to_cel(scene.payload)),
+            "previous" => CowVal::Owned(to_cel(scene.previous.unwrap_or(&Value::Null))),
+            "item" => CowVal::Owned(to_cel(scene.item?.1)),
+            "item_key" => CowVal::Owned(to_cel(scene.item?.0)),
+            "topic" => CowVal::owned(CelString::from(scene.topic.as_str())),
+            "client_id" => CowVal::owned(CelString::from(scene.client_id)),
+            "retain" => CowVal::owned(CelBool::from(scene.retain)),
+            "replayed" => CowVal::owned(CelBool::from(scene.replayed)),
+            "at" => time_to_cel(scene.at)?,
+            "now" => time_to_cel(scene.now)?,
+            lower::HAS_PREVIOUS => CowVal::owned(CelBool::from(scene.previous.is_some())),
+            _ if name.starts_with('@') => CowVal::Borrowed(pattern::named(self.patterns, name)?),
             // CEL asks for `payload.a` as a name first.
             _ if name.contains('.') => return None,
-            _ => match self.named.get(name) {
+            _ => match scene.named.get(name) {
                 Some(value) => CowVal::Owned(to_cel(value)),
-                None => CowVal::owned(CelString::from(capture(self.filter, self.topic, name)?)),
+                None => CowVal::owned(CelString::from(capture(scene.filter, scene.topic, name)?)),
             },
         })
     }
@@ -109,15 +126,6 @@ pub(super) fn capture<'a>(
     name: &str,
 ) -> Option<&'a str> {
     filter.captured(topic).find(|(known, _)| known.as_ref() == name).map(|(_, level)| level)
-}
-
-impl Scene<'_> {
-    /// What CEL evaluates against.
-    fn context(&self) -> Context<'_, '_> {
-        let mut context = Context::with_env(Arc::clone(&ENV));
-        context.set_variable_resolver(self);
-        context
-    }
 }
 
 impl Expression {
@@ -141,7 +149,8 @@ impl Expression {
             found
         })?;
         let reads = lower::lower(&mut root, scope)?;
-        Ok(Self { root, source: source.into(), reads })
+        let direct = direct::compile(&root, scope, &reads.patterns);
+        Ok(Self { root, source: source.into(), reads, direct })
     }
 
     /// The expression as it was written.
@@ -164,11 +173,18 @@ impl Expression {
     /// # Errors
     /// The evaluation failed, or its result is neither true nor false.
     pub fn holds(&self, scene: &Scene<'_>) -> Result<bool, String> {
-        let context = scene.context();
-        let value = self.evaluate(&context)?;
-        value.downcast_ref::<CelBool>().map(|holds| *holds.inner()).ok_or_else(|| {
-            let kind = value.get_type().name();
-            format!("its result is of type {kind}, not true or false; compare it, as in x == 1")
+        match self.direct.as_ref().and_then(|direct| direct.holds(scene)) {
+            Some(holds) => Ok(holds),
+            None => self.holds_in_cel(scene),
+        }
+    }
+
+    fn holds_in_cel(&self, scene: &Scene<'_>) -> Result<bool, String> {
+        self.evaluate(scene, |value| {
+            value.downcast_ref::<CelBool>().map(|holds| *holds.inner()).ok_or_else(|| {
+                let kind = value.get_type().name();
+                format!("its result is of type {kind}, not true or false; compare it, as in x == 1")
+            })
         })
     }
 
@@ -177,11 +193,18 @@ impl Expression {
     /// # Errors
     /// The evaluation failed, or its result is no text, number or boolean.
     pub fn key(&self, scene: &Scene<'_>) -> Result<String, String> {
-        let context = scene.context();
-        let value = self.evaluate(&context)?;
-        key_text(value.as_ref()).ok_or_else(|| {
-            let kind = value.get_type().name();
-            format!("its result is of type {kind}; a key is text, a number or true or false")
+        match self.direct.as_ref().and_then(|direct| direct.key(scene)) {
+            Some(key) => Ok(key),
+            None => self.key_in_cel(scene),
+        }
+    }
+
+    fn key_in_cel(&self, scene: &Scene<'_>) -> Result<String, String> {
+        self.evaluate(scene, |value| {
+            key_text(value).ok_or_else(|| {
+                let kind = value.get_type().name();
+                format!("its result is of type {kind}; a key is text, a number or true or false")
+            })
         })
     }
 
@@ -192,18 +215,58 @@ impl Expression {
     /// base64 text.
     ///
     /// # Errors
-    /// The evaluation failed, or its result is nothing that can be kept, such as a type.
+    /// The evaluation failed, or its result is too large or nothing that can be kept, such as a type.
     pub fn evaluate_value(&self, scene: &Scene<'_>) -> Result<Value, String> {
-        let context = scene.context();
-        let value = self.evaluate(&context)?;
-        from_cel(value.as_ref()).ok_or_else(|| {
-            let kind = value.get_type().name();
-            format!("its result is of type {kind}, which is no value of a payload")
+        match self.direct.as_ref().and_then(|direct| direct.value(scene)) {
+            Some(value) => Ok(value),
+            None => self.value_in_cel(scene),
+        }
+    }
+
+    fn value_in_cel(&self, scene: &Scene<'_>) -> Result<Value, String> {
+        self.evaluate(scene, |value| match from_cel(value) {
+            Ok(value) => Ok(value),
+            Err(Unusable::TooLarge) => Err("its result is too large".to_owned()),
+            Err(Unusable::NoValue) => {
+                let kind = value.get_type().name();
+                Err(format!("its result is of type {kind}, which is no value of a payload"))
+            }
         })
     }
 
-    fn evaluate<'e, 'v>(&'e self, context: &'e Context<'_, 'v>) -> Result<CowVal<'e, 'v>, String> {
-        cel::Value::resolve_val(&self.root, context).map_err(|error| self.explain(&error))
+    #[cfg(test)]
+    pub(super) fn is_direct(&self) -> bool {
+        self.direct.is_some()
+    }
+
+    /// Asks both, and they must agree wherever the direct form answers.
+    #[cfg(test)]
+    pub(super) fn check_against_cel(&self, scene: &Scene<'_>) {
+        let Some(direct) = &self.direct else { return };
+        let source = &self.source;
+        if let Some(holds) = direct.holds(scene) {
+            assert_eq!(self.holds_in_cel(scene), Ok(holds), "{source}");
+        }
+        if let Some(key) = direct.key(scene) {
+            assert_eq!(self.key_in_cel(scene), Ok(key), "{source}");
+        }
+        if let Some(value) = direct.value(scene) {
+            let in_cel = self.value_in_cel(scene).expect("cel has a value too");
+            // `2.0` of a payload stays what it is, where CEL has forgotten that it had a point.
+            assert!(to_cel(&value).equals(to_cel(&in_cel).as_ref()), "{source}: {value} {in_cel}");
+        }
+    }
+
+    fn evaluate<T>(
+        &self,
+        scene: &Scene<'_>,
+        take: impl FnOnce(&dyn Val) -> Result<T, String>,
+    ) -> Result<T, String> {
+        let variables = Variables { scene, patterns: &self.reads.patterns };
+        let mut context = Context::with_env(Arc::clone(&ENV));
+        context.set_variable_resolver(&variables);
+        let value = cel::Value::resolve_val(&self.root, &context);
+        value.map_err(|error| self.explain(&error)).and_then(|value| take(value.as_ref()))
     }
 
     /// The error in words, with names from the rule only.
@@ -233,6 +296,11 @@ impl Expression {
                 "division by zero".to_owned()
             }
             ExecutionError::Overflow(..) => "a number is out of range".to_owned(),
+            ExecutionError::FunctionError { function, message }
+                if functions::find(function).is_some() =>
+            {
+                format!("`{function}`: {message}")
+            }
             ExecutionError::FunctionError { function, .. } => {
                 format!("`{function}` cannot take this value")
             }
@@ -279,13 +347,78 @@ fn key_text(value: &dyn Val) -> Option<String> {
     }
 }
 
+/// What tests of expressions share.
+#[cfg(test)]
+pub(super) mod testing {
+    use super::*;
+    use crate::payload::{Decode, Limits, decode};
+    use crate::topic::TopicLimits;
+
+    /// The names that [`with_scene`] has values for, and one whose own expression failed.
+    pub(in crate::rules) const SCOPE: Scope<'_> = Scope {
+        captures: &["site", "unit"],
+        named: &["avg5", "empty", "state", "failed"],
+        each: true,
+        words: None,
+    };
+
+    /// A publish with these payloads; `None` if they cannot be decoded.
+    pub(in crate::rules) fn with_scene<T>(
+        payload: &[u8],
+        previous: Option<&[u8]>,
+        with: impl FnOnce(&Scene<'_>) -> T,
+    ) -> Option<T> {
+        let decode = |bytes: &[u8]| {
+            decode(&Decode::Auto.into(), bytes, Limits::default(), Timestamp::default()).ok()
+        };
+        let (payload, limits) = (decode(payload)?, TopicLimits::default());
+        let previous = match previous {
+            Some(previous) => Some(decode(previous)?),
+            None => None,
+        };
+        let mut named = Named::new();
+        named.push("avg5".into(), Value::Float(21.5));
+        named.push("empty".into(), Value::Null);
+        named.push("state".into(), Value::Text("on".into()));
+        let (item_key, item) = (Value::Int(2), decode(b"{\"x\":7,\"name\":\"b\"}")?);
+        let scene = Scene {
+            payload: &payload,
+            previous: previous.as_ref(),
+            item: Some((&item_key, &item)),
+            named: &named,
+            topic: &TopicName::parse("site/kiel/freezer/1", limits).expect("a topic"),
+            filter: &TopicFilter::parse_with_captures("site/{site}/freezer/{unit}", limits)
+                .expect("a filter"),
+            client_id: "pump-7",
+            retain: false,
+            replayed: true,
+            at: Timestamp::from_millis(1_789_999_990_000),
+            now: Timestamp::from_millis(1_790_000_000_000),
+        };
+        Some(with(&scene))
+    }
+
+    /// The result of `source`, as JSON; or its error; or why it is refused.
+    pub(in crate::rules) fn result(source: &str, payload: &str, previous: Option<&str>) -> String {
+        let expression = match Expression::compile(source, &SCOPE, 10_000) {
+            Ok(expression) => expression,
+            Err(problems) => return format!("refused: {}", problems.join(" | ")),
+        };
+        with_scene(payload.as_bytes(), previous.map(str::as_bytes), |scene| {
+            match expression.evaluate_value(scene) {
+                Ok(value) => value.to_string(),
+                Err(error) => format!("! {error}"),
+            }
+        })
+        .unwrap_or_else(|| "undecodable".to_owned())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::payload::{Decode, Limits, decode};
-    use crate::topic::TopicLimits;
 
     fn compile(source: &str) -> Result<Expression, Vec<String>> {
         let scope = Scope { captures: &["site", "unit"], ..Scope::default() };
@@ -293,24 +426,7 @@ mod tests {
     }
 
     fn with_scene<T>(payload: &[u8], with: impl FnOnce(&Scene<'_>) -> T) -> Option<T> {
-        let payload =
-            decode(&Decode::Auto.into(), payload, Limits::default(), Timestamp::default()).ok()?;
-        let limits = TopicLimits::default();
-        let scene = Scene {
-            payload: &payload,
-            previous: None,
-            item: None,
-            named: &Named::new(),
-            topic: &TopicName::parse("site/kiel/freezer/1", limits).expect("a topic"),
-            filter: &TopicFilter::parse_with_captures("site/{site}/freezer/{unit}", limits)
-                .expect("a filter"),
-            client_id: "pump-7",
-            retain: false,
-            replayed: false,
-            at: Timestamp::from_millis(1_790_000_000_000),
-            now: Timestamp::from_millis(1_790_000_000_000),
-        };
-        Some(with(&scene))
+        testing::with_scene(payload, None, with)
     }
 
     fn check(source: &str, payload: &str, expected: &str) {
@@ -426,7 +542,17 @@ mod tests {
             "temp > 5 || tmep < 3",
             "sit == 'kiel'",
             "payload.name.startswith('x')",
-            "lower(payload.name) == 'x'",
+            "lowr(payload.name) == 'x'",
+            "payload.name.lower() == 'x'",
+            "num() > 1",
+            "changed(payload.a, payload.b)",
+            "changed(site)",
+            "changed(payload.a + payload[unit] * double(now - now))",
+            "changed(changed(payload.a))",
+            "time(payload.ts, 'Mars/North') < now",
+            "time(payload.ts, payload.zone) < now",
+            "item.x > 1",
+            "matches(payload.a)",
             "optional.off(1).hasValue()",
             "payload.a.exists(x, payload.b.exists(y, x == y))",
             "payload.a.exists(x)",
@@ -455,13 +581,33 @@ mod tests {
         paylod.temp > 5
             unknown name `paylod`; did you mean `payload`?
         temp > 5 || tmep < 3
-            unknown name `temp`; a field of the payload is written payload.temp, and known are payload, topic, client_id, retain, now, site, unit | unknown name `tmep`; a field of the payload is written payload.tmep, and known are payload, topic, client_id, retain, now, site, unit
+            unknown name `temp`; a field of the payload is written payload.temp, and known are payload, previous, topic, client_id, retain, replayed, at, now, site, unit | unknown name `tmep`; a field of the payload is written payload.tmep, and known are payload, previous, topic, client_id, retain, replayed, at, now, site, unit
         sit == 'kiel'
             unknown name `sit`; did you mean `site`?
         payload.name.startswith('x')
             unknown function `startswith`; did you mean `startsWith`?
-        lower(payload.name) == 'x'
-            unknown function `lower`; known are bool, bytes, double, duration, dyn, has, int, matches, size, string, timestamp, type, uint
+        lowr(payload.name) == 'x'
+            unknown function `lowr`; did you mean `lower`?
+        payload.name.lower() == 'x'
+            `lower` is written lower(x): the text in small letters
+        num() > 1
+            `num` is written num(x): the number, or the number that a text is; `null`, `nan` and empty text are errors
+        changed(payload.a, payload.b)
+            `changed` is written changed(x): whether `x` differs from what it was in the previous payload; false at the first; a field that has come is a change
+        changed(site)
+            `changed` compares with the previous payload; name a field of it, as in changed(payload.state)
+        changed(payload.a + payload[unit] * double(now - now))
+            `changed` knows what `payload` was before, not what `now` was; leave it out of `changed`
+        changed(changed(payload.a))
+            `changed` compares with the previous payload; name a field of it, as in changed(payload.state) | `changed` knows what `payload` was before, not what `previous` was; leave it out of `changed`
+        time(payload.ts, 'Mars/North') < now
+            there is no time zone `Mars/North`; write one as in "Europe/Berlin"
+        time(payload.ts, payload.zone) < now
+            `time` takes its zone as text in quotes, not from a payload or topic
+        item.x > 1
+            `item` is there only in a rule with `each`
+        matches(payload.a)
+            `matches` takes its pattern as text in quotes, not from a payload or topic
         optional.off(1).hasValue()
             unknown function `off`; did you mean `of`?
         payload.a.exists(x, payload.b.exists(y, x == y))
@@ -469,7 +615,7 @@ mod tests {
         payload.a.exists(x)
             `exists` is written list.exists(x, x > 1)
         payload.a.exists(x, x > limit)
-            unknown name `limit`; a field of the payload is written payload.limit, and known are payload, topic, client_id, retain, now, site, unit
+            unknown name `limit`; a field of the payload is written payload.limit, and known are payload, previous, topic, client_id, retain, replayed, at, now, site, unit
         payload.n % 2 == 0
             `%` takes whole numbers; write int(payload.x) % 2
         payload.a.matches(payload.b)
@@ -481,7 +627,7 @@ mod tests {
         has(payload)
             column 5: invalid argument to has() macro
         payload.a.exists(x, x > 1) && x
-            unknown name `x`; a field of the payload is written payload.x, and known are payload, topic, client_id, retain, now, site, unit
+            unknown name `x`; a field of the payload is written payload.x, and known are payload, previous, topic, client_id, retain, replayed, at, now, site, unit
         "#);
         assert!(refused(&"payload > 1 && ".repeat(200)).contains("longer than 2000 bytes"));
         assert!(refused(&format!("payload{}", ".a".repeat(80))).contains("nested deeper than 64"));
@@ -533,11 +679,9 @@ mod tests {
             let found = with_scene(b"1", |scene| expression.holds(scene).map(|_| ()));
             assert_eq!(found, Some(Ok(())), "{source}");
         }
-        for name in super::super::lower::NAMES {
-            let expression = compile(name).expect("compiles");
-            with_scene(b"1", |scene| expression.evaluate_value(scene).map(|_| ()))
-                .expect("decodes")
-                .expect("resolves");
+        for name in lower::NAMES.iter().chain(lower::NAMES_EACH) {
+            let found = testing::result(name, "1", None);
+            assert!(!found.contains('!') && !found.contains("refused"), "{name}: {found}");
         }
     }
 
@@ -560,6 +704,149 @@ mod tests {
         assert_eq!(key("payload.id", r#"{"id":"a"}"#).as_deref(), Ok("a"));
         assert!(key("payload.id", r#"{"id":null}"#).is_err());
         assert!(key("payload.id", r#"{"id":[1]}"#).is_err());
+    }
+
+    #[test]
+    fn sees_what_the_rule_knows() {
+        let payload = r#"{"t":20,"l":[1,{"a":2.0}],"s":"x"}"#;
+        for (source, expected) in [
+            ("avg5 + 1 > payload.t", "true"),
+            ("avg5", "21.5"),
+            ("empty == null", "true"),
+            ("state + site", "\"onkiel\""),
+            ("item.x + 1", "8"),
+            ("item_key * 2", "4"),
+            ("replayed && !retain", "true"),
+            ("now - at == duration('10s')", "true"),
+            ("now - at", "10"),
+            ("at", "\"2026-09-21T14:13:10.000Z\""),
+            ("previous", "null"),
+            ("failed > 1", "! `failed` has no value, because its own expression failed"),
+            ("payload.t + 0.5", "20.5"),
+            ("payload.t / 0", "null"),
+            ("payload.l", "[1,{\"a\":2.0}]"),
+            ("dyn(payload.l)", "[1,{\"a\":2}]"),
+            ("payload.?missing", "null"),
+            ("payload.?t", "20"),
+            ("{'a': [1u, b'ab', null]}", "{\"a\":[1,\"YWI=\",null]}"),
+            ("{1: 2}", "! its result is of type map, which is no value of a payload"),
+            ("type(1)", "! its result is of type type, which is no value of a payload"),
+        ] {
+            assert_eq!(testing::result(source, payload, None), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn knows_what_it_reads() {
+        let read = |source: &str| {
+            let expression = Expression::compile(source, &testing::SCOPE, 2_000).expect(source);
+            let all = ["payload", "previous", "avg5", "item", "site", "at", "x"];
+            let uses: Vec<&str> = all.into_iter().filter(|name| expression.uses(name)).collect();
+            format!("{} | {}", uses.join(" "), expression.looks_at().join(" "))
+        };
+        assert_eq!(read("payload.a.b > 1 && site == 'x'"), "payload site | payload.a.b");
+        assert_eq!(read("payload.l.exists(x, x.c > avg5)"), "payload avg5 | payload.l");
+        assert_eq!(read("has(item.t) && at < now"), "item at | ");
+        assert_eq!(read("changed(payload.s['x'].t)"), "payload previous | payload.s");
+        assert_eq!(read("has(payload.a.b) || payload[0] == 1"), "payload | payload.a.b");
+    }
+
+    #[test]
+    fn a_change_is_a_difference_from_the_previous_payload() {
+        for (source, previous, payload, expected) in [
+            ("changed(payload.s)", None, r#"{"s":1}"#, "false"),
+            ("changed(payload.s)", Some(r#"{"s":1}"#), r#"{"s":1.0}"#, "false"),
+            ("changed(payload.s)", Some(r#"{"s":1}"#), r#"{"s":2}"#, "true"),
+            ("changed(payload.s)", Some(r#"{"s":null}"#), r#"{"s":2}"#, "true"),
+            ("changed(payload.s)", Some("{}"), r#"{"s":2}"#, "true"),
+            ("changed(payload.s)", Some("text"), r#"{"s":2}"#, "true"),
+            ("changed(payload.s.x)", Some(r#"{"s":{"x":[1,2]}}"#), r#"{"s":{"x":[1,2]}}"#, "false"),
+            ("changed(payload)", Some("on"), "off", "true"),
+            ("changed(payload)", Some("null"), "null", "false"),
+            ("changed(payload > 20)", Some("21"), "22", "false"),
+            ("changed(payload > 20)", Some("19"), "22", "true"),
+            ("changed(num(payload.s) > 20)", Some(r#"{"s":"19"}"#), r#"{"s":"22"}"#, "true"),
+            ("changed(payload.l.exists(x, x > 1))", Some(r#"{"l":[1]}"#), r#"{"l":[2]}"#, "true"),
+            ("changed(payload.s.matches('a'))", Some(r#"{"s":"a"}"#), r#"{"s":"b"}"#, "true"),
+            (
+                "!changed(payload.s) || changed(payload.t)",
+                Some(r#"{"t":1}"#),
+                r#"{"s":1,"t":1}"#,
+                "false",
+            ),
+            (
+                "changed(payload.s)",
+                Some(r#"{"s":1}"#),
+                "{}",
+                "! the payload has no field `s`; guard it with has(...) if it may be absent",
+            ),
+            ("previous.s + 1 == payload.s", Some(r#"{"s":1}"#), r#"{"s":2}"#, "true"),
+        ] {
+            assert_eq!(
+                testing::result(source, payload, previous),
+                expected,
+                "{source} {previous:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_a_device_could_make_slow_is_refused() {
+        let loops = |source: &str| match Expression::compile(source, &testing::SCOPE, 2_000) {
+            Ok(_) => "taken".to_owned(),
+            Err(problems) => problems.join(" | "),
+        };
+        for source in [
+            "payload.l.map(x, x.a * x.b - payload.c)",
+            "payload.l.exists(x, x.id == payload.id && x.name.contains('a'))",
+            "payload.l.exists(x, x.name + 'y' == site)",
+            "payload.l.map(x, num(x.a) + num(x.b))",
+            "payload.l.filter(x, x in ['a', 'b'] && x.matches('^a'))",
+            "payload.l.all(x, x > avg5 && size(x.name) < 5 && payload.m[x.id] > 1)",
+            "payload.l.exists(x, x in payload.m.?y.orValue([]) || true) ? true : true",
+            "payload.?a.optMap(x, x + 1).orValue(0) > payload.b",
+            "values(payload.m).exists(x, x.t > 1) && payload.l.exists_one(x, x == 1)",
+        ] {
+            let expected = if source.contains("x in payload") { "in a loop" } else { "taken" };
+            assert!(loops(source).starts_with(expected), "{source}: {}", loops(source));
+        }
+        let refused: Vec<String> = [
+            "payload.l.map(x, x + payload.s)",
+            "payload.l.map(x, x.a + x.b)",
+            "payload.?s.optMap(x, x + x)",
+            "payload.l.filter(x, x in payload.other)",
+            "payload.l.exists(x, payload.a == payload.b)",
+            "payload.l.exists(x, payload.text.contains(x))",
+            "payload.l.exists(x, size(payload.text) > x)",
+            "payload.l.exists(x, values(payload.m) == x)",
+            "payload.l.exists(x, state.matches('a'))",
+            "[1].map(a, a).map(a, a).map(a, a).map(a, a).map(a, a).map(a, a).map(a, a).map(a, a).map(a, a)",
+        ]
+        .iter()
+        .map(|source| format!("{source}\n    {}", loops(source)))
+        .collect();
+        insta::assert_snapshot!(refused.join("\n"), @r#"
+        payload.l.map(x, x + payload.s)
+            in a loop, `+` takes a literal or a number on one side at least; write num(...) around one if it is a number
+        payload.l.map(x, x.a + x.b)
+            in a loop, `+` takes a literal or a number on one side at least; write num(...) around one if it is a number
+        payload.?s.optMap(x, x + x)
+            in a loop, `+` takes a literal or a number on one side at least; write num(...) around one if it is a number
+        payload.l.filter(x, x in payload.other)
+            in a loop, `in` would go through a list from outside of the loop in each round
+        payload.l.exists(x, payload.a == payload.b)
+            in a loop, two values from outside of it would be compared in each round; move that out of the loop
+        payload.l.exists(x, payload.text.contains(x))
+            in a loop, `contains` would go through a text or list from outside of the loop in each round; give it a name with `let` first
+        payload.l.exists(x, size(payload.text) > x)
+            in a loop, `size` would go through a text or list from outside of the loop in each round; give it a name with `let` first
+        payload.l.exists(x, values(payload.m) == x)
+            in a loop, `values` would go through a text or list from outside of the loop in each round; give it a name with `let` first
+        payload.l.exists(x, state.matches('a'))
+            in a loop, `matches` would go through a text or list from outside of the loop in each round; give it a name with `let` first
+        [1].map(a, a).map(a, a).map(a, a).map(a, a).map(a, a).map(a, a).map(a, a).map(a, a).map(a, a)
+            it has more than 8 loops (all, exists, map, ...); give a part of it a name with `let`
+        "#);
     }
 
     proptest! {

@@ -1,19 +1,24 @@
 //! What is checked and settled in a CEL expression when its rule is loaded.
 //!
-//! Checked: every name and function exists, no loop runs inside a loop (`cel` has no limit on
-//! cost, and a device chooses how long a list is), no regular expression comes from a payload.
+//! Checked: every name and function exists, no regular expression comes from a payload, and the work
+//! grows with the payload and not with its square: no loop runs inside a loop, and nothing inside a
+//! loop walks through a list or text from outside of it (`cel` has no limit on cost, and a device
+//! chooses how long a list is).
 //!
 //! Settled: a whole number beside a payload's number becomes a `double`, because every number of a
 //! payload is one ([`super::view`]) and CEL adds only like to like: `payload.count + 1` means what
-//! it says. And a literal list or map stands on the right of `==`, where [`super::view`] can
-//! compare it.
+//! it says. A literal list or map stands on the right of `==`, where [`super::view`] can compare it.
+//! `matches` gets its pattern compiled, `is_on` its rule's words, and `changed(e)` becomes a
+//! comparison of `e` with itself in the previous payload.
 
 use cel::common::ast::{
     CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators,
 };
-use cel::common::types::CelDouble;
+use cel::common::types::{CelDouble, CelString};
 
 use super::condition::Scope;
+use super::functions::{self, Gives};
+use super::pattern::{self, Pattern};
 use crate::problem::closest;
 
 /// What every expression sees besides what its rule names and its captures.
@@ -107,6 +112,33 @@ const MACROS: &[(&str, &str)] = &[
 /// Deeper trees could exhaust a thread's stack when they are evaluated.
 const DEPTH_MAX: usize = 64;
 
+/// The most loops that follow each other in an expression, `optMap` included: each could double what
+/// it is given.
+const LOOPS_MAX: usize = 8;
+
+/// The variable in which CEL's macros gather their result.
+const GATHERED: &str = "@result";
+
+/// Functions of CEL that look at all of a text.
+const WALKING: &[&str] = &[
+    "bytes",
+    "contains",
+    "double",
+    "duration",
+    "endsWith",
+    "int",
+    "matches",
+    "size",
+    "startsWith",
+    "string",
+    "timestamp",
+    "uint",
+];
+
+/// Functions of CEL whose result may be as large as what they were given.
+const LARGE: &[&str] =
+    &["bytes", "dyn", "string", "of", "ofNonZeroValue", "or", "orValue", "value"];
+
 /// Checks `root` and settles it in place.
 ///
 /// # Errors
@@ -117,6 +149,8 @@ pub(super) fn lower(root: &mut IdedExpr, scope: &Scope<'_>) -> Result<Reads, Vec
         scope: Vec::new(),
         loops: 0,
         depth: 0,
+        all_loops: 0,
+        in_lambda: 0,
         problems: Vec::new(),
         reads: Reads::default(),
     };
@@ -124,8 +158,13 @@ pub(super) fn lower(root: &mut IdedExpr, scope: &Scope<'_>) -> Result<Reads, Vec
     if lowering.problems.is_empty() {
         Ok(lowering.reads)
     } else {
-        lowering.problems.dedup();
-        Err(lowering.problems)
+        let mut problems: Vec<String> = Vec::new();
+        for problem in lowering.problems {
+            if !problems.contains(&problem) {
+                problems.push(problem);
+            }
+        }
+        Err(problems)
     }
 }
 
@@ -136,6 +175,19 @@ pub(super) struct Reads {
     pub(super) names: Vec<String>,
     /// Fields of the payload, as `payload.a.b`, each once.
     pub(super) paths: Vec<String>,
+    /// Patterns of `matches`, by the numbers in their names.
+    pub(super) patterns: Vec<Pattern>,
+}
+
+/// How large a value may be, and how often it is looked at while a loop runs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Weight {
+    /// A literal, a number, true or false, a time, a level of the topic.
+    Small,
+    /// What the loop is at: all rounds together look at each element once.
+    Element,
+    /// As large as a device likes, and looked at in each round.
+    Outside,
 }
 
 /// What is known of the number that an expression gives, should it give one.
@@ -152,7 +204,12 @@ struct Lowering<'a> {
     seen: Scope<'a>,
     /// Names that loops bind, innermost last.
     scope: Vec<(String, Number)>,
+    /// How many loops run here.
     loops: usize,
+    /// How many loops there are in the whole expression.
+    all_loops: usize,
+    /// How many loops or `optMap` are around here.
+    in_lambda: usize,
     depth: usize,
     problems: Vec<String>,
     reads: Reads,
@@ -162,10 +219,7 @@ impl Lowering<'_> {
     fn walk(&mut self, node: &mut IdedExpr) -> Number {
         self.depth += 1;
         let number = if self.depth > DEPTH_MAX {
-            let what = format!("it is nested deeper than {DEPTH_MAX} levels; split the rule");
-            if !self.problems.contains(&what) {
-                self.problems.push(what);
-            }
+            self.problems.push(too_deep());
             Number::Unknown
         } else {
             self.walk_expr(&mut node.expr)
@@ -180,10 +234,24 @@ impl Lowering<'_> {
             Expr::Literal(LiteralValue::Double(_)) => Number::Double,
             Expr::Literal(_) => Number::Unknown,
             Expr::Ident(name) => self.name(name),
-            Expr::Select(select) => match self.walk(&mut select.operand) {
-                Number::Double if !select.test => Number::Double,
-                _ => Number::Unknown,
-            },
+            Expr::Select(_) => {
+                self.path(expr);
+                let Expr::Select(select) = expr else {
+                    return Number::Unknown;
+                };
+                match self.operand(&mut select.operand) {
+                    Number::Double if !select.test => Number::Double,
+                    _ => Number::Unknown,
+                }
+            }
+            Expr::Call(call) if call.func_name == "changed" && call.target.is_none() => {
+                let function = functions::find("changed");
+                if function.is_none_or(|function| self.shape(function, call)) {
+                    self.changed(expr);
+                    return self.walk_expr(expr);
+                }
+                Number::Unknown
+            }
             Expr::Call(call) => self.call(call),
             Expr::List(list) => {
                 for element in &mut list.elements {
@@ -213,6 +281,46 @@ impl Lowering<'_> {
         }
     }
 
+    /// Walks what a field is selected of. Its own fields are part of one path.
+    fn operand(&mut self, node: &mut IdedExpr) -> Number {
+        match &mut node.expr {
+            Expr::Select(select) if !select.test => {
+                self.depth += 1;
+                let number = if self.depth > DEPTH_MAX {
+                    self.problems.push(too_deep());
+                    Number::Unknown
+                } else {
+                    self.operand(&mut select.operand)
+                };
+                self.depth -= 1;
+                number
+            }
+            _ => self.walk(node),
+        }
+    }
+
+    /// Notes the path of the payload that `expr` is.
+    fn path(&mut self, expr: &Expr) {
+        let mut fields = Vec::new();
+        let mut at = expr;
+        loop {
+            match at {
+                Expr::Select(select) => {
+                    fields.push(select.field.as_str());
+                    at = &select.operand.expr;
+                }
+                Expr::Ident(name) if name == "payload" => break,
+                _ => return,
+            }
+        }
+        fields.push("payload");
+        fields.reverse();
+        let path = fields.join(".");
+        if !self.reads.paths.contains(&path) {
+            self.reads.paths.push(path);
+        }
+    }
+
     fn name(&mut self, name: &str) -> Number {
         let name = name.strip_prefix('.').unwrap_or(name);
         if let Some((_, number)) = self.scope.iter().rev().find(|(bound, _)| bound == name) {
@@ -234,7 +342,7 @@ impl Lowering<'_> {
         let known = NAMES.contains(&name)
             || self.seen.captures.contains(&name)
             || TYPES.contains(&name)
-            || name == HAS_PREVIOUS;
+            || name.starts_with('@');
         if !known {
             let names = NAMES.iter().chain(self.seen.named).chain(self.seen.captures);
             let mut candidates: Vec<&str> = names.copied().collect();
@@ -256,34 +364,75 @@ impl Lowering<'_> {
         if let Some(number) = self.operator(call) {
             return number;
         }
-        let name = call.func_name.as_str();
+        let name = call.func_name.clone();
+        if name == functions::PRESENT || name == pattern::MATCHES {
+            // Made by the lowering, and walked.
+            call.args.iter_mut().for_each(|argument| {
+                self.walk(argument);
+            });
+            return Number::Unknown;
+        }
         let in_optional = matches!(
             call.target.as_deref(),
             Some(IdedExpr { expr: Expr::Ident(target), .. }) if target == "optional"
         );
-        let known = match &call.target {
-            None => FUNCTIONS,
-            Some(_) if in_optional => OPTIONAL,
-            Some(_) => METHODS,
-        };
-        if !known.contains(&name) {
-            self.problems.push(match closest(name, known) {
-                Some(near) => format!("unknown function `{name}`; did you mean `{near}`?"),
-                None => format!("unknown function `{name}`; known are {}", known.join(", ")),
-            });
-        } else if let Some((_, usage)) = MACROS.iter().find(|(macro_name, _)| *macro_name == name) {
-            self.problems.push(format!("`{name}` is written {usage}"));
-            return Number::Unknown;
-        }
-        if name == "matches" {
-            self.pattern(call.args.last());
+        let ours = functions::find(&name).filter(|_| !in_optional);
+        if let Some(function) = ours {
+            if !self.shape(function, call) {
+                return Number::Unknown;
+            }
+        } else {
+            let mut known: Vec<&str> = match &call.target {
+                None => FUNCTIONS.to_vec(),
+                Some(_) if in_optional => OPTIONAL.to_vec(),
+                Some(_) => METHODS.to_vec(),
+            };
+            if !known.contains(&name.as_str()) {
+                if call.target.is_none() {
+                    known.extend(functions::TABLE.iter().map(|function| function.name));
+                }
+                self.problems.push(match closest(&name, &known) {
+                    Some(near) => format!("unknown function `{name}`; did you mean `{near}`?"),
+                    None => format!("unknown function `{name}`; known are {}", known.join(", ")),
+                });
+            } else if let Some((_, usage)) =
+                MACROS.iter().find(|(macro_name, _)| *macro_name == name)
+            {
+                self.problems.push(format!("`{name}` is written {usage}"));
+                return Number::Unknown;
+            }
         }
         let target = match &mut call.target {
             Some(target) if !in_optional => self.walk(target),
             _ => Number::Unknown,
         };
         let arguments: Vec<Number> = call.args.iter_mut().map(|arg| self.walk(arg)).collect();
-        match call.func_name.as_str() {
+        let walks = ours.map_or_else(|| WALKING.contains(&name.as_str()), |ours| ours.walks);
+        if self.loops > 0 && walks {
+            let mut all = call.target.iter().map(|target| target.as_ref()).chain(&call.args);
+            if all.any(|argument| self.weight(argument) == Weight::Outside) {
+                self.problems.push(format!(
+                    "in a loop, `{name}` would go through a text or list from outside of the loop in each round; give it a name with `let` first"
+                ));
+            }
+        }
+        match name.as_str() {
+            "matches" => {
+                self.pattern(call);
+                Number::Unknown
+            }
+            functions::IS_ON => {
+                let (on, off) = match self.seen.words {
+                    Some(words) => words.lines(),
+                    None => functions::Words::default().lines(),
+                };
+                call.args.extend([on, off].map(text_node));
+                Number::Unknown
+            }
+            "time" => {
+                self.zone(call.args.get(1));
+                Number::Unknown
+            }
             "double" => Number::Double,
             "int" | "size" => Number::Int,
             "value" => target,
@@ -294,7 +443,169 @@ impl Lowering<'_> {
                 Number::Double
             }
             name if name.starts_with("get") => Number::Int,
-            _ => Number::Unknown,
+            _ => match ours.map(|function| function.gives) {
+                Some(Gives::Double) => Number::Double,
+                Some(Gives::Int) => Number::Int,
+                // What it picks is a part of a payload.
+                Some(Gives::Large) => Number::Double,
+                Some(Gives::Small) | None => Number::Unknown,
+            },
+        }
+    }
+
+    /// Whether a function of ours is written as it should be.
+    fn shape(&mut self, function: &functions::Function, call: &CallExpr) -> bool {
+        let (fewest, most) = function.takes;
+        let good = call.target.is_none() && (fewest..=most).contains(&call.args.len());
+        if !good {
+            let functions::Function { name, usage, does, .. } = function;
+            self.problems.push(format!("`{name}` is written {usage}: {does}"));
+        }
+        good
+    }
+
+    /// The zone of `time` is looked up now: what there is must not depend on a payload.
+    fn zone(&mut self, zone: Option<&IdedExpr>) {
+        match zone.map(|zone| &zone.expr) {
+            None => {}
+            Some(Expr::Literal(LiteralValue::String(name))) => {
+                if jiff::tz::TimeZone::get(name.inner()).is_err() {
+                    self.problems.push(format!(
+                        "there is no time zone `{}`; write one as in \"Europe/Berlin\"",
+                        name.inner()
+                    ));
+                }
+            }
+            Some(_) => self.problems.push(
+                "`time` takes its zone as text in quotes, not from a payload or topic".to_owned(),
+            ),
+        }
+    }
+
+    /// `changed(e)`, written out: there is a previous payload, `e` has a value, and it is not what it
+    /// was, or there was none.
+    fn changed(&mut self, expr: &mut Expr) {
+        let Expr::Call(call) = expr else { return };
+        let [now] = call.args.as_mut_slice() else { return };
+        let now = std::mem::take(now);
+        let mut names = Vec::new();
+        free_names(&now, &mut names);
+        if !names.contains(&"payload") {
+            self.problems.push(
+                "`changed` compares with the previous payload; name a field of it, as in changed(payload.state)"
+                    .to_owned(),
+            );
+        }
+        let other = ["previous", "now", "at", "retain", "replayed"]
+            .iter()
+            .chain(NAMES_EACH)
+            .chain(self.seen.named);
+        for name in other {
+            if names.contains(name) {
+                self.problems.push(format!(
+                    "`changed` knows what `payload` was before, not what `{name}` was; leave it out of `changed`"
+                ));
+            }
+        }
+        let mut before = now.clone();
+        rename_payload(&mut before);
+        let differs = call_node(operators::NOT_EQUALS, vec![now.clone(), before]);
+        *expr = call_node(
+            operators::LOGICAL_AND,
+            vec![
+                ident_node(HAS_PREVIOUS),
+                call_node(
+                    operators::LOGICAL_AND,
+                    vec![
+                        call_node(functions::PRESENT, vec![now]),
+                        call_node(operators::NOT_STRICTLY_FALSE, vec![differs]),
+                    ],
+                ),
+            ],
+        )
+        .expr;
+    }
+
+    /// How large what `node` gives may be, seen from inside a loop.
+    fn weight(&self, node: &IdedExpr) -> Weight {
+        match &node.expr {
+            Expr::Ident(name) => {
+                let name = name.strip_prefix('.').unwrap_or(name);
+                if self.scope.iter().any(|(bound, _)| bound == name) {
+                    Weight::Element
+                } else if ["payload", "previous", "item"].contains(&name)
+                    || self.seen.named.contains(&name)
+                {
+                    Weight::Outside
+                } else {
+                    Weight::Small
+                }
+            }
+            Expr::Select(select) if !select.test => self.weight(&select.operand),
+            Expr::Call(call) => {
+                let heaviest = |nodes: &[IdedExpr]| {
+                    nodes.iter().map(|node| self.weight(node)).max().unwrap_or(Weight::Small)
+                };
+                let name = call.func_name.as_str();
+                match (name, call.args.as_slice()) {
+                    (operators::INDEX | operators::OPT_INDEX | operators::OPT_SELECT, [of, _]) => {
+                        self.weight(of)
+                    }
+                    (operators::ADD, sides @ [_, _]) => heaviest(sides),
+                    (operators::CONDITIONAL, [_, choices @ ..]) => heaviest(choices),
+                    (_, arguments) => {
+                        let large = match functions::find(name) {
+                            Some(function) => function.gives == Gives::Large,
+                            None => LARGE.contains(&name),
+                        };
+                        let target = call.target.iter().map(|target| self.weight(target)).max();
+                        if large {
+                            heaviest(arguments).max(target.unwrap_or(Weight::Small))
+                        } else {
+                            Weight::Small
+                        }
+                    }
+                }
+            }
+            Expr::List(list) => {
+                list.elements.iter().map(|node| self.weight(node)).max().unwrap_or(Weight::Small)
+            }
+            Expr::Map(_) | Expr::Comprehension(_) => Weight::Outside,
+            Expr::Select(_) | Expr::Literal(_) | Expr::Struct(_) | Expr::Unspecified => {
+                Weight::Small
+            }
+        }
+    }
+
+    /// What an operator would cost inside of a loop.
+    fn cost(&mut self, operator: &str, first: &IdedExpr, second: &IdedExpr) {
+        if self.in_lambda == 0 {
+            return;
+        }
+        let (one, other) = (self.weight(first), self.weight(second));
+        let gathers = matches!(&first.expr, Expr::Ident(name) if name == GATHERED);
+        match operator {
+            operators::ADD if !gathers && one.min(other) > Weight::Small => {
+                self.problems.push(
+                    "in a loop, `+` takes a literal or a number on one side at least; write num(...) around one if it is a number"
+                        .to_owned(),
+                );
+            }
+            operators::IN if self.loops > 0 && other == Weight::Outside => {
+                self.problems.push(
+                    "in a loop, `in` would go through a list from outside of the loop in each round"
+                        .to_owned(),
+                );
+            }
+            operators::EQUALS | operators::NOT_EQUALS
+                if self.loops > 0 && one.min(other) == Weight::Outside =>
+            {
+                self.problems.push(
+                    "in a loop, two values from outside of it would be compared in each round; move that out of the loop"
+                        .to_owned(),
+                );
+            }
+            _ => {}
         }
     }
 
@@ -317,7 +628,11 @@ impl Lowering<'_> {
             (
                 operators::ADD | operators::SUBSTRACT | operators::MULTIPLY | operators::DIVIDE,
                 [second],
-            ) => self.alike(first, second),
+            ) => {
+                let number = self.alike(first, second);
+                self.cost(operator, first, second);
+                number
+            }
             (operators::MODULO, [second]) => {
                 if [self.walk(first), self.walk(second)].contains(&Number::Double) {
                     let what = "`%` takes whole numbers; write int(payload.x) % 2";
@@ -335,6 +650,7 @@ impl Lowering<'_> {
             (operators::EQUALS | operators::NOT_EQUALS, [second]) => {
                 self.walk(first);
                 self.walk(second);
+                self.cost(operator, first, second);
                 if matches!(first.expr, Expr::List(_) | Expr::Map(_)) {
                     std::mem::swap(first, second);
                 }
@@ -352,6 +668,7 @@ impl Lowering<'_> {
             ) => {
                 self.walk(first);
                 self.walk(second);
+                self.cost(operator, first, second);
                 Number::Unknown
             }
             _ => return None,
@@ -375,25 +692,30 @@ impl Lowering<'_> {
         }
     }
 
-    fn pattern(&mut self, pattern: Option<&IdedExpr>) {
-        match pattern.map(|pattern| &pattern.expr) {
-            Some(Expr::Literal(LiteralValue::String(text))) => {
-                // `cel` builds the pattern at each evaluation: here it is only tried.
-                let tried = cel::Program::compile("''.matches(p)").map(|program| {
-                    let mut context = cel::Context::default();
-                    context.add_variable_from_value("p", text.inner().to_owned());
-                    program.execute(&context)
-                });
-                if !matches!(tried, Ok(Ok(_))) {
-                    let what = format!("`{}` is not a regular expression", text.inner());
-                    self.problems.push(what);
-                }
-            }
-            _ => self.problems.push(
+    /// Compiles the pattern of `matches`, which CEL would do at each evaluation.
+    fn pattern(&mut self, call: &mut CallExpr) {
+        let Some(written) = call.args.pop() else {
+            self.problems.push("`matches` is written matches(payload.name, 'a.*')".to_owned());
+            return;
+        };
+        let Expr::Literal(LiteralValue::String(text)) = &written.expr else {
+            self.problems.push(
                 "`matches` takes its pattern as text in quotes, not from a payload or topic"
                     .to_owned(),
-            ),
+            );
+            return;
+        };
+        let Some(compiled) = Pattern::compile(text.inner()) else {
+            self.problems.push(format!("`{}` is not a regular expression", text.inner()));
+            return;
+        };
+        call.args.extend(call.target.take().map(|target| *target));
+        if call.args.len() != 1 {
+            self.problems.push("`matches` is written matches(payload.name, 'a.*')".to_owned());
         }
+        call.func_name = pattern::MATCHES.to_owned();
+        call.args.push(ident_node(&pattern::name(self.reads.patterns.len())));
+        self.reads.patterns.push(compiled);
     }
 
     fn comprehension(&mut self, comprehension: &mut ComprehensionExpr) -> Number {
@@ -402,6 +724,14 @@ impl Lowering<'_> {
         // `optMap` becomes a loop over nothing that binds a name: it costs nothing.
         let binds_only =
             matches!(&comprehension.iter_range.expr, Expr::List(list) if list.elements.is_empty());
+        self.all_loops += 1;
+        if self.all_loops == LOOPS_MAX + 1 {
+            let what = format!(
+                "it has more than {LOOPS_MAX} loops (all, exists, map, ...); give a part of it a name with `let`"
+            );
+            self.problems.push(what);
+        }
+        self.in_lambda += 1;
         if !binds_only {
             self.loops += 1;
             if self.loops == 2 {
@@ -420,10 +750,97 @@ impl Lowering<'_> {
         self.walk(&mut comprehension.loop_step);
         let result = self.walk(&mut comprehension.result);
         self.scope.truncate(outer);
+        self.in_lambda -= 1;
         if !binds_only {
             self.loops -= 1;
         }
         result
+    }
+}
+
+fn too_deep() -> String {
+    format!("it is nested deeper than {DEPTH_MAX} levels; split the rule")
+}
+
+fn node(expr: Expr) -> IdedExpr {
+    IdedExpr { id: 0, expr }
+}
+
+fn ident_node(name: &str) -> IdedExpr {
+    node(Expr::Ident(name.to_owned()))
+}
+
+fn text_node(text: String) -> IdedExpr {
+    node(Expr::Literal(LiteralValue::String(CelString::from(text))))
+}
+
+fn call_node(function: &str, args: Vec<IdedExpr>) -> IdedExpr {
+    node(Expr::Call(CallExpr { func_name: function.to_owned(), target: None, args }))
+}
+
+/// What is directly inside of `node`.
+fn children(node: &IdedExpr) -> Vec<&IdedExpr> {
+    match &node.expr {
+        Expr::Select(select) => vec![select.operand.as_ref()],
+        Expr::Call(call) => call.target.as_deref().into_iter().chain(&call.args).collect(),
+        Expr::List(list) => list.elements.iter().collect(),
+        Expr::Map(map) => map
+            .entries
+            .iter()
+            .flat_map(|entry| match &entry.expr {
+                EntryExpr::MapEntry(entry) => vec![&entry.key, &entry.value],
+                EntryExpr::StructField(_) => Vec::new(),
+            })
+            .collect(),
+        Expr::Comprehension(comprehension) => vec![
+            &comprehension.iter_range,
+            &comprehension.accu_init,
+            &comprehension.loop_cond,
+            &comprehension.loop_step,
+            &comprehension.result,
+        ],
+        Expr::Ident(_) | Expr::Literal(_) | Expr::Struct(_) | Expr::Unspecified => Vec::new(),
+    }
+}
+
+/// Every name in `node`; a loop's own too, of which none is one of ours.
+fn free_names<'n>(node: &'n IdedExpr, names: &mut Vec<&'n str>) {
+    if let Expr::Ident(name) = &node.expr {
+        names.push(name.strip_prefix('.').unwrap_or(name));
+    }
+    for child in children(node) {
+        free_names(child, names);
+    }
+}
+
+/// Makes `payload` in `node` the previous payload.
+fn rename_payload(node: &mut IdedExpr) {
+    match &mut node.expr {
+        Expr::Ident(name) if name.strip_prefix('.').unwrap_or(name) == "payload" => {
+            "previous".clone_into(name);
+        }
+        Expr::Select(select) => rename_payload(&mut select.operand),
+        Expr::Call(call) => {
+            call.target.iter_mut().for_each(|target| rename_payload(target));
+            call.args.iter_mut().for_each(rename_payload);
+        }
+        Expr::List(list) => list.elements.iter_mut().for_each(rename_payload),
+        Expr::Map(map) => {
+            for entry in &mut map.entries {
+                if let EntryExpr::MapEntry(entry) = &mut entry.expr {
+                    rename_payload(&mut entry.key);
+                    rename_payload(&mut entry.value);
+                }
+            }
+        }
+        Expr::Comprehension(comprehension) => {
+            rename_payload(&mut comprehension.iter_range);
+            rename_payload(&mut comprehension.accu_init);
+            rename_payload(&mut comprehension.loop_cond);
+            rename_payload(&mut comprehension.loop_step);
+            rename_payload(&mut comprehension.result);
+        }
+        Expr::Ident(_) | Expr::Literal(_) | Expr::Struct(_) | Expr::Unspecified => {}
     }
 }
 

@@ -11,6 +11,7 @@
 //! - [`engine`]: which instances fire.
 
 pub mod condition;
+mod direct;
 pub mod engine;
 pub mod functions;
 pub mod instance;
@@ -18,11 +19,14 @@ pub mod life;
 pub mod load;
 mod lower;
 pub mod named;
+mod pattern;
 mod run;
 #[cfg(test)]
 #[path = "tests.rs"]
 mod scenarios;
 pub mod set;
+#[cfg(test)]
+mod spec;
 pub mod template;
 mod view;
 pub mod window;

@@ -58,7 +58,7 @@ impl fmt::Debug for Templates {
 }
 
 /// What a template sees.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Scene {
     /// The decoded payload.
     pub(super) payload: Value,
@@ -466,6 +466,46 @@ mod tests {
             ("<b>&", "<b>&"),
         ] {
             assert_eq!(render(source, payload), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn tells_what_the_rule_knows() {
+        let decode = |json: &str| {
+            decode(&Decode::Json.into(), json.as_bytes(), Limits::default(), Timestamp::default())
+        };
+        let mut full = scene(b"{}").expect("decodes");
+        full.named.push("avg5".into(), Value::Float(21.5));
+        full.named.push("site".into(), Value::Null);
+        full.previous = decode("{\"t\":1}").ok();
+        full.item = decode("{\"x\":2}").ok().map(|item| (Value::Text("k".into()), item));
+        full.from_level = Some(Severity::Warning);
+        full.last_seen = Some(Timestamp::from_millis(1_789_999_000_000));
+        full.events = 3;
+        full.replayed = true;
+        let bare = scene(b"{}").expect("decodes");
+        let mut known = NAMES.to_vec();
+        known.extend(["item", "item_key", "avg5", "site"]);
+        for (source, in_full, in_bare) in [
+            ("{{ avg5 }}", "21.5", "failed: a value is missing: avg5"),
+            ("{{ site }}", "null", "kiel"),
+            ("{{ previous.t }}", "1", "failed: a value is missing: previous.t"),
+            ("{{ previous is none }}", "false", "true"),
+            ("{{ item_key }} {{ item.x }}", "k 2", "failed: a value is missing: item_key"),
+            ("{{ level }}<{{ from_level }}>", "critical<warning>", "critical<>"),
+            ("-{{ last_seen }}", "-2026-09-21T13:56:40Z", "-"),
+            ("{{ events }} {{ replayed }}", "3 true", "1 false"),
+            ("{{ at }} {{ duration }}", "2026-09-21T14:13:20Z 5m12s", "2026-09-21T14:13:20Z 5m12s"),
+        ] {
+            let mut templates = templates();
+            templates.add("t", source, &known).expect(source);
+            for (scene, expected) in [(&full, in_full), (&bare, in_bare)] {
+                let text = match templates.render("t", scene.clone()) {
+                    Ok(text) => text.to_string(),
+                    Err(error) => format!("failed: {error}"),
+                };
+                assert_eq!(text, expected, "{source}");
+            }
         }
     }
 

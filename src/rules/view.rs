@@ -24,7 +24,7 @@ use crate::payload::Value;
 use crate::payload::value::{Map, base64_text};
 
 /// The largest whole number up to which every one is a double: 2^53.
-const EXACT_MAX: u64 = 1 << 53;
+pub(super) const EXACT_MAX: u64 = 1 << 53;
 const EXACT_MAX_DOUBLE: f64 = 9_007_199_254_740_992.0;
 
 /// `value` for CEL, borrowed from the payload.
@@ -43,7 +43,7 @@ pub(super) fn to_cel<'v>(value: &'v Value) -> Box<dyn Val + 'v> {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "only done where it is exact")]
-fn whole_to_cel<'v>(value: i64) -> Box<dyn Val + 'v> {
+pub(super) fn whole_to_cel<'v>(value: i64) -> Box<dyn Val + 'v> {
     if value.unsigned_abs() <= EXACT_MAX {
         Box::new(CelDouble::from(value as f64))
     } else {
@@ -51,56 +51,89 @@ fn whole_to_cel<'v>(value: i64) -> Box<dyn Val + 'v> {
     }
 }
 
-/// A result of CEL as a value that can be kept; `None` for what is none, such as a type.
-pub(super) fn from_cel(value: &dyn Val) -> Option<Value> {
-    if let Some(text) = value.downcast_ref::<CelString>() {
-        Some(Value::Text(text.inner().into()))
-    } else if let Some(number) = value.downcast_ref::<CelDouble>() {
-        Some(number_from_cel(*number.inner()))
-    } else if let Some(value) = value.downcast_ref::<CelBool>() {
-        Some(Value::Bool(*value.inner()))
-    } else if let Some(number) = value.downcast_ref::<CelInt>() {
-        Some(Value::Int(*number.inner()))
-    } else if let Some(number) = value.downcast_ref::<CelUInt>() {
-        let number = *number.inner();
-        Some(i64::try_from(number).map_or(Value::Uint(number), Value::Int))
-    } else if value.downcast_ref::<CelNull>().is_some() {
-        Some(Value::Null)
-    } else if let Some(bytes) = value.downcast_ref::<CelBytes>() {
-        Some(Value::Text(BASE64.encode(bytes.inner()).into()))
-    } else if let Some(time) = value.downcast_ref::<CelTimestamp>() {
-        let millis = time.inner().timestamp_millis();
-        Some(Value::Text(Timestamp::from_millis(millis).to_string().into()))
-    } else if let Some(duration) = value.downcast_ref::<CelDuration>() {
-        Some(number_from_cel(duration.inner().as_seconds_f64()))
-    } else if let Some(optional) = value.downcast_ref::<CelOptional>() {
-        optional.option().map_or(Some(Value::Null), from_cel)
-    } else {
-        container_from_cel(value)
-    }
+/// Why a result of CEL cannot be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unusable {
+    /// It is a type, or the like.
+    NoValue,
+    /// More than [`VALUES_MAX`] values or [`TEXT_BYTES_MAX`] bytes of text.
+    TooLarge,
 }
 
-fn container_from_cel(value: &dyn Val) -> Option<Value> {
-    let mut elements = value.as_iterable()?.iter();
-    if value.get_type() == &LIST_TYPE {
-        let mut list = Vec::new();
-        while let Some(element) = elements.next() {
-            list.push(from_cel(element)?);
+/// A result of CEL as a value that can be kept.
+pub(super) fn from_cel(value: &dyn Val) -> Result<Value, Unusable> {
+    Keeping { values: VALUES_MAX, bytes: TEXT_BYTES_MAX }.value(value)
+}
+
+/// The most values and text that a result may have: as many as a payload, or each `let` of a rule could
+/// double what the one before it made.
+const VALUES_MAX: usize = 20_000;
+const TEXT_BYTES_MAX: usize = 1 << 20;
+
+/// What a result may still have.
+struct Keeping {
+    values: usize,
+    bytes: usize,
+}
+
+impl Keeping {
+    fn value(&mut self, value: &dyn Val) -> Result<Value, Unusable> {
+        self.values = self.values.checked_sub(1).ok_or(Unusable::TooLarge)?;
+        if let Some(text) = value.downcast_ref::<CelString<'_>>() {
+            Ok(Value::Text(self.text(text.inner())?))
+        } else if let Some(number) = value.downcast_ref::<CelDouble>() {
+            Ok(number_from_cel(*number.inner()))
+        } else if let Some(value) = value.downcast_ref::<CelBool>() {
+            Ok(Value::Bool(*value.inner()))
+        } else if let Some(number) = value.downcast_ref::<CelInt>() {
+            Ok(Value::Int(*number.inner()))
+        } else if let Some(number) = value.downcast_ref::<CelUInt>() {
+            let number = *number.inner();
+            Ok(i64::try_from(number).map_or(Value::Uint(number), Value::Int))
+        } else if value.downcast_ref::<CelNull>().is_some() {
+            Ok(Value::Null)
+        } else if let Some(bytes) = value.downcast_ref::<CelBytes<'_>>() {
+            Ok(Value::Text(self.text(&BASE64.encode(bytes.inner()))?))
+        } else if let Some(time) = value.downcast_ref::<CelTimestamp>() {
+            let time = Timestamp::from_millis(time.inner().timestamp_millis());
+            Ok(Value::Text(time.to_string().into()))
+        } else if let Some(duration) = value.downcast_ref::<CelDuration>() {
+            Ok(number_from_cel(duration.inner().as_seconds_f64()))
+        } else if let Some(optional) = value.downcast_ref::<CelOptional<'_>>() {
+            optional.option().map_or(Ok(Value::Null), |value| self.value(value))
+        } else {
+            self.container(value)
         }
-        return Some(Value::List(list.into()));
     }
-    let fields = value.as_indexer()?;
-    let mut entries = Vec::new();
-    while let Some(name) = elements.next() {
-        let text = name.downcast_ref::<CelString>()?;
-        entries.push((text.inner().into(), from_cel(fields.get(name).ok()?.as_ref())?));
+
+    fn text(&mut self, text: &str) -> Result<Arc<str>, Unusable> {
+        self.bytes = self.bytes.checked_sub(text.len()).ok_or(Unusable::TooLarge)?;
+        Ok(text.into())
     }
-    Some(Value::Map(Arc::new(Map::new(entries))))
+
+    fn container(&mut self, value: &dyn Val) -> Result<Value, Unusable> {
+        let mut elements = value.as_iterable().ok_or(Unusable::NoValue)?.iter();
+        if value.get_type() == &LIST_TYPE {
+            let mut list = Vec::new();
+            while let Some(element) = elements.next() {
+                list.push(self.value(element)?);
+            }
+            return Ok(Value::List(list.into()));
+        }
+        let fields = value.as_indexer().ok_or(Unusable::NoValue)?;
+        let mut entries = Vec::new();
+        while let Some(key) = elements.next() {
+            let name = key.downcast_ref::<CelString<'_>>().ok_or(Unusable::NoValue)?;
+            let field = fields.get(key).map_err(|_| Unusable::NoValue)?;
+            entries.push((self.text(name.inner())?, self.value(field.as_ref())?));
+        }
+        Ok(Value::Map(Arc::new(Map::new(entries))))
+    }
 }
 
 /// CEL has calculated in doubles; a whole result is a whole number again, or texts would say `21.0`.
 #[expect(clippy::cast_possible_truncation, reason = "whole and in range")]
-fn number_from_cel(number: f64) -> Value {
+pub(super) fn number_from_cel(number: f64) -> Value {
     if !number.is_finite() {
         Value::Null
     } else if number.fract() == 0.0 && number.abs() <= EXACT_MAX_DOUBLE {
