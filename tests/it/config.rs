@@ -289,5 +289,5 @@ fn what_the_example_shows_is_accepted() {
         })
         .collect();
     assert_eq!(other, [""; 0], "{said}");
-    assert_eq!(said.lines().count(), 10, "{said}");
+    assert_eq!(said.lines().count(), 11, "{said}");
 }
