@@ -24,12 +24,13 @@ use crate::config::Config;
 use crate::console;
 use crate::dispatch::{Dispatch, Dispatcher};
 use crate::instance::{self, Instance, Living};
+use crate::intake::pipeline::Pipeline;
 use crate::intake::ruleset::{Limits, RuleSet};
 use crate::intake::{self, Intake};
 use crate::model::{Channel, IdSource, Reason, RunId};
 use crate::problem::Problem;
 use crate::provider::phone::Screen;
-use crate::rules::{self, engine::Engine};
+use crate::rules;
 use crate::store::{CommitError, Store};
 use crate::telemetry::Metrics;
 
@@ -179,12 +180,13 @@ impl App {
             };
             Dispatcher::open(&config.dispatch, parts).await?
         };
-        let mut engine = Engine::new(IdSource::new(random_seed()?), &config.limits.rules);
-        for row in store.instances() {
-            let alert = row?;
-            let (rule, key) = (Arc::clone(&alert.rule), Arc::clone(&alert.key));
-            engine.restore(rules::engine::Instance { rule, key, alert });
-        }
+        let pipeline = Pipeline::new(
+            IdSource::new(random_seed()?),
+            &config.limits.rules,
+            &config.limits.contacts,
+            config.dispatch.expires_in.into(),
+        );
+        let (pipeline, stopped_at) = intake::restore(&store, pipeline)?;
         let (intake, intake_ended) = {
             let parts = intake::Parts {
                 store: store.clone(),
@@ -192,7 +194,8 @@ impl App {
                 clock: clock.clone(),
                 metrics: metrics.clone(),
                 rules,
-                engine,
+                pipeline,
+                stopped_at,
                 ids: IdSource::new(random_seed()?),
                 expires_in: config.dispatch.expires_in.into(),
             };
@@ -493,7 +496,7 @@ impl Chores {
             let now_there = fingerprint(&self.rules_dir);
             if asked || now_there != seen {
                 seen = now_there;
-                self.reload();
+                self.reload().await;
             }
             self.certificates.look(asked);
             self.certificate_problems.store(Arc::new(self.certificates.problems()));
@@ -503,7 +506,7 @@ impl Chores {
         }
     }
 
-    fn reload(&self) {
+    async fn reload(&self) {
         let now = self.clock.now();
         match RuleSet::load_dir(&self.rules_dir, &self.limits) {
             Ok(set) => {
@@ -511,8 +514,13 @@ impl Chores {
                 warn_unserved(&set, &self.served);
                 self.metrics.rules_loaded.set(count(rules));
                 self.in_force.store(Arc::new(rules_in_force(&set, now, &[])));
-                self.intake.replace_rules(set);
-                tracing::info!(rules, "the rules are loaded again");
+                match self.intake.replace_rules(set).await {
+                    Ok(adopted) => tracing::info!(
+                        rules, instances_kept = adopted.kept, changed = ?adopted.changed,
+                        removed = ?adopted.removed, "the rules are loaded again"
+                    ),
+                    Err(reason) => tracing::warn!(%reason, "the rules are not loaded again"),
+                }
             }
             Err(problems) => self.refuse(&problems),
         }

@@ -24,6 +24,7 @@ pub mod payload;
 pub mod rules;
 
 // Floor 2: adapters.
+pub mod capture;
 pub mod provider;
 pub mod store;
 

@@ -502,6 +502,13 @@ impl AlertId {
     pub fn next(ids: &mut IdSource, now: Timestamp, rule: &str, key: &str) -> Self {
         Self(in_partition(ids.next(now), partition(rule, key)))
     }
+
+    /// When it fired: a UUID v7 begins with its time.
+    pub fn fired_at(&self) -> Timestamp {
+        let mut millis = [0_u8; 8];
+        millis.iter_mut().skip(2).zip(self.0.as_bytes()).for_each(|(to, from)| *to = *from);
+        Timestamp::from_millis(i64::from_be_bytes(millis))
+    }
 }
 
 /// The partition, 0 to 63, of all rows of one rule and instance key.
@@ -861,12 +868,30 @@ pub struct Message {
     /// The latest attempts, oldest first; at most [`Message::ATTEMPTS_KEPT`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attempts: Vec<Attempt>,
+    /// What it stands for besides itself, where it waited long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<Box<LeftOut>>,
     /// The provider that took it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider: Option<Arc<str>>,
     /// The provider's id for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider_ref: Option<String>,
+}
+
+/// What a message that waited long stands for: earlier ones of its instance, which were left out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Messages, itself included.
+    pub count: u32,
+    /// When the first of them happened.
+    pub from: Timestamp,
+    /// When the last did.
+    pub until: Timestamp,
+    /// Somebody was told that the instance fires, and one of them said that it is over.
+    pub told: bool,
+    /// The message's own text, without the line that says all this.
+    pub text: Arc<str>,
 }
 
 impl Message {

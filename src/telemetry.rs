@@ -242,6 +242,8 @@ metrics! {
     fanout_dropped: Family<ByReason, Counter> = "fanout_dropped", Family::default();
     /// Rule evaluations that did not come to a result, by rule and reason.
     rule_failures: Family<ByRule, Counter> = "rule_failures", Family::default();
+    /// Publishes that a rule did not look at, by rule and reason.
+    rule_passed: Family<ByRule, Counter> = "rule_passed", Family::default();
     /// Alerts that fired.
     alerts_fired: Counter = "alerts_fired", Counter::default();
     /// Alerts that cleared.
@@ -252,6 +254,8 @@ metrics! {
     messages_queued: Family<ByChannel, Counter> = "messages_queued", Family::default();
     /// Messages that ended, by reason; `sent` ones count in attempts with outcome accepted.
     messages_dead: Family<ByReason, Counter> = "messages_dead", Family::default();
+    /// Messages that another one made needless, by reason.
+    messages_left_out: Family<ByReason, Counter> = "messages_left_out", Family::default();
     /// Messages in the outbox that have not ended.
     outbox_messages: Gauge<i64, AtomicI64> = "outbox_messages", Gauge::default();
     /// When the oldest message in the outbox entered it, seconds since 1970; 0 while it is empty.
@@ -296,6 +300,8 @@ metrics! {
     upstream_passed: Family<ByUpstream, Counter> = "upstream_passed", Family::default();
     /// Publishes that an upstream refused, or that are too large for it, by reason.
     upstream_pass_failures: Family<ByUpstreamReason, Counter> = "upstream_pass_failures", Family::default();
+    /// Client events that no rule and no subscriber was told of, by reason.
+    client_events_dropped: Family<ByReason, Counter> = "client_events_dropped", Family::default();
     /// HTTP requests refused, by reason.
     http_refused: Family<ByReason, Counter> = "http_refused", Family::default();
 }

@@ -10,6 +10,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -17,10 +18,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::acl::Grants;
-use super::auth::{Anonymous, Credentials, Holder, holder};
+use super::auth::{Anonymous, Credentials, Holder, Principal, holder};
 use super::bans::Suspect;
-use super::clients::Connected;
+use super::clients::{Connected, Presence};
 use super::connection::{Close, Connection, State};
+use super::herald::{self, Event, News, Way};
 use super::hub::Attach;
 use super::limits::Place;
 use super::listener::Listener;
@@ -208,7 +210,7 @@ async fn establish(
         arrival = handshake(admission, socket, peer) => arrival?,
         () = stop.told() => return Err(stopping),
     };
-    let mut asked = Asked { client_id: String::new(), packet_bytes_max: usize::MAX };
+    let mut asked = Asked::default();
     let introduced = tokio::select! {
         introduced = introduce(admission, &mut arrival, *peer, &mut asked) => introduced,
         () = stop.told() => return Err(stopping),
@@ -217,6 +219,7 @@ async fn establish(
     match introduced {
         Ok((connection, input)) => Ok((stream, connection, input)),
         Err(refusal) => {
+            tell_refused(admission, *peer, &mut asked, &refusal);
             let mut last_words = Vec::new();
             if let Some((version, code)) = refusal.connack {
                 let (what, bytes_max) = (refusal.what, asked.packet_bytes_max);
@@ -326,10 +329,42 @@ fn certified(shared: &Shared, stream: &Stream) -> Result<Option<Holder>, &'stati
 
 /// What a CONNECT asked for that matters even where it is refused.
 struct Asked {
-    /// For the log.
+    /// For the log; cut to its limit.
     client_id: String,
+    /// There was more of it.
+    is_cut: bool,
+    /// As it calls itself, and as its certificate does.
+    principal: Principal,
     /// For the CONNACK.
     packet_bytes_max: usize,
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self {
+            client_id: String::new(),
+            is_cut: false,
+            principal: Principal::default(),
+            packet_bytes_max: usize::MAX,
+        }
+    }
+}
+
+/// Tells rules of a client whose CONNECT was answered with a refusal.
+fn tell_refused(admission: &Admission, peer: SocketAddr, asked: &mut Asked, refusal: &Refusal) {
+    let is_news = !matches!(refusal.reason, Reason::ShuttingDown | Reason::TakenOver);
+    if refusal.connack.is_none() || !is_news {
+        return;
+    }
+    let way = Way { address: peer.ip(), listener: Arc::clone(&admission.listener.name) };
+    // What was cut is no longer the id that it has asked for, and may be another's.
+    let cut = asked.is_cut.then(|| format!("{}…", asked.client_id));
+    let news = News {
+        way: Some(&way),
+        reason: Some(refusal.reason),
+        ..News::of(Event::Refused, cut.as_deref().unwrap_or(&asked.client_id), &asked.principal)
+    };
+    herald::tell(&admission.shared.hub, &news);
 }
 
 /// Reads the CONNECT and gives the client its session.
@@ -354,7 +389,10 @@ async fn introduce(
     shared.hub.metrics.packet_bytes_received.inc_by(len as u64);
     let mut connect = connect::parse(&packet, shared.topic_limits())?;
     let version = connect.version;
-    asked.client_id.extend(connect.client_id.chars().take(shared.config.client_id_chars_max));
+    let mut characters = connect.client_id.chars();
+    asked.client_id.extend(characters.by_ref().take(shared.config.client_id_chars_max));
+    asked.is_cut = characters.next().is_some();
+    asked.principal.user = connect.user.as_deref().map(Arc::from);
     asked.packet_bytes_max = connect.packet_bytes_max;
     let refusal =
         |reason: Reason, code: u8, what: &'static str| Refusal::new(version, reason, code, what);
@@ -386,6 +424,7 @@ async fn introduce(
         .map_err(|what| refusal(Reason::NotAuthorized, code::NOT_AUTHORIZED, what))?;
     // Before any work is done for it, and again when it is known who it is.
     let identity = holder.as_ref().map(|holder| &*holder.identity);
+    asked.principal.identity = identity.map(Arc::from);
     if let Some(refusal) = is_banned(&connect.client_id, identity, connect.user.as_deref()) {
         return Err(refusal);
     }
@@ -477,7 +516,7 @@ async fn introduce(
             _ => refusal(reason, code::QUOTA, "there are too many sessions"),
         })?;
     if let Some((will, row)) = attached.old_will {
-        shared.hub.publish_will(&attached.session, *will, Some(row)).await;
+        shared.hub.publish_will(&attached.session, *will, Some(row), None).await;
     }
     // From here on publishes go out: what was queued before may have been sent when a crash comes.
     // And a session that the client was told to be gone must not be back after it.
@@ -493,14 +532,18 @@ async fn introduce(
     tracing::debug!(
         client_id = %attached.session.client_id, %peer, present = attached.present, "connected"
     );
-    let presence = shared.clients.enter(Connected {
-        session: Arc::clone(&attached.session),
-        owner: attached.owner,
-        peer,
-        listener: Arc::clone(&listener.name),
-        version,
-        since: shared.hub.clock.now(),
-    });
+    let presence = enter(
+        shared,
+        Connected {
+            session: Arc::clone(&attached.session),
+            owner: attached.owner,
+            peer,
+            listener: Arc::clone(&listener.name),
+            version,
+            since: shared.hub.clock.now(),
+            is_end_told: AtomicBool::new(false),
+        },
+    );
     let connection = Connection {
         shared: Arc::clone(shared),
         pace,
@@ -526,6 +569,34 @@ async fn introduce(
         _present: shared.sys.enter(),
     };
     Ok((connection, input))
+}
+
+/// Enters a client among those that are connected, and tells rules of it.
+fn enter(shared: &Shared, connected: Connected) -> Presence {
+    let (presence, other) = shared.clients.enter(connected);
+    let connected = &*presence.connected;
+    if let Some(other) = other {
+        if other.owner > connected.owner {
+            // Its session is the other's already: it ends as soon as it begins.
+            connected.is_end_told.store(true, Ordering::Relaxed);
+            return presence;
+        }
+        // One that has not ended in time has lost its session all the same.
+        tell_of(shared, &other, Event::TakenOver, &other.is_end_told);
+    }
+    tell_of(shared, connected, Event::Connected, &AtomicBool::new(false));
+    presence
+}
+
+fn tell_of(shared: &Shared, connected: &Connected, event: Event, is_told: &AtomicBool) {
+    let session = &connected.session;
+    let way = Way { address: connected.peer.ip(), listener: Arc::clone(&connected.listener) };
+    let news = News {
+        way: Some(&way),
+        reason: (event == Event::TakenOver).then_some(Reason::TakenOver),
+        ..News::of(event, &session.client_id, &session.principal)
+    };
+    herald::tell_once(&shared.hub, &news, is_told);
 }
 
 /// What the broker agrees to: the CONNACK for a new session, the session's expiry and the

@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Bound;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::protocol::Version;
@@ -32,22 +33,32 @@ pub(crate) struct Connected {
     pub(crate) listener: Arc<str>,
     pub(crate) version: Version,
     pub(crate) since: Timestamp,
+    /// Its end has been told of, or is not to be.
+    pub(crate) is_end_told: AtomicBool,
 }
 
 /// A connection's entry; takes it out when dropped.
 pub(crate) struct Presence {
     clients: Arc<Clients>,
-    connected: Arc<Connected>,
+    pub(crate) connected: Arc<Connected>,
 }
 
 impl Clients {
-    /// Enters a connection that has its session.
-    pub(crate) fn enter(self: &Arc<Self>, connected: Connected) -> Presence {
+    /// Enters a connection that has its session. Gives back too the one under the same client id
+    /// that is still there: an older one that has not ended in time, or a newer one that overtook
+    /// this one, and stays.
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        connected: Connected,
+    ) -> (Presence, Option<Arc<Connected>>) {
         let connected = Arc::new(connected);
         let client_id = Arc::clone(&connected.session.client_id);
         let mut by_id = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
-        by_id.insert(client_id, Arc::clone(&connected));
-        Presence { clients: Arc::clone(self), connected }
+        let other = by_id.get(&client_id).map(Arc::clone);
+        if other.as_ref().is_none_or(|other| other.owner < connected.owner) {
+            by_id.insert(client_id, Arc::clone(&connected));
+        }
+        (Presence { clients: Arc::clone(self), connected }, other)
     }
 
     /// Whether a client of `identity` is connected under this client id.

@@ -100,6 +100,9 @@ pub struct Config {
     pub connect_bytes_max: usize,
     /// Largest packet, bytes; default 1048576 (1 MiB), 1024 to 268435455.
     pub packet_bytes_max: usize,
+    /// Most client events (`$watchbell/client/...`) that wait to be told; default 10000, 16 to
+    /// 1000000. Then `refused` ones are dropped first.
+    pub client_events_max: usize,
     /// Longest client id, characters; default 64, 23 to 256.
     pub client_id_chars_max: usize,
     /// Longest topic or filter, bytes; default 512, 1 to 65535.
@@ -204,6 +207,7 @@ impl Default for Config {
             keep_alive_max: Span::from_secs(0),
             connect_bytes_max: 8192,
             packet_bytes_max: 1 << 20,
+            client_events_max: 10_000,
             client_id_chars_max: 64,
             topic_bytes_max: 512,
             topic_levels_max: 16,
@@ -251,6 +255,7 @@ impl Config {
         range("handshakes_max", self.handshakes_max, 1, 65_536);
         range("connect_bytes_max", self.connect_bytes_max, 256, 1 << 20);
         range("packet_bytes_max", self.packet_bytes_max, 1024, 268_435_455);
+        range("client_events_max", self.client_events_max, 16, 1_000_000);
         range("client_id_chars_max", self.client_id_chars_max, 23, 256);
         range("topic_bytes_max", self.topic_bytes_max, 1, 65_535);
         range("topic_levels_max", self.topic_levels_max, 1, 128);

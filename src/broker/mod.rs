@@ -7,7 +7,7 @@
 //! `accept` takes a socket through TLS and CONNECT (`protocol::connect`, `auth`) to a session (`hub`,
 //! `session`) and serves it (`connection`); `protocol` is the only module that knows MQTT's bytes,
 //! `acl` who may do what, `limits` what an address may do, `bans` who is not let in, `sys` what the
-//! broker says of itself.
+//! broker says of itself, `herald` what rules hear of clients.
 //!
 //! What it never does: acknowledge a publish that a rule wants before intake says that it is on
 //! disk; hand a session to someone who has not shown that the client id is theirs; read faster
@@ -25,6 +25,7 @@ pub mod config;
 mod connection;
 #[cfg(any(fuzzing, test))]
 pub mod fuzz;
+mod herald;
 mod hub;
 mod limits;
 pub mod listener;
@@ -47,6 +48,7 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::acl::AccessEntry;
@@ -306,8 +308,18 @@ impl Broker {
     /// ends, and this returns. Wills are not published at a stop.
     pub async fn run(self, stop: watch::Receiver<bool>) {
         let shared = Arc::clone(&self.shared);
+        // A task of its own, so that what it has to do keeps nobody from being accepted.
+        let mut telling = JoinSet::new();
+        let hub = Arc::clone(&self.shared);
+        telling.spawn(async move { herald::run(&hub.hub).await });
+        let tell = async {
+            // It ends when it has told what was before the stop.
+            if let Some(Err(panicked)) = telling.join_next().await {
+                std::panic::resume_unwind(panicked.into_panic());
+            }
+        };
         let serve = async {
-            self.serve(stop).await;
+            tokio::join!(self.serve(stop), tell);
             shared.hub.journal().close();
         };
         tokio::join!(serve, shared.hub.write());

@@ -1259,6 +1259,7 @@ mod tests {
         push(&session, outgoing("x", Qos::AtLeastOnce));
         session.queues.bytes.fetch_add(997, Ordering::Relaxed);
         let full = Pushed::Dropped(Reason::QueueFull);
+        session.state().owner = None;
         assert_eq!(push(&session, outgoing("y", Qos::AtLeastOnce)), full);
         let mut dropped = Vec::new();
         let late = Timestamp::from_millis(60_001);

@@ -64,7 +64,7 @@ impl Check {
                 fine.push(format!(
                     "{place}: fine, {} rules and {} contacts in {} files",
                     set.rules.len(),
-                    set.directory.contacts().len(),
+                    set.book.directory.contacts().len(),
                     set.files
                 ));
             }

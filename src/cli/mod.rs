@@ -2,9 +2,9 @@
 //!
 //! Commands write through a `Write`, never to the terminal directly, so that tests read what
 //! people read. Errors say what, where and what next. Exit codes: 0 done, 1 not done, 2 the
-//! command line makes no sense, 3 `certs list --expiring` has found something; `acl check` has its own:
-//! 0 allowed, 1 denied, 2 not known. What looks into a running instance goes through its HTTP API
-//! ([`client`]); numbers are masked there already.
+//! command line makes no sense, 3 `certs list --expiring` has found something or `import` leaves
+//! something to do by hand; `acl check` has its own: 0 allowed, 1 denied, 2 not known. What looks
+//! into a running instance goes through its HTTP API ([`client`]); numbers are masked there already.
 
 mod acl;
 mod ban;
@@ -12,8 +12,11 @@ mod certs;
 mod check;
 mod client;
 mod device;
+mod import;
+mod mqtt;
 mod outbox;
 mod publish;
+mod record;
 mod run;
 mod send;
 mod status;
@@ -43,6 +46,7 @@ Then:
   watchbell certs issue pump-7                   a certificate for a device
   watchbell device add pump-7                    a password for a device
   watchbell acl check pump-7 publish site/a/b    may it, and which line says so?
+  watchbell record --out week.jsonl --for 7d     what devices publish, to try rules on
   watchbell status                               lanes, outbox, listeners, rules
 
 Configuration: defaults < watchbell.toml < WATCHBELL_A__B < flags. Each command has its own --help.";
@@ -100,12 +104,16 @@ enum Command {
     Ban(ban::Bans),
     /// Publish one message by MQTT, as a device would
     Pub(publish::Publish),
+    /// Write publishes to files, for `watchbell replay`
+    Record(record::Record),
     /// Send a message to a contact or an address, without a rule
     Send(send::Send),
     /// Look into the outbox; retry and cancel messages
     Outbox(outbox::Outbox),
     /// How the running instance is
     Status(status::Status),
+    /// Rules and configuration from those of mqttwarn
+    Import(import::Import),
 }
 
 /// What a command works with.
@@ -139,6 +147,11 @@ impl Context<'_> {
 #[derive(Debug, thiserror::Error)]
 #[error("certificates end soon")]
 struct Due;
+
+/// `import` has left something to do by hand: exit code 3, and it was said what.
+#[derive(Debug, thiserror::Error)]
+#[error("something is to be done by hand")]
+struct ByHand;
 
 /// Problems as one error, a line each.
 fn problems(problems: Vec<Problem>) -> anyhow::Error {
@@ -189,15 +202,17 @@ pub fn execute(
         Command::Acl(acl) => return acl.run(context, err),
         Command::Ban(ban) => ban.run(context),
         Command::Pub(publish) => publish.run(context),
+        Command::Record(record) => record.run(context),
         Command::Send(send) => send.run(context),
         Command::Outbox(outbox) => outbox.run(context),
         Command::Status(status) => status.run(context),
+        Command::Import(import) => import.run(context),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever reads us has seen enough: `watchbell outbox list | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) if error.is::<Due>() => ExitCode::from(3),
+        Err(error) if error.is::<Due>() || error.is::<ByHand>() => ExitCode::from(3),
         Err(error) => {
             say(err, &error);
             ExitCode::FAILURE

@@ -131,7 +131,7 @@ pub fn load(layers: &Layers, clock: &Clock) -> Result<Config, Vec<Problem>> {
     merged.said(api.problems());
     let rules: crate::rules::Config = merged.section("rules");
     merged.said(rules.validate().into_iter().map(|what| format!("rules.{what}")));
-    let contacts: crate::notify::contact::Config = merged.section("notify");
+    let contacts: crate::notify::Config = merged.section("notify");
     merged.said(contacts.validate().into_iter().map(|what| format!("notify.{what}")));
     let intake: crate::intake::Config = merged.section("intake");
     merged.said(intake.problems());

@@ -8,8 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::RetryConfig;
+use super::collapse::{self, Collapse};
 use super::lane::LaneNews;
 use super::outcome::{self, Next};
+use super::queue::Together;
 use crate::clock::{Clock, Timestamp};
 use crate::model::{Attempt, AttemptOutcome, Message, MessageId, Reason, RunId, Status};
 use crate::provider::{Lookup, Provider, SendOutcome};
@@ -22,6 +24,7 @@ pub(super) struct Context {
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
     pub(super) retry: RetryConfig,
+    pub(super) collapse: Collapse,
     pub(super) run: RunId,
     /// Providers' ids that look-ups of this moment have claimed and not yet stored.
     pub(super) claims: Mutex<HashMap<(Arc<str>, String), MessageId>>,
@@ -34,6 +37,9 @@ pub(super) enum Report {
     Waits { message: Box<Message>, elsewhere: bool },
     /// The row has ended; another may go on.
     Ended { follow_up: Option<Box<Message>> },
+    /// Rows of one thread were put together: these wait, and these have ended or cannot be read.
+    /// With `more`, there are others, and it is not over.
+    Collapsed { waiting: Vec<Message>, gone: Vec<MessageId>, more: bool },
     /// The row could not be read, written, or is not there: leave it.
     Lost,
 }
@@ -141,6 +147,53 @@ pub(super) async fn give_up(
     };
     let next = outcome::end(&mut message, status, reason, detail, context.clock.now());
     store_next(context, message, next).await
+}
+
+/// Puts waiting messages of one thread together, in one operation.
+pub(super) async fn put_together(context: &Context, together: Together) -> Report {
+    let Together { ids, more } = together;
+    let now = context.clock.now();
+    let (mut waiting, mut gone, mut thread) = (Vec::new(), Vec::new(), Vec::new());
+    for id in ids {
+        match context.store.message(id) {
+            Ok(Some(message)) if collapse::place(&message).is_some() => thread.push(message),
+            Ok(Some(message)) if !message.status.is_final() => waiting.push(message),
+            _ => gone.push(id),
+        }
+    }
+    let contact = thread.last().and_then(|message| message.contact.clone());
+    let told = |alert| {
+        // What cannot be read may have told it: better a clear too many.
+        let Ok(messages) = context.store.messages_of(alert) else { return true };
+        let mut messages = messages.iter().filter(|message| message.contact == contact);
+        messages.any(collapse::tells)
+    };
+    let decision = context.collapse.decide(thread, more, told, now);
+    let mut op = Op::new();
+    for message in decision.kept.iter().chain(&decision.ended) {
+        op.put_message(message);
+    }
+    if context.store.commit(vec![op]).await.is_err() {
+        return Report::Lost;
+    }
+    for message in &decision.ended {
+        let reason = message.reason.unwrap_or(Reason::Superseded);
+        context.metrics.messages_left_out.get_or_create(&ByReason { reason }).inc();
+    }
+    if let Some(message) = decision.kept.as_ref().or(decision.ended.last())
+        && !decision.ended.is_empty()
+    {
+        tracing::info!(
+            message_id = %message.id, channel = %message.target.channel,
+            to = %message.target.address, contact = message.contact.as_deref(),
+            rule = message.alert.as_ref().map(|alert| &*alert.rule),
+            left_out = decision.ended.len(), is_sent = decision.kept.is_some(),
+            "messages that waited long are put together"
+        );
+    }
+    gone.extend(decision.ended.iter().map(|message| message.id));
+    waiting.extend(decision.kept);
+    Report::Collapsed { waiting, gone, more }
 }
 
 /// After an attempt whose answer was never read: asks the provider whether it has it. Returns its

@@ -3,12 +3,14 @@
 //! One task owns the due order ([`queue`]) and the lanes ([`lane`]), both pure. It takes all that
 //! waits (new messages, finished attempts, commands), starts what may start, and sleeps until the
 //! next due time. Each attempt runs in a task of its own ([`attempt`]), which reads the row, makes
-//! "started" durable, calls the provider, and writes what came of it ([`outcome`]).
+//! "started" durable, calls the provider, and writes what came of it ([`outcome`]). What waited
+//! long is put together first ([`collapse`]), so that the end of an outage is no flood.
 //!
 //! **Invariants:** a message is taken by at most one attempt or command at a time; a message that
 //! is in the outbox table is in the queue; nothing leaves after its expiry.
 
 mod attempt;
+mod collapse;
 mod lane;
 mod outcome;
 mod queue;
@@ -36,6 +38,11 @@ use crate::telemetry::Metrics;
 pub struct Config {
     /// How long a message may wait before it expires, where nobody said otherwise; default 24h.
     pub expires_in: Span,
+    /// When messages of one instance to one target have waited so long, only the newest is sent, with
+    /// a line on the others; default 2m, 0s for never.
+    pub collapse_after: Span,
+    /// The time zone of such a line, an IANA name; default UTC.
+    pub zone: String,
     /// When a failed attempt is repeated.
     pub retry: RetryConfig,
     /// When a provider that fails is left alone.
@@ -46,6 +53,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             expires_in: Span::from_secs(24 * 3600),
+            collapse_after: Span::from_secs(120),
+            zone: "UTC".to_owned(),
             retry: RetryConfig::default(),
             breaker: BreakerConfig::default(),
         }
@@ -67,6 +76,12 @@ impl Config {
         at_least("breaker.first", self.breaker.first, Span::from_millis(10));
         at_least("breaker.max", self.breaker.max, self.breaker.first);
         at_least("breaker.probe_refused", self.breaker.probe_refused, Span::from_millis(10));
+        if jiff::tz::TimeZone::get(&self.zone).is_err() {
+            problems.push(format!(
+                "dispatch.zone: there is no time zone `{}`; write an IANA name, as Europe/Berlin",
+                self.zone
+            ));
+        }
         if self.breaker.failures == 0 {
             problems.push("dispatch.breaker.failures: at least 1".to_owned());
         }

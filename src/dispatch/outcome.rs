@@ -30,7 +30,11 @@ pub(super) fn start(message: &mut Message, attempt: Attempt, now: Timestamp) {
     message.updated_at = now;
     message.attempt_count = attempt.number;
     if message.attempts.len() >= Message::ATTEMPTS_KEPT {
-        message.attempts.remove(0);
+        // One without answer says that the message may have been sent: it goes last.
+        let settled =
+            |attempt: &Attempt| !matches!(attempt.outcome, Some(AttemptOutcome::Unknown { .. }));
+        let index = message.attempts.iter().position(settled).unwrap_or(0);
+        message.attempts.remove(index);
     }
     message.attempts.push(attempt);
 }

@@ -5,8 +5,10 @@
 //! ready message leaves first, among equals the one that has been due longest.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
+use super::collapse::{self, Thread, Turn};
 use super::lane::{Lane, Standing};
 use crate::clock::Timestamp;
 use crate::model::{Channel, Message, MessageId, Severity};
@@ -23,6 +25,14 @@ pub(super) struct Waiting {
     /// The lane whose fault it is that it waits: another is better, and when that lane opens again
     /// the message is due at once.
     pub(super) failed_on: Option<usize>,
+    /// Its thread and its place there, where it may be put together with others.
+    thread: Option<(Thread, Turn)>,
+    /// When that happened which it tells.
+    happened_at: Timestamp,
+    /// Its text says since when.
+    is_dated: bool,
+    /// Until then it goes out as it is: what its thread holds has just been put together in it.
+    pub(super) decided_until: Timestamp,
 }
 
 impl Waiting {
@@ -35,6 +45,10 @@ impl Waiting {
             due_at: message.due_at,
             expires_at: message.expires_at,
             failed_on: None,
+            thread: collapse::place(message),
+            happened_at: collapse::happened_at(message),
+            is_dated: message.left_out.is_some(),
+            decided_until: Timestamp::default(),
         }
     }
 
@@ -60,6 +74,10 @@ pub(super) struct Queue {
     timed: BTreeSet<(Timestamp, MessageId)>,
     expiries: BTreeSet<(Timestamp, MessageId)>,
     ready: BTreeMap<Channel, BTreeSet<Order>>,
+    /// Those of each thread in their order, also the ones that are taken.
+    threads: HashMap<Thread, BTreeSet<(Turn, MessageId)>>,
+    /// What waited so long is put together; zero for never.
+    collapse_after: Duration,
 }
 
 /// What may happen now.
@@ -67,16 +85,38 @@ pub(super) struct Queue {
 pub(super) struct Picked {
     /// Start these attempts: message, lane.
     pub(super) start: Vec<(MessageId, usize)>,
+    /// Put these together first: waiting messages of one thread, oldest first.
+    pub(super) collapse: Vec<Together>,
     /// No lane serves their channel.
     pub(super) homeless: Vec<MessageId>,
     /// When to look again, at the latest.
     pub(super) wake_at: Option<Timestamp>,
 }
 
+/// Messages that are taken to be put together.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Together {
+    /// Oldest first; the newest of the thread is always there.
+    pub(super) ids: Vec<MessageId>,
+    /// There are others between the last two, which did not fit into one operation.
+    pub(super) more: bool,
+}
+
+/// So many messages at most are put together in one operation.
+const TOGETHER_MAX: usize = 1000;
+
 /// How many messages that wait for a busy lane are passed over in search of one that need not.
 const LOOK_AHEAD: usize = 32;
 
 impl Queue {
+    pub(super) fn new(collapse_after: Duration) -> Self {
+        Self { collapse_after, ..Self::default() }
+    }
+
+    pub(super) fn get(&self, id: MessageId) -> Option<Waiting> {
+        self.entries.get(&id).map(|(waiting, _)| *waiting)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
@@ -100,6 +140,9 @@ impl Queue {
         self.remove(waiting.id);
         self.timed.insert((waiting.due_at, waiting.id));
         self.expiries.insert((waiting.expires_at, waiting.id));
+        if let Some((thread, turn)) = waiting.thread {
+            self.threads.entry(thread).or_default().insert((turn, waiting.id));
+        }
         self.entries.insert(waiting.id, (waiting, Place::Timed));
     }
 
@@ -108,7 +151,44 @@ impl Queue {
         let Some((waiting, place)) = self.entries.remove(&id) else {
             return;
         };
+        if let Some((thread, turn)) = waiting.thread
+            && let Some(members) = self.threads.get_mut(&thread)
+        {
+            members.remove(&(turn, id));
+            if members.is_empty() {
+                self.threads.remove(&thread);
+            }
+        }
         self.leave(&waiting, place);
+    }
+
+    /// Takes out the messages of the thread of this one, whose turn it is, where they have waited
+    /// so long that they are to be put together.
+    fn take_together(&mut self, id: MessageId, now: Timestamp) -> Option<Together> {
+        let (waiting, _) = self.entries.get(&id)?;
+        let (thread, _) = waiting.thread?;
+        if self.collapse_after.is_zero() || now < waiting.decided_until {
+            return None;
+        }
+        let is_free = |(_, id): &&(Turn, MessageId)| {
+            self.entries.get(id).is_some_and(|(_, place)| *place != Place::Taken)
+        };
+        let members = self.threads.get(&thread)?;
+        let mut free = members.iter().filter(is_free).map(|(_, id)| *id);
+        let (oldest, _) = self.entries.get(&free.next()?)?;
+        let is_alone = free.next().is_none();
+        if now.since(oldest.happened_at) < self.collapse_after || (is_alone && oldest.is_dated) {
+            return None;
+        }
+        let newest = members.iter().rev().find(is_free).map(|(_, id)| *id)?;
+        let mut free = members.iter().filter(is_free).map(|(_, id)| *id).filter(|id| *id != newest);
+        let mut ids: Vec<MessageId> = free.by_ref().take(TOGETHER_MAX - 1).collect();
+        let more = free.next().is_some();
+        ids.push(newest);
+        for id in &ids {
+            self.take(*id);
+        }
+        Some(Together { ids, more })
     }
 
     /// Marks a message as taken, so that nothing else happens to it until it is put back.
@@ -217,6 +297,12 @@ impl Queue {
                 }
             }
             let Some((id, lane)) = chosen else { return };
+            if lane.is_some()
+                && let Some(together) = self.take_together(id, now)
+            {
+                picked.collapse.push(together);
+                continue;
+            }
             self.take(id);
             match lane {
                 Some(index) => {

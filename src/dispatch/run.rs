@@ -10,8 +10,9 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{Id, JoinSet};
 
 use super::attempt::{self, Context, Report};
+use super::collapse::Collapse;
 use super::lane::{Lane, LaneChange, LaneNews, LaneSettings, Standing};
-use super::queue::{Queue, Routes, Waiting};
+use super::queue::{Queue, Routes, Together, Waiting};
 use super::{
     Command, Config, ControlError, Dispatch, LaneState, LaneStatus, Parts, Shared, outcome,
 };
@@ -20,6 +21,10 @@ use crate::model::{Message, MessageId, Reason, Status};
 use crate::provider::Provider;
 use crate::store::Op;
 use crate::telemetry::ByProvider;
+
+/// A message in which others have just been put together is sent as it is for so long, also when
+/// newer ones have come: they could hold it up for ever.
+const DECIDED_FOR: Duration = Duration::from_secs(5);
 
 /// The dispatcher, ready to run.
 pub struct Dispatcher {
@@ -31,15 +36,14 @@ pub struct Dispatcher {
     providers: Vec<Arc<dyn Provider>>,
     routes: Routes,
     tasks: JoinSet<Finished>,
-    /// Which message and lane a task has, should it panic.
-    running: HashMap<Id, (MessageId, Option<usize>)>,
+    /// Which messages and lane a task has, should it panic.
+    running: HashMap<Id, (Vec<MessageId>, Option<usize>)>,
     /// Commands on messages whose attempt has ended on disk and not here yet. As many at most as
     /// there are askers.
     early: Vec<Command>,
 }
 
 struct Finished {
-    id: MessageId,
     lane: Option<usize>,
     report: Report,
     news: LaneNews,
@@ -54,7 +58,7 @@ impl Dispatcher {
     pub async fn open(config: &Config, parts: Parts) -> anyhow::Result<(Dispatch, Self)> {
         let Parts { store, clock, metrics, run, lanes: specs, routes } = parts;
         let now = clock.now();
-        let mut queue = Queue::default();
+        let mut queue = Queue::new(config.collapse_after.into());
         let mut cut_off = Vec::new();
         let mut cut_off_count = 0_usize;
         for message in store.outbox() {
@@ -122,6 +126,7 @@ impl Dispatcher {
             clock,
             metrics,
             retry: config.retry.clone(),
+            collapse: Collapse::new(config),
             run,
             claims: Mutex::default(),
         };
@@ -199,6 +204,9 @@ impl Dispatcher {
             let detail = "no provider is configured for its channel; add one to [channel.NAME]";
             self.give_up(id, Status::Failed, Reason::NoProvider, detail);
         }
+        for together in picked.collapse {
+            self.put_together(together);
+        }
         for (id, index) in picked.start {
             let (Some(lane), Some(provider)) = (self.lanes.get(index), self.providers.get(index))
             else {
@@ -206,7 +214,7 @@ impl Dispatcher {
             };
             let (context, provider) = (Arc::clone(&self.context), Arc::clone(provider));
             let name = Arc::clone(&lane.settings.name);
-            self.spawn(id, Some(index), async move {
+            self.spawn(vec![id], Some(index), async move {
                 attempt::run(&context, id, &name, &*provider).await
             });
         }
@@ -215,41 +223,49 @@ impl Dispatcher {
 
     fn give_up(&mut self, id: MessageId, status: Status, reason: Reason, detail: &'static str) {
         let context = Arc::clone(&self.context);
-        self.spawn(id, None, async move {
+        self.spawn(vec![id], None, async move {
             let report = attempt::give_up(&context, id, status, reason, detail).await;
             (report, LaneNews::Nothing)
         });
     }
 
+    fn put_together(&mut self, together: Together) {
+        let context = Arc::clone(&self.context);
+        self.spawn(together.ids.clone(), None, async move {
+            (attempt::put_together(&context, together).await, LaneNews::Nothing)
+        });
+    }
+
     fn spawn(
         &mut self,
-        id: MessageId,
+        ids: Vec<MessageId>,
         lane: Option<usize>,
         work: impl Future<Output = (Report, LaneNews)> + Send + 'static,
     ) {
         let handle = self.tasks.spawn(async move {
             let (report, news) = work.await;
-            Finished { id, lane, report, news }
+            Finished { lane, report, news }
         });
-        self.running.insert(handle.id(), (id, lane));
+        self.running.insert(handle.id(), (ids, lane));
     }
 
     fn finished(&mut self, result: Result<(Id, Finished), tokio::task::JoinError>) {
         let now = self.context.clock.now();
-        let finished = match result {
+        let (ids, finished) = match result {
             Ok((task, finished)) => {
-                self.running.remove(&task);
-                finished
+                (self.running.remove(&task).map(|(ids, _)| ids).unwrap_or_default(), finished)
             }
             Err(error) => {
-                let Some((id, lane)) = self.running.remove(&error.id()) else {
+                let Some((ids, lane)) = self.running.remove(&error.id()) else {
                     return;
                 };
-                tracing::error!(message_id = %id, %error, "an attempt ended in a fault of ours");
+                tracing::error!(message_ids = ?ids, %error, "an attempt ended in a fault of ours");
                 let detail = "an attempt ended in a fault of ours; see the log".to_owned();
                 let reason = Reason::NoAnswer;
                 let news = LaneNews::Failed { reason, detail, after: None };
-                self.requeue_from_store(id, now);
+                for id in ids {
+                    self.requeue_from_store(id, now);
+                }
                 self.lane_news(lane, news, now);
                 return;
             }
@@ -267,22 +283,41 @@ impl Dispatcher {
                 self.queue.put(waiting);
             }
             Report::Ended { follow_up } => {
-                self.queue.remove(finished.id);
+                self.forget(&ids);
                 if let Some(message) = follow_up {
                     self.queue.put(Waiting::of(&message));
                 }
             }
             // The store has failed, and with it this process; or the row is unreadable.
-            Report::Lost => self.queue.remove(finished.id),
+            Report::Lost => self.forget(&ids),
+            Report::Collapsed { waiting, gone, more } => {
+                self.forget(&gone);
+                for message in &waiting {
+                    let failed_on = self.queue.get(message.id).and_then(|known| known.failed_on);
+                    let mut waiting = Waiting::of(message);
+                    waiting.failed_on = failed_on;
+                    if !more {
+                        waiting.decided_until = now.plus(DECIDED_FOR);
+                    }
+                    self.queue.put(waiting);
+                }
+            }
         }
         self.obey_early();
+    }
+
+    fn forget(&mut self, ids: &[MessageId]) {
+        ids.iter().for_each(|id| self.queue.remove(*id));
     }
 
     /// After a fault of ours the row says where the message stands.
     fn requeue_from_store(&mut self, id: MessageId, now: Timestamp) {
         match self.context.store.message(id) {
             Ok(Some(mut message)) if !message.status.is_final() => {
-                outcome::settle_cut_off(&mut message, now);
+                // Without a start on disk there was no attempt.
+                if message.status == Status::Sending {
+                    outcome::settle_cut_off(&mut message, now);
+                }
                 message.due_at = now.plus(self.context.retry.max.into());
                 self.queue.put(Waiting::of(&message));
             }
@@ -436,7 +471,7 @@ impl Dispatcher {
         self.queue.put(Waiting::of(&message));
         self.queue.take(id);
         let store = self.context.store.clone();
-        self.spawn(id, None, async move {
+        self.spawn(vec![id], None, async move {
             let mut op = Op::new();
             op.put_message(&message);
             match store.commit(vec![op]).await {

@@ -8,6 +8,7 @@
 //! in memory runs ahead of the disk only until the next sync, and if that sync fails the process
 //! ends, so memory and disk never go separate ways.
 
+pub mod pipeline;
 pub mod ruleset;
 mod worker;
 
@@ -20,14 +21,17 @@ use futures_util::future::BoxFuture;
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 
+use self::pipeline::{Caused, Pipeline};
 use self::ruleset::RuleSet;
 use self::worker::{FailuresSaid, Worker};
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::dispatch::Dispatch;
 use crate::model::{Channel, IdSource, Message, Publish, Reason, Severity, Target, Template};
-use crate::rules::engine::Engine;
+use crate::rules::engine::Adopted;
 use crate::rules::set::Matched;
-use crate::store::{Op, Store};
+use crate::span::Span;
+use crate::store::keys::Table;
+use crate::store::{Op, ReadError, Store};
 use crate::telemetry::Metrics;
 use crate::topic::TopicName;
 
@@ -39,11 +43,14 @@ pub struct Config {
     pub outbox_messages_max: usize,
     /// Most publishes and requests that wait for evaluation; default 4096.
     pub queue_max: usize,
+    /// How often what telemetry changes and no alert depends on yet is written: last payloads,
+    /// windows, when a device was heard of; default 1s, 100ms to 1m.
+    pub checkpoint: Span,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { outbox_messages_max: 1_000_000, queue_max: 4096 }
+        Self { outbox_messages_max: 1_000_000, queue_max: 4096, checkpoint: Span::from_secs(1) }
     }
 }
 
@@ -56,6 +63,10 @@ impl Config {
         }
         if self.queue_max == 0 {
             problems.push("intake.queue_max: at least 1".to_owned());
+        }
+        let checkpoint = Duration::from(self.checkpoint);
+        if !(Duration::from_millis(100)..=Duration::from_secs(60)).contains(&checkpoint) {
+            problems.push(format!("intake.checkpoint: 100ms to 1m, found {}", self.checkpoint));
         }
         problems
     }
@@ -151,11 +162,20 @@ pub struct Sent {
     pub repeated: bool,
 }
 
+/// Something to be done with the pipeline, on its thread; and whom to tell once that is durable.
+type Ask = Box<dyn FnOnce(&mut Pipeline, &RuleSet, Timestamp, &mut Op) -> (Caused, Answer) + Send>;
+type Answer = Box<dyn FnOnce(Verdict) + Send>;
+
+/// The row that says when the process was last alive.
+const ALIVE: &[u8] = b"alive";
+
 type SendAnswer = oneshot::Sender<Result<Sent, SendError>>;
 
 enum Job {
     Publish(Arc<Publish>, Matches, Ticket, Op),
     Send(Box<SendRequest>, SendAnswer),
+    Ask(Ask),
+    Reload(Arc<RuleSet>, oneshot::Sender<Adopted>),
     Drain(oneshot::Sender<()>),
 }
 
@@ -235,9 +255,39 @@ impl Intake {
         }
     }
 
-    /// Puts another rule set in force. Publishes that were looked up before keep the old one.
-    pub fn replace_rules(&self, rules: RuleSet) {
-        self.rules.store(Arc::new(rules));
+    /// Puts another rule set in force and fits all state to it; durable on return. Publishes that
+    /// were looked up before are evaluated by the new one.
+    ///
+    /// # Errors
+    /// The process stops.
+    pub async fn replace_rules(&self, rules: RuleSet) -> Result<Adopted, Reason> {
+        let (answer, answered) = oneshot::channel();
+        let job = Job::Reload(Arc::new(rules), answer);
+        self.jobs.send(job).await.map_err(|_| Reason::ShuttingDown)?;
+        answered.await.map_err(|_| Reason::ShuttingDown)
+    }
+
+    /// Does something with the pipeline, or looks into it; what it caused is durable on return.
+    ///
+    /// # Errors
+    /// Nothing of it is durable: the store failed, or the process stops.
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&mut Pipeline, &RuleSet, Timestamp, &mut Op) -> (Caused, T) + Send + 'static,
+    ) -> Result<T, Reason> {
+        let (answer, answered) = oneshot::channel();
+        let ask: Ask = Box::new(move |pipeline, set, now, op| {
+            let (caused, found) = ask(pipeline, set, now, op);
+            let tell: Answer = Box::new(move |verdict| {
+                drop(answer.send(match verdict {
+                    Verdict::Durable => Ok(found),
+                    Verdict::Refused(reason) => Err(reason),
+                }));
+            });
+            (caused, tell)
+        });
+        self.jobs.send(Job::Ask(ask)).await.map_err(|_| Reason::ShuttingDown)?;
+        answered.await.unwrap_or(Err(Reason::ShuttingDown))
     }
 
     /// The rule set in force.
@@ -268,8 +318,10 @@ pub struct Parts {
     pub metrics: Metrics,
     /// The first rule set.
     pub rules: RuleSet,
-    /// The engine, restored from the store.
-    pub engine: Engine,
+    /// What rules and telling know, as [`restore`] found it.
+    pub pipeline: Pipeline,
+    /// When the process before this one was last alive.
+    pub stopped_at: Option<Timestamp>,
     /// Makes the ids of API messages; another seed than the engine's.
     pub ids: IdSource,
     /// How long a message may wait, where nobody said otherwise.
@@ -283,7 +335,16 @@ pub struct Parts {
 /// The system gives no thread.
 pub fn start(config: &Config, parts: Parts) -> std::io::Result<(Intake, oneshot::Receiver<()>)> {
     let (jobs, queue) = mpsc::channel(config.queue_max);
-    let rules = Arc::new(ArcSwap::from_pointee(parts.rules));
+    let set = Arc::new(parts.rules);
+    let rules = Arc::new(ArcSwap::new(Arc::clone(&set)));
+    let now = parts.clock.now();
+    let mut pipeline = parts.pipeline;
+    // Written with the first publish or checkpoint: until then it is as it was, and found again.
+    let mut fitted = Op::new();
+    let (caused, adopted) = pipeline.adopt(&set, parts.stopped_at, now, &mut fitted);
+    if !adopted.changed.is_empty() || !adopted.removed.is_empty() {
+        tracing::info!(changed = ?adopted.changed, removed = ?adopted.removed, kept = adopted.kept, "rules have changed since the last run");
+    }
     let disk_low = Arc::new(AtomicBool::new(false));
     let worker = Worker {
         store: parts.store,
@@ -291,7 +352,11 @@ pub fn start(config: &Config, parts: Parts) -> std::io::Result<(Intake, oneshot:
         clock: parts.clock,
         metrics: parts.metrics,
         rules: Arc::clone(&rules),
-        engine: parts.engine,
+        set,
+        pipeline,
+        checkpoint: config.checkpoint.into(),
+        checkpointed_at: now,
+        alive_at: Timestamp::default(),
         ids: parts.ids,
         expires_in: parts.expires_in,
         outbox_messages_max: config.outbox_messages_max,
@@ -301,9 +366,32 @@ pub fn start(config: &Config, parts: Parts) -> std::io::Result<(Intake, oneshot:
         disk_low: Arc::clone(&disk_low),
     };
     let (ended, has_ended) = oneshot::channel();
+    // Waits with a time-out; nothing else runs in it.
+    let timer = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     std::thread::Builder::new().name("intake".to_owned()).spawn(move || {
-        worker.run(queue);
+        worker.run(queue, caused, fitted, &timer);
         drop(ended);
     })?;
     Ok((Intake { jobs, rules, disk_low }, has_ended))
+}
+
+/// What rules and telling knew when the store was last written, and when that process was last
+/// alive.
+///
+/// # Errors
+/// The store cannot be read.
+pub fn restore(
+    store: &Store,
+    mut pipeline: Pipeline,
+) -> Result<(Pipeline, Option<Timestamp>), ReadError> {
+    for row in store.rows(Table::Instance) {
+        pipeline.restore_instance(row?);
+    }
+    for row in store.rows(Table::Telling) {
+        pipeline.restore_telling(row?);
+    }
+    for row in store.rows(Table::Memory) {
+        pipeline.restore_node(row?);
+    }
+    Ok((pipeline, store.row(Table::Engine, 0, ALIVE)?))
 }

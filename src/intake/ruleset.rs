@@ -9,21 +9,22 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use crate::model::Channel;
-use crate::notify::contact::{self, Directory};
+use crate::notify;
+use crate::notify::book::Book;
 use crate::problem::{Problem, Step, TomlFile, unknown_key};
 use crate::rules;
 use crate::rules::set::{Known, Rules};
 
 /// The tables that a rule file may hold.
-const TABLES: &[&str] = &["rule", "contact"];
+const TABLES: &[&str] = &["rule", "contact", "silence", "suppress", "storm", "test"];
 
 /// Rules and the contacts that they name.
 #[derive(Debug)]
 pub struct RuleSet {
     /// The compiled rules.
     pub rules: Rules,
-    /// Everybody who can be told.
-    pub directory: Directory,
+    /// Who is told how, and when not.
+    pub book: Book,
     /// How many files it came from.
     pub files: usize,
 }
@@ -34,13 +35,13 @@ pub struct Limits {
     /// On files and rules.
     pub rules: rules::Config,
     /// On contacts.
-    pub contacts: contact::Config,
+    pub contacts: notify::Config,
 }
 
 impl RuleSet {
     /// No rules and no contacts.
     pub fn empty(limits: &Limits) -> Self {
-        Self { rules: Rules::empty(&limits.rules), directory: Directory::default(), files: 0 }
+        Self { rules: Rules::empty(&limits.rules), book: Book::default(), files: 0 }
     }
 
     /// Alerts that would reach nobody: for each rule the contacts all of whose channels, as the
@@ -48,8 +49,10 @@ impl RuleSet {
     pub fn unserved(&self, served: impl Fn(Channel) -> bool) -> Vec<String> {
         let mut found = Vec::new();
         for rule in self.rules.rules() {
-            for name in &*rule.to {
-                let Ok(targets) = self.directory.targets(name, &rule.by) else { continue };
+            for name in &*rule.policy.to {
+                let Ok(targets) = self.book.directory.targets(name, &rule.policy.by) else {
+                    continue;
+                };
                 if targets.iter().any(|target| served(target.channel)) {
                     continue;
                 }
@@ -122,8 +125,9 @@ impl RuleSet {
         problems.extend(files.iter().flat_map(unknown_tables));
         // Contacts may stand in what could not be read; nobody is missed on that ground.
         let complete = problems.is_empty();
-        let (directory, contact_problems) = Directory::load(files, &limits.contacts);
-        let known: Vec<Known> = directory
+        let (book, contact_problems) = Book::load(files, &limits.contacts);
+        let known: Vec<Known> = book
+            .directory
             .contacts()
             .iter()
             .map(|contact| Known {
@@ -137,7 +141,7 @@ impl RuleSet {
             .collect();
         problems.extend(contact_problems);
         match Rules::load(files, complete.then_some(&known), &limits.rules) {
-            Ok(rules) if problems.is_empty() => Ok(Self { rules, directory, files: files.len() }),
+            Ok(rules) if problems.is_empty() => Ok(Self { rules, book, files: files.len() }),
             Ok(_) => Err(in_order(problems)),
             Err(rule_problems) => {
                 problems.extend(rule_problems);
@@ -210,9 +214,9 @@ mod tests {
 
     use super::*;
     use crate::clock::Timestamp;
+    use crate::intake::pipeline::Pipeline;
     use crate::model::{IdSource, Publish, Qos};
-    use crate::notify::plan::{News, plan};
-    use crate::rules::engine::Engine;
+    use crate::store::Op;
     use crate::topic::{TopicLimits, TopicName};
 
     fn write(files: &[(&str, &[u8])]) -> tempfile::TempDir {
@@ -247,7 +251,7 @@ mod tests {
             &Limits::default(),
         )
         .expect("right");
-        assert_eq!((set.rules.len(), set.directory.contacts().len()), (1, 1));
+        assert_eq!((set.rules.len(), set.book.directory.contacts().len()), (1, 1));
         assert_eq!(set.files, 2);
     }
 
@@ -335,7 +339,8 @@ mod tests {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("rules");
         let limits = Limits::default();
         let set = RuleSet::load_dir(&dir, &limits).expect("right");
-        let mut engine = Engine::new(IdSource::new(1), &limits.rules);
+        let a_day = Duration::from_secs(86_400);
+        let mut pipeline = Pipeline::new(IdSource::new(1), &limits.rules, &limits.contacts, a_day);
         let now = Timestamp::from_millis(1_790_000_000_000);
         let mut told = |topic: &str, payload: &str| -> Vec<String> {
             let topic = TopicName::parse(topic, TopicLimits::default()).expect("a topic");
@@ -351,25 +356,16 @@ mod tests {
                 received_at: now,
                 properties: None,
             };
-            let effects = engine.handle(&set.rules, &matched, &publish, now);
-            assert_eq!(effects.failures, []);
+            let caused = pipeline.publish(&set, &matched, &publish, now, &mut Op::new());
+            assert_eq!(caused.failures, []);
             let mut lines = Vec::new();
-            for change in effects.changes.iter().filter(|change| change.notify) {
-                let news = News {
-                    alert: &change.alert,
-                    title: change.title.as_ref(),
-                    to: &change.to,
-                    by: &change.by,
-                    expires_in: change.expires_in.unwrap_or(Duration::from_secs(86_400)),
-                };
-                for message in plan(&set.directory, &news, now).messages {
-                    let contact = message.contact.unwrap_or_default();
-                    assert_eq!(message.segments.map(|segments| segments.count), Some(1));
-                    lines.push(format!(
-                        "{contact} {}: {}",
-                        message.target.channel, message.content.text
-                    ));
-                }
+            for message in caused.messages {
+                let contact = message.contact.unwrap_or_default();
+                assert_eq!(message.segments.map(|segments| segments.count), Some(1));
+                lines.push(format!(
+                    "{contact} {}: {}",
+                    message.target.channel, message.content.text
+                ));
             }
             lines
         };

@@ -7,24 +7,36 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 
+use super::pipeline::{Caused, Pipeline};
 use super::ruleset::RuleSet;
-use super::{Job, Matches, SendAnswer, SendError, SendRequest, Sent, Ticket, Verdict};
+use super::{
+    ALIVE, Answer, Job, Matches, SendAnswer, SendError, SendRequest, Sent, Ticket, Verdict,
+};
 use crate::clock::{Clock, Timestamp};
 use crate::dispatch::Dispatch;
+use crate::model::tell::StepKind;
 use crate::model::{
     AlertId, AlertState, Content, IdSource, Message, MessageId, Publish, Reason, Target,
 };
 use crate::notify::contact;
-use crate::notify::plan::{self, Draft, News};
-use crate::rules::engine::{Change, Engine, InstanceChange};
+use crate::notify::plan::{self, Draft};
+use crate::rules::engine::Adopted;
+use crate::store::keys::Table;
 use crate::store::rows::Idempotency;
 use crate::store::{IDEMPOTENCY_KEPT, Op, Store};
 use crate::telemetry::{ByChannel, ByReason, ByRule, Metrics};
 
 /// Most jobs evaluated before their operations go to the store.
 const BATCH: usize = 256;
+
+/// Most instances that one checkpoint writes.
+const CHECKPOINT_MAX: usize = 10_000;
+
+/// How exactly the time is known at which a process ended that was killed.
+const ALIVE_EVERY: Duration = Duration::from_secs(10);
 
 /// A rule that fails on every publish is in the log so often; the metric counts each.
 const FAILURES_SAID_EVERY: Duration = Duration::from_secs(60);
@@ -43,11 +55,18 @@ pub(super) struct Worker {
     pub(super) dispatch: Dispatch,
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
+    /// What connections look topics up in.
     pub(super) rules: Arc<ArcSwap<RuleSet>>,
-    pub(super) engine: Engine,
+    /// The same, as the pipeline was fitted to it.
+    pub(super) set: Arc<RuleSet>,
+    pub(super) pipeline: Pipeline,
     pub(super) ids: IdSource,
     pub(super) expires_in: Duration,
     pub(super) outbox_messages_max: usize,
+    pub(super) checkpoint: Duration,
+    /// When the last checkpoint was, and when the process last said that it is alive.
+    pub(super) checkpointed_at: Timestamp,
+    pub(super) alive_at: Timestamp,
     /// Messages that are with the store and not yet with the dispatcher.
     pub(super) uncommitted: Arc<AtomicUsize>,
     pub(super) pending_keys: PendingKeys,
@@ -62,25 +81,110 @@ struct Batch {
     messages: Vec<Message>,
     tickets: Vec<Ticket>,
     sends: Vec<(SendAnswer, Sent, Option<[u8; 32]>)>,
+    answers: Vec<Answer>,
     drains: Vec<oneshot::Sender<()>>,
 }
 
 impl Worker {
-    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Job>) {
+    /// `fitted` and `caused` are what the start itself changed.
+    pub(super) fn run(
+        mut self,
+        mut queue: mpsc::Receiver<Job>,
+        caused: Caused,
+        fitted: Op,
+        timer: &Runtime,
+    ) {
         let mut jobs = Vec::with_capacity(BATCH);
-        while queue.blocking_recv_many(&mut jobs, BATCH) > 0 {
+        let mut batch = Batch::default();
+        self.caused(caused, fitted, &mut batch);
+        self.commit(batch);
+        loop {
+            let wait = self.wait();
+            let taken = timer.block_on(async {
+                tokio::time::timeout(wait, queue.recv_many(&mut jobs, BATCH)).await
+            });
             let now = self.clock.now();
             let mut batch = Batch::default();
+            self.wake(now, &mut batch);
             for job in jobs.drain(..) {
                 match job {
                     Job::Publish(publish, matches, ticket, also) => {
-                        self.publish(&publish, &matches, (ticket, also), now, &mut batch);
+                        self.publish(&publish, matches, (ticket, also), now, &mut batch);
                     }
                     Job::Send(request, answer) => self.send(&request, answer, now, &mut batch),
+                    Job::Ask(ask) => {
+                        let mut op = Op::new();
+                        let set = Arc::clone(&self.set);
+                        let (caused, answer) = ask(&mut self.pipeline, &set, now, &mut op);
+                        self.caused(caused, op, &mut batch);
+                        batch.answers.push(answer);
+                    }
+                    Job::Reload(set, answer) => self.reload(set, answer, now, &mut batch),
                     Job::Drain(done) => batch.drains.push(done),
                 }
             }
+            let has_ended = taken == Ok(0);
+            self.checkpoint(now, has_ended, &mut batch);
             self.commit(batch);
+            if has_ended {
+                return;
+            }
+        }
+    }
+
+    /// How long to wait for jobs before something else is to be done.
+    fn wait(&self) -> Duration {
+        let most = match self.clock {
+            Clock::System => self.checkpoint,
+            // It may be moved at any moment.
+            Clock::Manual(_) => Duration::from_millis(20),
+        };
+        let now = self.clock.now();
+        self.pipeline.due().map_or(most, |due| due.since(now).min(most))
+    }
+
+    /// Does all that is due.
+    fn wake(&mut self, now: Timestamp, batch: &mut Batch) {
+        while self.pipeline.due().is_some_and(|due| due <= now) {
+            let mut op = Op::new();
+            let set = Arc::clone(&self.set);
+            let caused = self.pipeline.wake(&set, now, &mut op);
+            self.caused(caused, op, batch);
+            if batch.ops.len() >= BATCH {
+                // What is left comes with the next round, which does not wait.
+                break;
+            }
+        }
+    }
+
+    fn reload(
+        &mut self,
+        set: Arc<RuleSet>,
+        answer: oneshot::Sender<Adopted>,
+        now: Timestamp,
+        batch: &mut Batch,
+    ) {
+        self.set = Arc::clone(&set);
+        self.rules.store(Arc::clone(&set));
+        let mut op = Op::new();
+        let (caused, adopted) = self.pipeline.adopt(&set, None, now, &mut op);
+        self.caused(caused, op, batch);
+        batch.answers.push(Box::new(move |_| drop(answer.send(adopted))));
+    }
+
+    /// Writes what telemetry has changed and no alert depends on yet, and that the process is alive.
+    fn checkpoint(&mut self, now: Timestamp, is_last: bool, batch: &mut Batch) {
+        if now.since(self.checkpointed_at) < self.checkpoint && !is_last {
+            return;
+        }
+        self.checkpointed_at = now;
+        let limit = if is_last { usize::MAX } else { CHECKPOINT_MAX };
+        self.pipeline.checkpoint(limit, &mut |op| batch.ops.push(op));
+        if now.since(self.alive_at) >= ALIVE_EVERY || is_last {
+            self.alive_at = now;
+            let mut op = Op::new();
+            op.put_row(Table::Engine, 0, ALIVE, &now);
+            batch.ops.push(op);
         }
     }
 
@@ -101,7 +205,7 @@ impl Worker {
     fn publish(
         &mut self,
         publish: &Publish,
-        matches: &Matches,
+        matches: Matches,
         (ticket, mut op): (Ticket, Op),
         now: Timestamp,
         batch: &mut Batch,
@@ -111,11 +215,30 @@ impl Worker {
             ticket.answer(Verdict::Refused(reason));
             return;
         }
-        let rules = &matches.rules;
-        let effects = self.engine.handle(&rules.rules, &matches.matched, publish, now);
-        for failure in effects.failures {
-            let label = ByRule { rule: failure.rule.to_string(), reason: failure.reason };
-            self.metrics.rule_failures.get_or_create(&label).inc();
+        let set = Arc::clone(&self.set);
+        // It may have been looked up before a reload.
+        let matched = if Arc::ptr_eq(&matches.rules, &set) {
+            Some(matches.matched)
+        } else {
+            set.rules.matches(&publish.topic)
+        };
+        let caused = match matched {
+            Some(matched) => self.pipeline.publish(&set, &matched, publish, now, &mut op),
+            None => Caused::default(),
+        };
+        self.say_failures(&caused, publish, now);
+        // One that changed nothing waits all the same: what it would have changed is as it is
+        // because of publishes before it, and those may not be on disk yet.
+        self.caused(caused, op, batch);
+        batch.tickets.push(ticket);
+    }
+
+    fn say_failures(&mut self, caused: &Caused, publish: &Publish, now: Timestamp) {
+        for (rule, reason) in &caused.passed {
+            let label = ByRule { rule: rule.to_string(), reason: *reason };
+            self.metrics.rule_passed.get_or_create(&label).inc();
+        }
+        for failure in &caused.failures {
             if self.failures_said.len() >= FAILURES_SAID_MAX {
                 self.failures_said.clear();
             }
@@ -132,64 +255,38 @@ impl Worker {
                 "a rule came to no result on a publish"
             );
         }
-        for change in &effects.changes {
-            self.change(change, rules, now, &mut op, batch);
-        }
-        // One that changed nothing waits all the same: what it would have changed is as it is
-        // because of publishes before it, and those may not be on disk yet.
-        if !op.is_empty() {
-            batch.ops.push(op);
-        }
-        batch.tickets.push(ticket);
     }
 
-    /// Adds what an alert's change means: its instance, its messages, or why there are none.
-    fn change(
-        &self,
-        change: &Change,
-        rules: &RuleSet,
-        now: Timestamp,
-        op: &mut Op,
-        batch: &mut Batch,
-    ) {
-        let alert = &change.alert;
-        match alert.state {
-            AlertState::Firing => self.metrics.alerts_fired.inc(),
-            AlertState::Cleared => self.metrics.alerts_cleared.inc(),
-        };
-        match &change.instance {
-            InstanceChange::None => {}
-            InstanceChange::Put(instance) => op.put_instance(&instance.alert),
-            InstanceChange::Remove(instance) => op.remove_instance(instance.alert.id),
+    /// Counts what was caused, and adds its rows and messages.
+    fn caused(&mut self, caused: Caused, op: Op, batch: &mut Batch) {
+        for failure in &caused.failures {
+            let label = ByRule { rule: failure.rule.to_string(), reason: failure.reason };
+            self.metrics.rule_failures.get_or_create(&label).inc();
         }
-        if !change.notify {
-            return;
+        let (fired, cleared) = caused.counts();
+        self.metrics.alerts_fired.inc_by(fired);
+        self.metrics.alerts_cleared.inc_by(cleared);
+        for step in &caused.steps {
+            if let (StepKind::Held | StepKind::Dropped, Some(reason)) = (step.what, step.reason) {
+                self.metrics.alerts_suppressed.get_or_create(&ByReason { reason }).inc();
+                if reason == Reason::NoRecipient {
+                    tracing::warn!(
+                        rule = %step.rule, alert_id = %step.alert, %reason,
+                        "nobody is told of an alert"
+                    );
+                }
+            }
         }
-        let news = News {
-            alert,
-            title: change.title.as_ref(),
-            to: &change.to,
-            by: &change.by,
-            expires_in: change.expires_in.unwrap_or(self.expires_in),
-        };
-        let planned = plan::plan(&rules.directory, &news, now);
-        if let Some(reason) = planned.suppressed {
-            op.put_suppressed(alert, reason);
-            self.metrics.alerts_suppressed.get_or_create(&ByReason { reason }).inc();
-            tracing::warn!(
-                rule = %alert.rule, alert_id = %alert.id, %reason,
-                "nobody is told of an alert"
-            );
-        }
-        for message in planned.messages {
-            op.put_new_message(&message);
-            batch.messages.push(message);
+        batch.messages.extend(caused.messages);
+        if !op.is_empty() {
+            batch.ops.push(op);
         }
     }
 
     fn commit(&self, batch: Batch) {
-        let Batch { ops, messages, tickets, sends, drains } = batch;
-        if ops.is_empty() && tickets.is_empty() && sends.is_empty() && drains.is_empty() {
+        let Batch { ops, messages, tickets, sends, answers, drains } = batch;
+        let is_asked = !tickets.is_empty() || !sends.is_empty() || !answers.is_empty();
+        if ops.is_empty() && !is_asked && drains.is_empty() {
             return;
         }
         let count = messages.len();
@@ -213,6 +310,9 @@ impl Worker {
             drop(drains);
             for ticket in tickets {
                 ticket.answer(verdict);
+            }
+            for answer in answers {
+                answer(verdict);
             }
             for (answer, sent, key) in sends {
                 if let Some(key) = key {
@@ -302,7 +402,7 @@ impl Worker {
         let mut problems = Vec::new();
         let mut recipients: Vec<(Option<Arc<str>>, Vec<Target>)> = Vec::new();
         for name in &request.to {
-            match rules.directory.targets(name, &request.by) {
+            match rules.book.directory.targets(name, &request.by) {
                 Ok(targets) => recipients.push((Some(name.as_str().into()), targets)),
                 Err(problem) => problems.push(problem.to_string()),
             }

@@ -13,8 +13,11 @@ use crate::clock::Timestamp;
 use crate::topic::TopicName;
 
 /// What a rule says about telling people.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
+    /// The rule has no condition: each of its alerts is raised, and none is ever cleared.
+    #[serde(default)]
+    pub event: bool,
     /// Contacts by name.
     pub to: Arc<[Arc<str>]>,
     /// Channels in order; empty: each contact's own.
@@ -36,7 +39,7 @@ pub struct Policy {
 }
 
 /// So many in a period: `20/1h`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Quota {
     /// How many, at least 1.
     pub count: u32,
@@ -45,7 +48,7 @@ pub struct Quota {
 }
 
 /// Alerts of a rule that become one message.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Group {
     /// Labels whose values make the group; empty: all alerts of the rule are one.
     pub by: Arc<[Arc<str>]>,

@@ -7,6 +7,9 @@
 //! sms      = "+4915550100001"         # E.164
 //! whatsapp = "+4915550100001"         # E.164
 //! webhook  = "https://hooks.example.org/watchbell"
+//! zone     = "Europe/Berlin"
+//! quiet    = { from = "22:00", to = "06:00", except = ["critical"] }
+//! max      = { count = 20, per = "1h", except = ["critical"] }    # or "20/1h"
 //! ```
 //!
 //! The order of the channels is the order in which they are tried where nobody says otherwise.
@@ -15,35 +18,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use serde::Deserialize;
+use jiff::tz::TimeZone;
 
-use crate::model::{Address, Channel, Target};
+use super::Config;
+use super::calendar::Calendar;
+use super::fields::Fields;
+use super::quota::Limit;
+use crate::clock::Timestamp;
+use crate::model::{Address, Channel, Severity, Target};
 use crate::problem::{Problem, Step, TomlFile, closest, unknown_key};
-
-/// Bounds on contacts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// Most contacts in all files together. Default 10000, range 1 to 1000000.
-    pub contacts_max: usize,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { contacts_max: 10_000 }
-    }
-}
-
-impl Config {
-    /// What is wrong with the values; empty if nothing is.
-    pub fn validate(&self) -> Vec<String> {
-        if (1..=1_000_000).contains(&self.contacts_max) {
-            Vec::new()
-        } else {
-            vec!["contacts_max: must be from 1 to 1000000".to_owned()]
-        }
-    }
-}
 
 /// One person or machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +35,42 @@ pub struct Contact {
     pub name: Arc<str>,
     /// Where it can be reached, in the order of the file; at most one a channel.
     pub targets: Vec<Target>,
+    /// Where it is at home: how the times of its messages are shown.
+    pub zone: Option<TimeZone>,
+    /// When it is not told.
+    pub quiet: Option<Quiet>,
+    /// Most messages in a period.
+    pub max: Option<Limit>,
 }
+
+/// Quiet hours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quiet {
+    /// When they are.
+    pub calendar: Calendar,
+    /// What is told all the same.
+    pub except: Vec<Severity>,
+}
+
+impl Quiet {
+    /// When they end, if they are in force for alerts of this severity.
+    pub fn until(&self, severity: Severity, now: Timestamp) -> Option<Timestamp> {
+        if self.except.contains(&severity) {
+            return None;
+        }
+        self.calendar.until(now)
+    }
+}
+
+/// The severities by their words.
+pub(super) const SEVERITIES: &[(&str, Severity)] = &[
+    (Severity::Info.as_str(), Severity::Info),
+    (Severity::Warning.as_str(), Severity::Warning),
+    (Severity::Critical.as_str(), Severity::Critical),
+];
+
+/// Keys of a contact that are no channel.
+const OTHER_KEYS: &[&str] = &["name", "zone", "quiet", "max"];
 
 /// Every contact by name.
 #[derive(Clone, Debug, Default)]
@@ -229,13 +247,12 @@ impl Entry<'_> {
         let before = self.problems.len();
         let mut targets = Vec::new();
         for (key, value) in table {
-            if key == "name" {
+            if OTHER_KEYS.contains(&key.as_str()) {
                 continue;
             }
             let Ok(channel) = key.parse::<Channel>() else {
-                let known: Vec<&str> = std::iter::once("name")
-                    .chain(Channel::ALL.iter().map(|channel| channel.as_str()))
-                    .collect();
+                let channels = Channel::ALL.iter().map(|channel| channel.as_str());
+                let known: Vec<&str> = OTHER_KEYS.iter().copied().chain(channels).collect();
                 self.problem(&who, Some(key), &unknown_key(key, &known));
                 continue;
             };
@@ -257,8 +274,18 @@ impl Entry<'_> {
             let what = "it has no address; give it sms, whatsapp, push or webhook";
             self.problem(&who, None, what);
         }
-        Some(Contact { name: name?.into(), targets })
+        let mut fields = Fields::new(self.file, self.path, who, table, self.problems);
+        let zone = fields.zone("zone");
+        let quiet = fields.table("quiet").and_then(|quiet| read_quiet(quiet, zone.as_ref()));
+        let max = Limit::read(&mut fields, "max");
+        Some(Contact { name: name?.into(), targets, zone, quiet, max })
     }
+}
+
+fn read_quiet(mut fields: Fields<'_, '_>, zone: Option<&TimeZone>) -> Option<Quiet> {
+    fields.only(&["days", "from", "to", "zone", "except"]);
+    let except = fields.words("except", SEVERITIES);
+    Some(Quiet { calendar: Calendar::read(&mut fields, zone, &[])?, except })
 }
 
 /// Checks an address for its channel. The error never repeats it.

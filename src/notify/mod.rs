@@ -1,7 +1,103 @@
-//! Alerts -> messages: who hears of it, where, and in which order of channels.
+//! Alerts -> messages: who hears of it, when, by which channels, and why not.
 //!
-//! Pure: it is given an alert, the directory of contacts and the time, and gives messages. It
-//! never sends, stores or retries; the same input always gives the same messages with the same ids.
+//! Pure: it is given news of alerts, the book of who is told how, and the time, and gives messages,
+//! steps and rows. It never sends, stores or retries, and reads no time; the same input always gives
+//! the same messages with the same ids.
 
+pub mod book;
+pub mod calendar;
 pub mod contact;
+mod deliver;
+mod digest;
+mod fields;
+mod gate;
+mod group;
+pub mod hold;
+mod news;
+pub mod notifier;
+pub mod pattern;
 pub mod plan;
+mod quota;
+pub mod row;
+pub mod silence;
+mod state;
+mod storm;
+pub mod suppress;
+pub mod tale;
+#[cfg(test)]
+mod tests;
+
+use serde::Deserialize;
+
+/// Bounds on telling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Most contacts in all files together. Default 10000, range 1 to 1000000.
+    pub contacts_max: usize,
+    /// Most alerts of which something is held, repeated or told differently to different people.
+    /// Above it nothing more is held: it is told at once. Default 1000000, range 1000 to 100000000.
+    pub tales_max: usize,
+    /// Most silences, those of the files and those of operators each. Default 10000, range 1 to
+    /// 100000.
+    pub silences_max: usize,
+    /// Most `[[suppress]]` tables. Default 1000, range 1 to 100000.
+    pub suppress_max: usize,
+    /// Most instances whose `cooldown` runs or that are flapping; above it no further cooldown
+    /// begins. Default 1000000, range 1000 to 100000000.
+    pub instances_max: usize,
+    /// Most groups at a time; above it alerts are told one by one. Default 100000, range 1 to
+    /// 10000000.
+    pub groups_max: usize,
+    /// Most windows of `max` at a time; above it messages are not counted. Default 1000000, range
+    /// 1000 to 100000000.
+    pub windows_max: usize,
+    /// Most topic prefixes that are watched for a storm; above it further ones are not. Default
+    /// 10000, range 1 to 1000000.
+    pub storms_max: usize,
+    /// So many alerts that were held for a contact are told one by one when the hold ends; more
+    /// become one message. Default 5, range 1 to 1000.
+    pub digest_above: usize,
+    /// Most alerts that one message names. Default 10, range 1 to 100.
+    pub names_max: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            contacts_max: 10_000,
+            tales_max: 1_000_000,
+            silences_max: 10_000,
+            suppress_max: 1_000,
+            instances_max: 1_000_000,
+            groups_max: 100_000,
+            windows_max: 1_000_000,
+            storms_max: 10_000,
+            digest_above: 5,
+            names_max: 10,
+        }
+    }
+}
+
+impl Config {
+    /// What is wrong with the values; empty if nothing is.
+    pub fn validate(&self) -> Vec<String> {
+        let ranges = [
+            ("contacts_max", self.contacts_max, 1, 1_000_000),
+            ("tales_max", self.tales_max, 1_000, 100_000_000),
+            ("silences_max", self.silences_max, 1, 100_000),
+            ("suppress_max", self.suppress_max, 1, 100_000),
+            ("instances_max", self.instances_max, 1_000, 100_000_000),
+            ("groups_max", self.groups_max, 1, 10_000_000),
+            ("windows_max", self.windows_max, 1_000, 100_000_000),
+            ("storms_max", self.storms_max, 1, 1_000_000),
+            ("digest_above", self.digest_above, 1, 1_000),
+            ("names_max", self.names_max, 1, 100),
+        ];
+        ranges
+            .into_iter()
+            .filter(|(_, value, least, most)| !(least..=most).contains(&value))
+            .map(|(key, _, least, most)| format!("{key}: must be from {least} to {most}"))
+            .collect()
+    }
+}

@@ -131,6 +131,7 @@ pub fn compose(draft: Draft, now: Timestamp) -> Message {
         updated_at: now,
         attempt_count: 0,
         attempts: Vec::new(),
+        left_out: None,
         provider: None,
         provider_ref: None,
     }
@@ -140,10 +141,14 @@ pub fn compose(draft: Draft, now: Timestamp) -> Message {
 /// expires when the first would have: a later channel gives an alert no longer life.
 pub fn next(failed: &Message, now: Timestamp) -> Option<Message> {
     let (target, rest) = failed.then.split_first()?;
+    let first = |alert: &AlertRef| {
+        let Target { channel, address } = &failed.target;
+        failed.id == MessageId::derive(alert.id, alert.state, *channel, address)
+    };
     let (alert, state) = match &failed.alert {
-        Some(alert) => (alert.id, alert.state),
-        // One from the API: derived from the message's own id.
-        None => (AlertId::new(*failed.id.as_uuid()), AlertState::Firing),
+        Some(alert) if first(alert) => (alert.id, alert.state),
+        // One from the API, or one of several that tell of the alert: derived from its own id.
+        _ => (AlertId::new(*failed.id.as_uuid()), AlertState::Firing),
     };
     let draft = Draft {
         id: MessageId::derive(alert, state, target.channel, &target.address),
@@ -184,7 +189,7 @@ fn segments(channel: Channel, content: &Content) -> Option<crate::model::Segment
 
 #[cfg(test)]
 mod tests {
-    use super::super::contact::Config;
+    use super::super::Config;
     use super::*;
     use crate::model::{IdSource, SmsEncoding};
     use crate::problem::TomlFile;
@@ -307,6 +312,18 @@ mod tests {
         assert_eq!(texted.created_at, later);
         assert_ne!(texted.id, pushed.id);
         assert_eq!(next(&texted, later), None);
+    }
+
+    #[test]
+    fn a_repetition_that_goes_on_by_the_next_channel_took_the_place_of_the_first() {
+        let first = planned(&["ana"], &[], "warm").messages.remove(0);
+        let alert = first.alert.as_ref().expect("it tells of one").id;
+        let Target { channel, address } = &first.target;
+        let id = MessageId::derive_nth(alert, AlertState::Firing, 1, *channel, address);
+        let again = Message { id, ..first.clone() };
+        let (first, again) = (next(&first, NOW).expect("sms"), next(&again, NOW).expect("sms"));
+        assert_ne!(first.id, again.id);
+        assert_eq!(first.id.partition(), again.id.partition());
     }
 
     #[test]

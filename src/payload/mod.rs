@@ -4,13 +4,28 @@
 //! [`Limits`]. Nothing is guessed: an absent reading (NaN, null, a missing field, an empty payload)
 //! never becomes 0, and what cannot be read says why without repeating what was sent.
 
+mod budget;
+mod cbor;
+mod compression;
+mod csv;
 mod json;
+pub mod layout;
+mod msgpack;
 mod number;
+mod senml;
+pub mod sparkplug;
+mod stored;
 mod text;
 pub mod value;
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use serde::Deserialize;
 
+use crate::clock::Timestamp;
+pub use compression::Compression;
+use layout::Layout;
 pub use value::Value;
 
 /// How a rule reads its payloads.
@@ -26,11 +41,37 @@ pub enum Decode {
     Number,
     /// UTF-8 text, as it came.
     Text,
+    /// CBOR (RFC 8949).
+    Cbor,
+    /// MessagePack.
+    Msgpack,
+    /// SenML as JSON (RFC 8428).
+    Senml,
+    /// SenML as CBOR (RFC 8428).
+    SenmlCbor,
+    /// Sparkplug B 3.0, which is read with its topic and the births before: see [`sparkplug::Book`].
+    Sparkplug,
+    /// One line of cells: CSV, SmartREST.
+    Csv,
+    /// Bytes at places that the rule's layout names.
+    Binary,
 }
 
 impl Decode {
     /// Every way, in the order of the declaration.
-    pub const ALL: &[Self] = &[Self::Auto, Self::Json, Self::Number, Self::Text];
+    pub const ALL: &[Self] = &[
+        Self::Auto,
+        Self::Json,
+        Self::Number,
+        Self::Text,
+        Self::Cbor,
+        Self::Msgpack,
+        Self::Senml,
+        Self::SenmlCbor,
+        Self::Sparkplug,
+        Self::Csv,
+        Self::Binary,
+    ];
 
     /// The word in rule files.
     pub const fn as_str(self) -> &'static str {
@@ -39,7 +80,39 @@ impl Decode {
             Self::Json => "json",
             Self::Number => "number",
             Self::Text => "text",
+            Self::Cbor => "cbor",
+            Self::Msgpack => "msgpack",
+            Self::Senml => "senml",
+            Self::SenmlCbor => "senml_cbor",
+            Self::Sparkplug => "sparkplug",
+            Self::Csv => "csv",
+            Self::Binary => "binary",
         }
+    }
+
+    /// Whether it reads text, before which Windows software likes to put a byte order mark.
+    const fn is_text(self) -> bool {
+        matches!(
+            self,
+            Self::Auto | Self::Json | Self::Number | Self::Text | Self::Senml | Self::Csv
+        )
+    }
+}
+
+/// How a payload is read, in full. Rules whose codecs are equal read a publish once.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Codec {
+    /// What the bytes are.
+    pub how: Decode,
+    /// What is around them.
+    pub compression: Compression,
+    /// Where what is, for [`Decode::Binary`].
+    pub layout: Option<Arc<Layout>>,
+}
+
+impl From<Decode> for Codec {
+    fn from(how: Decode) -> Self {
+        Self { how, ..Self::default() }
     }
 }
 
@@ -93,29 +166,118 @@ pub enum Undecodable {
     /// Over [`Limits::values_max`].
     #[error("the payload holds more than {0} values")]
     TooManyValues(usize),
+    /// Over [`Limits::bytes_max`] once it is inflated, or its names are written out.
+    #[error("unpacked, the payload is larger than {0} bytes")]
+    Expands(usize),
+    /// It ends too early, or is something else.
+    #[error("the payload is not {0}, or not all of it")]
+    NotInflated(&'static str),
+    /// A binary format was left: what is there is cut off, or something else.
+    #[error("the payload is not {format}: it stops making sense at byte {at}")]
+    Malformed {
+        /// The name of the format.
+        format: &'static str,
+        /// Counted from 0.
+        at: usize,
+    },
+    /// It is no pack of SenML records.
+    #[error("the payload is not SenML: {}{why}", Record(*.record))]
+    NotSenml {
+        /// Counted from 1; 0: the pack itself.
+        record: usize,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// It is not one line of cells.
+    #[error("the payload is not a line of cells: {0}")]
+    NotCsv(&'static str),
+    /// It is no Sparkplug B message.
+    #[error("not a Sparkplug B message: {0}")]
+    NotSparkplug(&'static str),
+    /// A birth names more metrics than [`sparkplug::Room::node_metrics_max`].
+    #[error("the Sparkplug B node has more than {0} names, aliases and devices")]
+    TooManyMetrics(usize),
+    /// Shorter than its layout.
+    #[error("the payload has {bytes} bytes, and its layout needs {needed}")]
+    TooShort {
+        /// How many it has.
+        bytes: usize,
+        /// How many it needs.
+        needed: usize,
+    },
+    /// `binary` without a layout.
+    #[error("there is no layout that says where the payload's fields are")]
+    NoLayout,
 }
 
-/// Reads `bytes` the way `how` says.
+/// `record 3: `, or nothing for the whole.
+struct Record(usize);
+
+impl std::fmt::Display for Record {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0 == 0 { Ok(()) } else { write!(f, "record {}: ", self.0) }
+    }
+}
+
+/// Reads `bytes` the way `codec` says; `now` is what relative times of SenML are relative to.
 ///
 /// # Errors
-/// Why they cannot be read so.
-pub fn decode(how: Decode, bytes: &[u8], limits: Limits) -> Result<Value, Undecodable> {
-    if bytes.len() > limits.bytes_max {
-        return Err(Undecodable::TooLarge(limits.bytes_max));
-    }
-    // Windows software likes to begin with a byte order mark; it is no part of the content.
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    match how {
-        Decode::Json => json::decode(bytes, limits),
-        Decode::Number => number::decode(bytes),
-        Decode::Text => text::decode(bytes),
+/// Why they cannot be read so. [`Decode::Sparkplug`] always fails: [`sparkplug::Book::read`] reads it.
+pub fn decode(
+    codec: &Codec,
+    bytes: &[u8],
+    limits: Limits,
+    now: Timestamp,
+) -> Result<Value, Undecodable> {
+    let bytes = inflated(codec, bytes, limits)?;
+    let bytes = match bytes.strip_prefix(b"\xef\xbb\xbf") {
+        Some(text) if codec.how.is_text() => text,
+        _ => &bytes,
+    };
+    match codec.how {
         Decode::Auto => match json::decode(bytes, limits) {
             Err(Undecodable::NotJson { .. } | Undecodable::Empty) => {
                 number::decode(bytes).or_else(|_| text::decode(bytes))
             }
             decoded => decoded,
         },
+        Decode::Json => json::decode(bytes, limits),
+        Decode::Number => number::decode(bytes),
+        Decode::Text => text::decode(bytes),
+        Decode::Cbor => cbor::decode(bytes, limits),
+        Decode::Msgpack => msgpack::decode(bytes, limits),
+        Decode::Senml => senml::decode(senml::Form::Json, bytes, limits, now),
+        Decode::SenmlCbor => senml::decode(senml::Form::Cbor, bytes, limits, now),
+        Decode::Csv => csv::decode(bytes, limits),
+        Decode::Binary => match &codec.layout {
+            Some(layout) => layout.read(bytes, limits),
+            None => Err(Undecodable::NoLayout),
+        },
+        Decode::Sparkplug => {
+            Err(Undecodable::NotSparkplug("it cannot be read without its topic and births"))
+        }
     }
+}
+
+/// The bytes that the codec is to read, without what is around them. [`decode`] does it by itself;
+/// who calls [`sparkplug::Book::read`] does it before.
+///
+/// # Errors
+/// There are too many of them, before or after, or they are not what the codec says.
+pub fn inflated<'b>(
+    codec: &Codec,
+    bytes: &'b [u8],
+    limits: Limits,
+) -> Result<Cow<'b, [u8]>, Undecodable> {
+    if bytes.len() > limits.bytes_max {
+        return Err(Undecodable::TooLarge(limits.bytes_max));
+    }
+    let compression = match (codec.compression, codec.how) {
+        // Any first two bytes may be a reading.
+        (Compression::Auto, Decode::Binary) => Compression::None,
+        (compression, _) => compression,
+    };
+    compression::inflate(compression, bytes, limits)
 }
 
 #[cfg(test)]
@@ -124,8 +286,35 @@ mod tests {
 
     use super::*;
 
+    /// What is now for the tests of all codecs.
+    pub(super) const NOW: Timestamp = Timestamp::from_millis(1_790_000_000_000);
+
+    /// Bytes written as hexadecimal digits.
+    pub(super) fn hex(digits: &str) -> Vec<u8> {
+        let digit = |digit: u8| char::from(digit).to_digit(16).expect("a digit");
+        let byte =
+            |pair: &[u8]| u8::try_from(pair.iter().fold(0, |all, one| all * 16 + digit(*one)));
+        assert!(digits.len().is_multiple_of(2), "{digits}");
+        digits.as_bytes().chunks(2).map(|pair| byte(pair).expect("two digits")).collect()
+    }
+
+    /// What a codec makes of a payload, or why not.
+    pub(super) fn shown_by(
+        decode: fn(&[u8], Limits) -> Result<Value, Undecodable>,
+        payload: &[u8],
+    ) -> String {
+        match decode(payload, Limits::default()) {
+            Ok(value) => format!("{value:?}"),
+            Err(error) => format!("! {error}"),
+        }
+    }
+
+    fn read(how: Decode, payload: &[u8], limits: Limits) -> Result<Value, Undecodable> {
+        decode(&how.into(), payload, limits, NOW)
+    }
+
     fn shown(how: Decode, payload: &[u8]) -> String {
-        match decode(how, payload, Limits::default()) {
+        match read(how, payload, Limits::default()) {
             Ok(value) => format!("{value:?}"),
             Err(error) => format!("! {error}"),
         }
@@ -239,14 +428,58 @@ mod tests {
             ("\"0123456789012345678\"", Some(Undecodable::TooLarge(20))),
         ] {
             for how in [Decode::Json, Decode::Auto] {
-                let found = decode(how, payload.as_bytes(), limits).err();
+                let found = read(how, payload.as_bytes(), limits).err();
                 assert_eq!(found, expected, "{how:?} {payload}");
             }
         }
         let deep = "[".repeat(100_000);
         assert_eq!(
-            decode(Decode::Json, deep.as_bytes(), Limits::default()),
+            read(Decode::Json, deep.as_bytes(), Limits::default()),
             Err(Undecodable::TooDeep(32))
+        );
+    }
+
+    #[test]
+    fn a_body_is_inflated_before_it_is_read() {
+        // `{"a":1}`
+        let gzip = hex("1f8b0800000000000203ab564a54b232ac0500afac1b5607000000");
+        assert_eq!(shown(Decode::Auto, &gzip), "{\"a\": 1}");
+        assert_eq!(shown(Decode::Json, &gzip), "{\"a\": 1}");
+        let codec = Codec { compression: Compression::None, ..Decode::Json.into() };
+        let error = decode(&codec, &gzip, Limits::default(), NOW);
+        assert_eq!(error, Err(Undecodable::NotJson { line: 1, column: 1 }));
+        let limits = Limits { bytes_max: 6, ..Limits::default() };
+        let found = decode(&Decode::Json.into(), &gzip, limits, NOW);
+        assert_eq!(found, Err(Undecodable::TooLarge(6)));
+    }
+
+    #[test]
+    fn a_layout_s_bytes_are_not_taken_for_gzip() {
+        let layout: toml::Value =
+            toml::from_str("fields = [{ name = 'n', at = 0, type = 'u16be' }]").expect("TOML");
+        let layout = Layout::parse(&layout).expect("right");
+        let codec = Codec { layout: Some(Arc::new(layout)), ..Decode::Binary.into() };
+        let found = decode(&codec, &hex("1f8b"), Limits::default(), NOW);
+        assert_eq!(found.map(|value| value.to_string()), Ok("{\"n\":8075}".to_owned()));
+        assert_eq!(
+            read(Decode::Binary, &hex("1f8b"), Limits::default()),
+            Err(Undecodable::NoLayout)
+        );
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_taken_off_text_only() {
+        assert_eq!(shown(Decode::Csv, b"\xef\xbb\xbf1,2"), "[1, 2]");
+        assert_eq!(shown(Decode::Msgpack, b"\xef"), "-17");
+        assert!(shown(Decode::Msgpack, b"\xef\xbb\xbf1").starts_with("! "));
+    }
+
+    #[test]
+    fn words_are_told_apart() {
+        let words: Vec<&str> = Decode::ALL.iter().map(|how| how.as_str()).collect();
+        assert_eq!(
+            words.join(" "),
+            "auto json number text cbor msgpack senml senml_cbor sparkplug csv binary"
         );
     }
 
@@ -254,21 +487,21 @@ mod tests {
         #[test]
         fn any_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             for how in Decode::ALL {
-                drop(decode(*how, &bytes, Limits::default()));
+                drop(read(*how, &bytes, Limits::default()));
             }
         }
 
         #[test]
         fn almost_json_never_panics(text in "[\\[\\]{}:,\"\\\\a-c0-9.eE+ \n-]{0,60}") {
             for how in Decode::ALL {
-                drop(decode(*how, text.as_bytes(), Limits::default()));
+                drop(read(*how, text.as_bytes(), Limits::default()));
             }
         }
 
         #[test]
         fn what_is_shown_is_json_again(text in "[\\[\\]{}:,\"a-c0-9.e-]{0,40}") {
-            if let Ok(value) = decode(Decode::Json, text.as_bytes(), Limits::default()) {
-                let again = decode(Decode::Json, value.to_string().as_bytes(), Limits::default());
+            if let Ok(value) = read(Decode::Json, text.as_bytes(), Limits::default()) {
+                let again = read(Decode::Json, value.to_string().as_bytes(), Limits::default());
                 prop_assert_eq!(again, Ok(value));
             }
         }

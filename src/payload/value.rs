@@ -2,9 +2,17 @@
 //!
 //! Cloning is cheap at every depth: texts, lists and maps are shared. Whole numbers keep all their
 //! digits, because a device's number may be a key.
+//!
+//! A reading that is not there is [`Value::Null`], however it was said: JSON's `null`, CBOR's
+//! `undefined`, NaN and the infinities of the binary codecs. One dead sensor must not take the other
+//! fields of its message away, and none of these is 0. A field that was not sent at all stays
+//! missing.
 
 use std::fmt;
 use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 
 /// A decoded payload or a part of one.
 #[derive(Clone, PartialEq)]
@@ -21,6 +29,8 @@ pub enum Value {
     Float(f64),
     /// Text.
     Text(Arc<str>),
+    /// Bytes that are no text; shown as base64.
+    Bytes(Arc<[u8]>),
     /// Values in order.
     List(Arc<[Value]>),
     /// Values by name.
@@ -62,6 +72,54 @@ impl Map {
 }
 
 impl Value {
+    /// A number; NaN and the infinities are no reading.
+    pub(super) fn float(number: f64) -> Self {
+        if number.is_finite() { Self::Float(number) } else { Self::Null }
+    }
+
+    /// A number of single precision, as the decimal number that is meant by it: 21.3, where its exact
+    /// value is 21.299999237060547. People read it, and rules compare with 21.3.
+    pub(super) fn single(number: f32) -> Self {
+        number.to_string().parse().map_or(Self::Null, Self::float)
+    }
+
+    /// A whole number.
+    pub(super) fn whole(number: u64) -> Self {
+        i64::try_from(number).map_or(Self::Uint(number), Self::Int)
+    }
+
+    /// The lowest `bits` (1 to 64) of `raw` as a signed number.
+    pub(super) fn signed(raw: u64, bits: u32) -> Self {
+        let unused = u64::BITS.saturating_sub(bits).min(63);
+        Self::Int((raw << unused).cast_signed() >> unused)
+    }
+
+    /// A whole number of any size; beyond 64 bits the nearest double, as in JSON.
+    #[expect(clippy::cast_precision_loss, reason = "what does not fit is a double")]
+    pub(super) fn wide(number: i128) -> Self {
+        let uint = || u64::try_from(number).map(Self::Uint);
+        i64::try_from(number)
+            .map(Self::Int)
+            .or_else(|_| uint())
+            .unwrap_or(Self::Float(number as f64))
+    }
+
+    /// The number that it is, if it is one.
+    #[expect(clippy::cast_precision_loss, reason = "the nearest double, as in every expression")]
+    pub(super) fn number(&self) -> Option<f64> {
+        match self {
+            Self::Int(number) => Some(*number as f64),
+            Self::Uint(number) => Some(*number as f64),
+            Self::Float(number) => Some(*number),
+            Self::Null
+            | Self::Bool(_)
+            | Self::Text(_)
+            | Self::Bytes(_)
+            | Self::List(_)
+            | Self::Map(_) => None,
+        }
+    }
+
     /// What kind of value it is, for error texts.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -69,6 +127,7 @@ impl Value {
             Self::Bool(_) => "true or false",
             Self::Int(_) | Self::Uint(_) | Self::Float(_) => "a number",
             Self::Text(_) => "text",
+            Self::Bytes(_) => "bytes",
             Self::List(_) => "a list",
             Self::Map(_) => "a map",
         }
@@ -104,6 +163,7 @@ fn write_json(value: &Value, f: &mut fmt::Formatter<'_>, space: &str) -> fmt::Re
         // `{:?}` keeps the `.0` of a whole float and writes large ones with an exponent.
         Value::Float(value) => write!(f, "{value:?}"),
         Value::Text(text) => write_text(text, f),
+        Value::Bytes(bytes) => write_text(&base64_text(bytes), f),
         Value::List(items) => {
             f.write_str("[")?;
             for (index, item) in items.iter().enumerate() {
@@ -131,6 +191,11 @@ fn write_map(map: &Map, f: &mut fmt::Formatter<'_>, space: &str) -> fmt::Result 
     f.write_str("}")
 }
 
+/// Bytes as they are shown: base64 (RFC 4648, section 4), with padding.
+pub fn base64_text(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
+}
+
 fn write_text(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     f.write_str(&serde_json::to_string(text).map_err(|_| fmt::Error)?)
 }
@@ -153,5 +218,23 @@ mod tests {
         let list = Value::List([Value::Null, Value::Float(2.0), Value::Text("a\"b".into())].into());
         let value = Value::Map(Arc::new(Map::new(vec![("x".into(), list)])));
         assert_eq!(value.to_string(), r#"{"x":[null,2.0,"a\"b"]}"#);
+        assert_eq!(Value::Bytes([0, 255].into()).to_string(), r#""AP8=""#);
+    }
+
+    #[test]
+    fn numbers_keep_what_is_meant_by_them() {
+        for (value, expected) in [
+            (Value::single(21.3), "21.3"),
+            (Value::single(-3.5), "-3.5"),
+            (Value::single(f32::MIN_POSITIVE), "1.1754944e-38"),
+            (Value::single(f32::NAN), "null"),
+            (Value::float(f64::NEG_INFINITY), "null"),
+            (Value::whole(7), "7"),
+            (Value::whole(u64::MAX), "18446744073709551615"),
+            (Value::wide(-5), "-5"),
+            (Value::wide(i128::from(u64::MAX) + 1), "1.8446744073709552e19"),
+        ] {
+            assert_eq!(value.to_string(), expected);
+        }
     }
 }

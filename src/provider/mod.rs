@@ -166,6 +166,7 @@ mod fixture {
             updated_at: now,
             attempt_count: 0,
             attempts: Vec::new(),
+            left_out: None,
             provider: None,
             provider_ref: None,
         }

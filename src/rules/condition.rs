@@ -368,7 +368,9 @@ pub(super) mod testing {
         previous: Option<&[u8]>,
         with: impl FnOnce(&Scene<'_>) -> T,
     ) -> Option<T> {
-        let decode = |bytes: &[u8]| decode(Decode::Auto, bytes, Limits::default()).ok();
+        let decode = |bytes: &[u8]| {
+            decode(&Decode::Auto.into(), bytes, Limits::default(), Timestamp::default()).ok()
+        };
         let (payload, limits) = (decode(payload)?, TopicLimits::default());
         let previous = match previous {
             Some(previous) => Some(decode(previous)?),

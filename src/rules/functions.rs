@@ -369,12 +369,16 @@ pub(super) fn number_in(text: &str) -> Result<Value, &'static str> {
     if text.len() > WORD_BYTES_MAX {
         return Err("the text is not a number");
     }
-    payload::decode(Decode::Number, text.as_bytes(), payload::Limits::default()).map_err(|error| {
-        match error {
-            Undecodable::Empty => "the text is empty",
-            Undecodable::NotFinite => "it is nan or infinite: the device has no reading",
-            _ => "the text is not a number",
-        }
+    payload::decode(
+        &Decode::Number.into(),
+        text.as_bytes(),
+        payload::Limits::default(),
+        Timestamp::default(),
+    )
+    .map_err(|error| match error {
+        Undecodable::Empty => "the text is empty",
+        Undecodable::NotFinite => "it is nan or infinite: the device has no reading",
+        _ => "the text is not a number",
     })
 }
 

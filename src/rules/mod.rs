@@ -14,15 +14,22 @@ pub mod condition;
 mod direct;
 pub mod engine;
 pub mod functions;
+pub mod instance;
+pub mod life;
 pub mod load;
 mod lower;
 pub mod named;
 mod pattern;
+mod run;
+#[cfg(test)]
+#[path = "tests.rs"]
+mod scenarios;
 pub mod set;
 #[cfg(test)]
 mod spec;
 pub mod template;
 mod view;
+pub mod window;
 
 use serde::Deserialize;
 
@@ -46,6 +53,9 @@ pub struct Config {
     /// How much work a template may do: about one unit an instruction, or 64 bytes of text. Default
     /// 20000, range 100 to 10000000.
     pub text_fuel: u64,
+    /// Most points that a window of an instance keeps; one takes 16 bytes. Default 1000, range 1 to
+    /// 100000.
+    pub window_points_max: usize,
     /// Largest payload that is decoded, bytes. Default 262144, range 1 to 268435455.
     pub payload_bytes_max: usize,
     /// Most levels of lists and maps in a payload. Default 32, range 1 to 100.
@@ -67,6 +77,7 @@ impl Default for Config {
             expression_bytes_max: 2_000,
             text_bytes_max: 16_384,
             text_fuel: 20_000,
+            window_points_max: 1_000,
             payload_bytes_max: payload.bytes_max,
             payload_depth_max: payload.depth_max,
             payload_values_max: payload.values_max,
@@ -86,6 +97,7 @@ impl Config {
             ("expression_bytes_max", wide(self.expression_bytes_max), 1, 10_000),
             ("text_bytes_max", wide(self.text_bytes_max), 100, 1_000_000),
             ("text_fuel", self.text_fuel, 100, 10_000_000),
+            ("window_points_max", wide(self.window_points_max), 1, 100_000),
             ("payload_bytes_max", wide(self.payload_bytes_max), 1, 268_435_455),
             ("payload_depth_max", wide(self.payload_depth_max), 1, 100),
             ("payload_values_max", wide(self.payload_values_max), 1, 10_000_000),

@@ -2,14 +2,20 @@
 //!
 //! Never changes once it is loaded; a reload makes another ([`super::load`]).
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
+
 use super::Config;
 use super::condition::Expression;
+use super::life::Clocks;
 use super::template::Templates;
-use crate::model::{Channel, Severity};
-use crate::payload::{self, Decode};
+use super::window;
+use crate::model::tell::Policy;
+use crate::model::{Channel, Labels, Severity};
+use crate::payload::{self, Codec};
 use crate::topic::index::TopicIndex;
 use crate::topic::{TopicFilter, TopicName};
 
@@ -20,26 +26,154 @@ pub struct Rule {
     pub name: Arc<str>,
     /// Which topics it looks at.
     pub filter: Arc<TopicFilter>,
+    /// Which events of clients it looks at (`on`); empty for a rule with a topic.
+    pub events: Vec<Arc<str>>,
     /// How it reads payloads.
-    pub decode: Decode,
-    /// When it fires; `None`: each publish is an alert of its own, and no state is kept.
-    pub when: Option<Expression>,
-    /// When it clears; `None`: when `when` is false.
-    pub clear: Option<Expression>,
+    pub codec: Codec,
+    /// What fires it, the worst last; empty for a dead man, and for a rule each of whose publishes is
+    /// an alert.
+    pub levels: Vec<Level>,
+    /// The clocks of the levels.
+    pub clocks: Clocks,
+    /// It fires when nothing was heard for so long.
+    pub silent: Option<Silent>,
+    /// An instance that was not heard of for so long is forgotten.
+    pub forget: Option<Duration>,
     /// What makes an instance.
     pub key: Vec<KeyPart>,
-    /// How urgent it is.
+    /// A list or map of the payload, for each element of which the rule is evaluated.
+    pub each: Option<Expression>,
+    /// Named values, in the order written.
+    pub lets: Vec<(Arc<str>, Expression)>,
+    /// Windows, in the order written.
+    pub windows: Vec<window::Spec>,
+    /// Publishes for which it holds are none of its readings.
+    pub skip: Option<Expression>,
+    /// A value that a reading has once only.
+    pub dedupe: Option<Expression>,
+    /// When the reading was taken.
+    pub time: Option<Expression>,
+    /// The zone of local times.
+    pub zone: Option<TimeZone>,
+    /// Older readings are not looked at.
+    pub max_age: Option<Duration>,
+    /// The payload is what all payloads so far say together.
+    pub merge: bool,
+    /// What a reading does that an upstream had kept.
+    pub replayed: Replayed,
+    /// When its transitions are held back.
+    pub flapping: Option<Flapping>,
+    /// All state is durable before a publish is acknowledged.
+    pub durable: bool,
+    /// What its clocks do while the process does not run.
+    pub on_downtime: OnDowntime,
+    /// How urgent it is, where it has no levels.
     pub severity: Severity,
-    /// Contacts by name.
-    pub to: Arc<[Arc<str>]>,
-    /// Channels in order; empty: each contact's own.
-    pub by: Arc<[Channel]>,
-    /// How long its messages may wait; `None`: the configured default.
-    pub expires_in: Option<Duration>,
+    /// Who is told, and how.
+    pub policy: Arc<Policy>,
+    /// A hash of all that decides when it fires: its state survives a reload that leaves this alone.
+    pub meaning: u64,
+    /// What its instances must remember.
+    pub needs: Needs,
     /// Names of its templates in the set, where it has them.
     pub(super) text: Option<String>,
     pub(super) text_clear: Option<String>,
     pub(super) title: Option<String>,
+}
+
+/// One level of a rule.
+#[derive(Debug)]
+pub struct Level {
+    /// Which.
+    pub severity: Severity,
+    /// When it holds.
+    pub when: Expression,
+    /// When it may fall; `None`: when `when` does not hold.
+    pub clear: Option<Expression>,
+}
+
+/// A dead man.
+#[derive(Debug)]
+pub struct Silent {
+    /// How long nothing is heard.
+    pub after: Duration,
+    /// Instances that are known from the start.
+    pub expect: Vec<Expected>,
+}
+
+/// An instance that is known before it was heard of.
+#[derive(Debug)]
+pub struct Expected {
+    /// Its key.
+    pub key: Arc<str>,
+    /// Its labels.
+    pub labels: Labels,
+    /// The topic that it would be heard on; wildcards that are no captures are `-`.
+    pub topic: TopicName,
+}
+
+/// What a reading does that an upstream had kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Replayed {
+    /// It sets state, and may clear, but raises nothing.
+    #[default]
+    State,
+    /// It counts like any other.
+    Raise,
+    /// It is not looked at.
+    Ignore,
+}
+
+/// What clocks do while the process does not run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnDowntime {
+    /// They go on.
+    Count,
+    /// They stand still.
+    Pause,
+    /// They begin anew at the start.
+    Reset,
+}
+
+/// When an instance is flapping.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Flapping {
+    /// It ends when no larger share of the last evaluations changed the state.
+    pub low: f64,
+    /// It begins when so large a share did.
+    pub high: f64,
+    /// How many evaluations are looked at, 3 to 64.
+    pub last: u8,
+}
+
+/// What the instances of a rule must remember between publishes, besides what fires.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// The last payload.
+    pub last: bool,
+    /// The payload before it too.
+    pub previous: bool,
+    /// An instance is there from its first publish on, whether anything holds or not.
+    pub instance: bool,
+    /// It has a window over time: its value changes while nothing is published.
+    pub time_window: bool,
+}
+
+impl Rule {
+    /// Whether each of its publishes is an alert of its own.
+    pub fn is_event(&self) -> bool {
+        self.levels.is_empty() && self.silent.is_none()
+    }
+
+    /// Whether it only counts what it would do.
+    pub fn is_shadow(&self) -> bool {
+        self.policy.shadow
+    }
+
+    /// The most urgent that it can be.
+    pub fn worst(&self) -> Severity {
+        self.levels.last().map_or(self.severity, |level| level.severity)
+    }
 }
 
 /// One part of an instance's key.
@@ -64,6 +198,7 @@ pub struct Known {
 #[derive(Debug)]
 pub struct Rules {
     rules: Vec<Rule>,
+    by_name: HashMap<Arc<str>, usize>,
     index: TopicIndex<u32>,
     pub(super) templates: Templates,
     pub(super) payload_limits: payload::Limits,
@@ -91,6 +226,7 @@ impl Rules {
     pub fn empty(config: &Config) -> Self {
         Self {
             rules: Vec::new(),
+            by_name: HashMap::new(),
             index: TopicIndex::new(),
             templates: Templates::new(config.text_bytes_max, config.text_fuel),
             payload_limits: config.payload_limits(),
@@ -117,6 +253,11 @@ impl Rules {
         matched
     }
 
+    /// The rules of `matched`, in the order of their files.
+    pub fn matched<'a>(&'a self, matched: &'a Matched) -> impl Iterator<Item = &'a Rule> {
+        matched.positions().filter_map(|position| self.rules.get(position))
+    }
+
     /// How many rules there are.
     pub fn len(&self) -> usize {
         self.rules.len()
@@ -132,15 +273,16 @@ impl Rules {
         &self.rules
     }
 
+    /// The rule of that name.
+    pub fn by_name(&self, name: &str) -> Option<&Rule> {
+        self.by_name.get(name).and_then(|position| self.rules.get(*position))
+    }
+
     /// Adds a rule whose name is not in the set.
     pub(super) fn add(&mut self, rule: Rule) {
         let position = u32::try_from(self.rules.len()).unwrap_or(u32::MAX);
         self.index.insert(&rule.filter, position);
+        self.by_name.insert(Arc::clone(&rule.name), self.rules.len());
         self.rules.push(rule);
-    }
-
-    /// The rule at a position of a [`Matched`] of this set.
-    pub(super) fn at(&self, position: usize) -> Option<&Rule> {
-        self.rules.get(position)
     }
 }

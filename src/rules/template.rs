@@ -409,7 +409,8 @@ mod tests {
         let limits = TopicLimits::default();
         let fired_at = Timestamp::from_millis(1_790_000_000_000);
         Some(Scene {
-            payload: decode(Decode::Auto, payload, Limits::default()).ok()?,
+            payload: decode(&Decode::Auto.into(), payload, Limits::default(), Timestamp::default())
+                .ok()?,
             previous: None,
             item: None,
             named: Named::new(),
@@ -470,7 +471,9 @@ mod tests {
 
     #[test]
     fn tells_what_the_rule_knows() {
-        let decode = |json: &str| decode(Decode::Json, json.as_bytes(), Limits::default());
+        let decode = |json: &str| {
+            decode(&Decode::Json.into(), json.as_bytes(), Limits::default(), Timestamp::default())
+        };
         let mut full = scene(b"{}").expect("decodes");
         full.named.push("avg5".into(), Value::Float(21.5));
         full.named.push("site".into(), Value::Null);

@@ -21,7 +21,7 @@ use minijinja::value::{Enumerator, Object, ObjectRepr};
 
 use crate::clock::Timestamp;
 use crate::payload::Value;
-use crate::payload::value::Map;
+use crate::payload::value::{Map, base64_text};
 
 /// The largest whole number up to which every one is a double: 2^53.
 pub(super) const EXACT_MAX: u64 = 1 << 53;
@@ -36,6 +36,7 @@ pub(super) fn to_cel<'v>(value: &'v Value) -> Box<dyn Val + 'v> {
         Value::Uint(value) => Box::new(CelUInt::from(*value)),
         Value::Float(value) => Box::new(CelDouble::from(*value)),
         Value::Text(text) => Box::new(CelString::from(text.as_ref())),
+        Value::Bytes(bytes) => Box::new(CelBytes::from(bytes.as_ref())),
         Value::List(items) => Box::new(ListView::new(items)),
         Value::Map(map) => Box::new(MapView::new(map)),
     }
@@ -420,6 +421,7 @@ pub(super) fn to_template(value: &Value) -> minijinja::Value {
         Value::Uint(value) => minijinja::Value::from(*value),
         Value::Float(value) => minijinja::Value::from(*value),
         Value::Text(text) => minijinja::Value::from(Arc::clone(text)),
+        Value::Bytes(bytes) => minijinja::Value::from(base64_text(bytes)),
         Value::List(items) => minijinja::Value::from_object(TemplateList(Arc::clone(items))),
         Value::Map(map) => minijinja::Value::from_object(TemplateMap(Arc::clone(map))),
     }

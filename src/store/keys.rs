@@ -1,6 +1,7 @@
 //! How keys are made: `[table][partition][rest]`. The tables are listed in [`super`].
 
 use super::bans::BanKind;
+use crate::clock::Timestamp;
 use crate::model::{AlertId, MessageId, partition};
 
 /// The first byte of a key.
@@ -15,7 +16,15 @@ pub enum Table {
     History = b'h',
     /// Alert instances that fire.
     Instance = b'i',
-    /// Alerts of which nobody is told.
+    /// Steps in the life of alerts.
+    Trail = b'a',
+    /// What people were told and are still to be told.
+    Telling = b'e',
+    /// What engines remember of devices.
+    Memory = b'w',
+    /// What engines remember of themselves.
+    Engine = b'y',
+    /// Alerts of which nobody was told: written by older versions, and deleted when outlived.
     Suppressed = b's',
     /// Providers' ids of our messages.
     Reference = b'r',
@@ -37,6 +46,13 @@ pub enum Table {
     Will = b'l',
     /// Retained messages.
     Retained = b't',
+}
+
+impl Table {
+    /// Whether an engine above the store says what its rows hold.
+    const fn is_of_engines(self) -> bool {
+        matches!(self, Self::Instance | Self::Telling | Self::Memory | Self::Engine)
+    }
 }
 
 /// A whole key.
@@ -62,14 +78,47 @@ pub fn message(table: Table, id: MessageId) -> Key {
     key(table, id.partition(), &[id.as_uuid().as_bytes()])
 }
 
+/// What the keys of all of the alert's messages in `table` begin with: time and order of the id.
+pub(super) fn messages_of(table: Table, alert: AlertId) -> Key {
+    key(table, alert.partition(), &[alert.as_uuid().as_bytes().get(..8).unwrap_or_default()])
+}
+
 /// The row of the instance that fires with this alert.
 pub fn instance(id: AlertId) -> Key {
     key(Table::Instance, id.partition(), &[id.as_uuid().as_bytes()])
 }
 
-/// The suppressed alert's row.
-pub fn suppressed(id: AlertId) -> Key {
-    key(Table::Suppressed, id.partition(), &[id.as_uuid().as_bytes()])
+/// What the keys of all of the alert's steps begin with.
+pub fn steps(alert: AlertId) -> Key {
+    key(Table::Trail, alert.partition(), &[alert.as_uuid().as_bytes()])
+}
+
+/// The row of a step in the alert's life.
+pub fn step(alert: AlertId, at: Timestamp, sequence: u16) -> Key {
+    let millis = u64::try_from(at.as_millis()).unwrap_or(0);
+    let rest: &[&[u8]] =
+        &[alert.as_uuid().as_bytes(), &millis.to_be_bytes(), &sequence.to_be_bytes()];
+    key(Table::Trail, alert.partition(), rest)
+}
+
+/// When the step with this key happened.
+pub(super) fn step_at(key: &[u8]) -> Option<Timestamp> {
+    let millis: [u8; 8] = key.get(18..26)?.try_into().ok()?;
+    Some(Timestamp::from_millis(i64::try_from(u64::from_be_bytes(millis)).ok()?))
+}
+
+/// When the alert fired whose id the key begins with: a UUID v7 begins with its time.
+pub(super) fn alert_at(key: &[u8]) -> Option<Timestamp> {
+    let mut millis = [0_u8; 8];
+    millis[2..].copy_from_slice(key.get(2..8)?);
+    Some(Timestamp::from_millis(i64::from_be_bytes(millis)))
+}
+
+/// A row of an engine's table.
+pub(super) fn row(table: Table, partition: u8, rest: &[u8]) -> Key {
+    debug_assert!(table.is_of_engines(), "{table:?} has functions of its own");
+    debug_assert!(partition < 64, "a partition is 0 to 63");
+    key(table, partition, &[rest])
 }
 
 /// The row that leads from a provider's id to our message.

@@ -18,7 +18,10 @@
 //! | `o` outbox | message id, 16 bytes | [`crate::model::Message`] that has not ended |
 //! | `h` history | message id, 16 bytes | [`crate::model::Message`] that has ended, for the retention time |
 //! | `i` instance | alert id, 16 bytes | `rows::InstanceRow`: an instance that fires |
-//! | `s` suppressed | alert id, 16 bytes | [`rows::Suppressed`]: an alert of which nobody is told |
+//! | `a` trail | alert id, 16 bytes; time, ms; sequence, 2 bytes | [`crate::model::tell::Step`]: what happened to an alert besides its messages, for the retention time |
+//! | `e` telling | as notify says | what people were told of an alert and are still to be told |
+//! | `w` memory | as its engine says | what an engine remembers of devices: windows, Sparkplug births |
+//! | `y` engine | as its engine says | what an engine remembers of itself: its last sign of life |
 //! | `r` reference | provider, NUL, provider's id | message id, 16 bytes |
 //! | `k` idempotency | SHA-256 of the API's key | [`rows::Idempotency`] |
 //! | `d` device | user name | [`Device`] |
@@ -30,8 +33,10 @@
 //! | `l` will | will number | a will that waits for its delay |
 //! | `t` retained | topic | the topic's retained message |
 //!
-//! Numbers are 8 bytes, the most significant first, count up and are never used twice: a row whose
-//! session or body is not there is left over from a crash and is deleted at the next start. `b`,
+//! Numbers and times are 8 bytes, the most significant first. Numbers count up and are never used
+//! twice: a row whose session or body is not there is left over from a crash and is deleted at the
+//! next start. `i`, `e`, `w` and `y` belong to engines, which say what is in them
+//! ([`Op::put_row`]). The sequence tells steps of one millisecond apart, in their order. `b`,
 //! `l` and `t` are a version byte (1), the length of the JSON that follows (4 bytes), that JSON
 //! ([`sessions::PublishRow`]), and the payload as it came.
 //!
@@ -43,7 +48,8 @@
 //!
 //! A table that is not there is empty, so a store that was written before sessions were kept opens
 //! as it is, and its format is the same; an older program leaves the tables alone that it does not
-//! know. Place kept for later: `w` windows and timers.
+//! know. `s` (suppressed: alerts of which nobody was told) is no longer written: such an alert is a
+//! step `dropped`. Rows that an older program left there go when their retention is over.
 //!
 //! # How it is made durable
 //!
@@ -56,6 +62,7 @@ mod open;
 mod outbox;
 pub mod rows;
 pub mod sessions;
+mod trail;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -71,6 +78,7 @@ use self::keys::{Key, Table};
 pub use self::open::OpenError;
 pub use self::outbox::{IDEMPOTENCY_KEPT, MessageFilter, RemoveError};
 pub use self::rows::Device;
+pub use self::trail::StepFilter;
 pub use self::writer::CommitError;
 use crate::span::Span;
 use crate::telemetry::Metrics;
@@ -81,7 +89,7 @@ use crate::telemetry::Metrics;
 pub struct Config {
     /// Memory for sled's page cache, bytes; default 67108864 (64 MiB), at least 1 MiB.
     pub cache_bytes: u64,
-    /// How long ended messages are kept; default 7d.
+    /// How long ended messages and the steps of alerts are kept; default 7d.
     pub retention: Span,
     /// Below this many free bytes on the disk nothing new is taken; default 209715200 (200 MiB).
     pub disk_free_min_bytes: u64,

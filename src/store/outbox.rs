@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::keys::{self, Table};
-use super::rows::{Device, Idempotency, InstanceRow, Suppressed};
+use super::rows::{Device, Idempotency, InstanceRow};
 use super::{Ban, CommitError, Op, ReadError, Store, decode};
 use crate::clock::Timestamp;
-use crate::model::{Alert, AlertId, AlertState, Channel, Message, MessageId, Reason, Status};
+use crate::model::{Alert, AlertId, AlertState, Channel, Message, MessageId, Status};
 
 /// Which messages to list. Empty: all.
 #[derive(Clone, Debug, Default)]
@@ -83,12 +83,6 @@ impl Op {
         self.remove(keys::instance(id));
     }
 
-    /// Notes an alert of which nobody is told.
-    pub fn put_suppressed(&mut self, alert: &Alert, reason: Reason) {
-        let row = Suppressed { alert: alert.clone(), reason };
-        self.put(keys::suppressed(alert.id), &row);
-    }
-
     /// Notes what an API request became.
     pub fn put_idempotency(&mut self, hash: &[u8; 32], row: &Idempotency) {
         self.put(keys::idempotency(hash), row);
@@ -126,6 +120,21 @@ impl Store {
         Ok(found)
     }
 
+    /// All messages of an alert, ended or not, in no order. Their ids begin as the alert's does
+    /// ([`MessageId::derive_nth`]), so this is two short scans.
+    pub fn messages_of(&self, alert: AlertId) -> Result<Vec<Message>, ReadError> {
+        let mut found = Vec::new();
+        for table in [Table::Outbox, Table::History] {
+            for value in self.tree.scan_prefix(keys::messages_of(table, alert)).values() {
+                let message: Message = decode(&value?)?;
+                if message.alert.as_ref().is_some_and(|of| of.id == alert) {
+                    found.push(message);
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// All messages that have not ended, partition by partition.
     pub fn outbox(&self) -> impl Iterator<Item = Result<Message, ReadError>> + use<> {
         self.scan(Table::Outbox)
@@ -150,11 +159,6 @@ impl Store {
                 text,
             })
         })
-    }
-
-    /// All alerts of which nobody was told, partition by partition.
-    pub fn suppressed(&self) -> impl Iterator<Item = Result<Suppressed, ReadError>> + use<> {
-        self.scan(Table::Suppressed)
     }
 
     /// The message that a provider knows by this id.
@@ -221,16 +225,8 @@ impl Store {
                 }
                 ops.push(op);
             }
-            for item in self.tree.scan_prefix([Table::Suppressed as u8, partition]) {
-                let Ok(row) = decode::<Suppressed>(&item?.1) else { continue };
-                if now.since(row.alert.changed_at) < self.retention || ops.len() >= limit {
-                    break;
-                }
-                let mut op = Op::new();
-                op.remove(keys::suppressed(row.alert.id));
-                ops.push(op);
-            }
         }
+        self.outlived_steps(now, self.retention, limit, &mut ops)?;
         for item in self.tree.scan_prefix([Table::Idempotency as u8]) {
             if ops.len() >= limit {
                 break;

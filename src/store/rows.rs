@@ -1,11 +1,15 @@
-//! What the rows hold that are no type of [`crate::model`].
+//! What the rows hold that are no type of [`crate::model`], and the tables whose rows are the
+//! business of engines above the store.
 
 use std::sync::Arc;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::keys::{self, Table};
+use super::{Op, ReadError, Store};
 use crate::clock::Timestamp;
-use crate::model::{Alert, AlertId, MessageId, Reason, Severity};
+use crate::model::{AlertId, MessageId, Severity};
 use crate::topic::TopicName;
 
 /// An alert instance that fires. Its row's key is the alert's id and not rule and key, which would
@@ -24,15 +28,6 @@ pub(super) struct InstanceRow {
     pub(super) at: Timestamp,
     /// The topic of the publish that fired it.
     pub(super) topic: TopicName,
-}
-
-/// An alert of which nobody is told.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Suppressed {
-    /// The alert.
-    pub alert: Alert,
-    /// Why.
-    pub reason: Reason,
 }
 
 /// What an API request with an idempotency key became.
@@ -60,4 +55,40 @@ pub struct Device {
     pub groups: Vec<String>,
     /// When it was added.
     pub added_at: Timestamp,
+}
+
+/// Rows of [`Table::Instance`], [`Table::Telling`], [`Table::Memory`] and [`Table::Engine`]: each
+/// holds what the engine that writes it says. A field that is added needs a serde default. Keys
+/// that come in some order (ids) cost sled a fraction of those that do not (names, hashes).
+impl Op {
+    /// Puts a row; `partition` is 0 to 63, see [`crate::model::partition`].
+    pub fn put_row(&mut self, table: Table, partition: u8, rest: &[u8], row: &impl Serialize) {
+        self.put(keys::row(table, partition, rest), row);
+    }
+
+    /// Takes a row out.
+    pub fn remove_row(&mut self, table: Table, partition: u8, rest: &[u8]) {
+        self.remove(keys::row(table, partition, rest));
+    }
+}
+
+impl Store {
+    /// The row with this key.
+    pub fn row<T: DeserializeOwned>(
+        &self,
+        table: Table,
+        partition: u8,
+        rest: &[u8],
+    ) -> Result<Option<T>, ReadError> {
+        self.get(&keys::row(table, partition, rest))
+    }
+
+    /// All rows of a table in the order of their keys; one that cannot be read is an error of its
+    /// own and does not end the scan.
+    pub fn rows<T: DeserializeOwned>(
+        &self,
+        table: Table,
+    ) -> impl Iterator<Item = Result<T, ReadError>> + use<T> {
+        self.scan(table)
+    }
 }

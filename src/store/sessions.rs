@@ -165,27 +165,29 @@ impl Store {
     pub fn saved(&self) -> Saved {
         let mut saved = Saved::default();
         let found = &mut (Vec::new(), 0);
-        saved.sessions = self.rows(Table::Session, found, |key, value| {
+        saved.sessions = self.saved_rows(Table::Session, found, |key, value| {
             Ok((number(key, 0)?, decode::<SessionRow>(value)?))
         });
-        saved.queued = self.rows(Table::Queued, found, |key, value| {
+        saved.queued = self.saved_rows(Table::Queued, found, |key, value| {
             Ok(((number(key, 0)?, number(key, 8)?), decode::<QueuedRow>(value)?))
         });
-        saved.bodies = self
-            .rows(Table::Body, found, |key, value| Ok((number(key, 0)?, decode_publish(value)?.0)));
-        saved.received = self.rows(Table::Received, found, |key, value| {
+        saved.bodies = self.saved_rows(Table::Body, found, |key, value| {
+            Ok((number(key, 0)?, decode_publish(value)?.0))
+        });
+        saved.received = self.saved_rows(Table::Received, found, |key, value| {
             let id = key.get(8..).and_then(|id| id.try_into().ok()).map(u16::from_be_bytes);
             let id = id.ok_or_else(|| ReadError("a key has no packet id".to_owned()))?;
             Ok(((number(key, 0)?, id), decode::<ReceivedRow>(value)?))
         });
-        saved.wills = self.rows(Table::Will, found, |key, value| {
+        saved.wills = self.saved_rows(Table::Will, found, |key, value| {
             let (publish, will) = decode_publish(value)?;
             let will = will.ok_or_else(|| ReadError("a will has no time".to_owned()))?;
             Ok((number(key, 0)?, will, publish))
         });
         // Their keys have no number.
         let largest = found.1;
-        saved.retained = self.rows(Table::Retained, found, |_, value| Ok(decode_publish(value)?.0));
+        saved.retained =
+            self.saved_rows(Table::Retained, found, |_, value| Ok(decode_publish(value)?.0));
         saved.unreadable = std::mem::take(&mut found.0);
         let of_wills = saved.wills.iter().map(|(_, will, _)| will.session).max();
         saved.largest_number = largest.max(of_wills.unwrap_or(0));
@@ -194,7 +196,7 @@ impl Store {
 
     /// The rows of a table. `read` gets a key without table and partition. What cannot be read,
     /// and the largest number of a key, are added to `found`.
-    fn rows<T>(
+    fn saved_rows<T>(
         &self,
         table: Table,
         found: &mut (Vec<String>, u64),

@@ -305,3 +305,46 @@ async fn logs_for_machines_are_json() {
     assert!(fields.contains("message_id") && fields.contains("elapsed_ms"), "{fields:?}");
     check(&log, &["stopping"]);
 }
+
+#[tokio::test]
+async fn record_writes_what_is_published_and_says_how_much() {
+    let process = Process::start(Place::new("")).await;
+    let mut device = process.anonymous("device").connect().await;
+    let record = ["record", "--out", "traffic.jsonl", "--topic", "site/#", "--count", "3"];
+    // It publishes until the recording has what it wants: when that began to listen nobody knows.
+    let publish = async {
+        loop {
+            device.publish_with("site/kiel/1", 1, "{\"t\": \"ü\"}").await;
+            device.publish_with("other", 1, "unheard").await;
+        }
+    };
+    let said = tokio::select! {
+        said = process.done(&record) => said,
+        () = publish => unreachable!("it never ends"),
+    };
+    check(&said, &["3 publishes, ", " bytes in traffic.jsonl\n"]);
+    let path = process.place.path("traffic.jsonl");
+    let read: Vec<_> =
+        watchbell::capture::Reader::open(&path).unwrap().collect::<Result<_, _>>().unwrap();
+    assert_eq!(read.len(), 3);
+    for one in read {
+        assert_eq!(
+            (one.topic.as_str(), &*one.payload),
+            ("site/kiel/1", "{\"t\": \"ü\"}".as_bytes())
+        );
+    }
+    // Time is another end, and a file that is there is not overwritten.
+    let said = process.done(&["record", "--out", "traffic.jsonl", "--for", "10ms"]).await;
+    check(&said, &["0 publishes, 0 bytes in traffic.jsonl\n"]);
+    assert!(process.place.path("traffic.jsonl.1").exists());
+
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let broker = port.to_string();
+    let why = command(&process.place, &["record", "--out", "x", "--broker", &broker]).await;
+    assert_eq!(why.code, 1);
+    check(&why.err, &["nothing listens there"]);
+    check(
+        &process.refused(&["record", "--out", "x", "--topic", "a/#/b"]).await,
+        &["--topic a/#/b"],
+    );
+}

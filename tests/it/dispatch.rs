@@ -12,8 +12,8 @@ use watchbell::dispatch::{
     RetryConfig,
 };
 use watchbell::model::{
-    Address, AlertId, AlertState, Attempt, AttemptOutcome, Channel, Content, IdSource, Message,
-    MessageId, Reason, RunId, Severity, Status, Target,
+    Address, AlertId, AlertRef, AlertState, Attempt, AttemptOutcome, Channel, Content, IdSource,
+    Message, MessageId, Reason, RunId, Severity, Status, Target,
 };
 use watchbell::provider::{Lookup, Provider, RetryScope, Scope, SendOutcome};
 use watchbell::span::Span;
@@ -107,6 +107,7 @@ fn message(number: u64, channel: Channel) -> Message {
         updated_at: now,
         attempt_count: 0,
         attempts: Vec::new(),
+        left_out: None,
         provider: None,
         provider_ref: None,
     }
@@ -362,5 +363,72 @@ async fn what_the_provider_already_has_is_not_sent_again() {
         running.until(message.id, Status::Sent).await;
     }
     assert_eq!(provider.sent().len(), 1, "one was found, the other was sent");
+    running.stop().await;
+}
+
+/// What the nth alert of a freezer, which fired so many seconds ago, tells now.
+fn freezer(freezer: &str, number: u64, secs_ago: u64, state: AlertState) -> Message {
+    let mut message = message(number, Channel::Sms);
+    let now = message.created_at;
+    let fired_at =
+        Timestamp::from_millis(now.as_millis() - 1000 * i64::try_from(secs_ago).unwrap());
+    let id = AlertId::next(&mut IdSource::new(number), fired_at, "freezer", freezer);
+    message.id = MessageId::derive(id, state, Channel::Sms, &message.target.address);
+    message.alert = Some(AlertRef {
+        id,
+        rule: "freezer".into(),
+        key: freezer.into(),
+        state,
+        topic: watchbell::topic::TopicName::parse("a/b", Default::default()).unwrap(),
+    });
+    message.contact = Some("ana".into());
+    (message.created_at, message.due_at) = (fired_at, fired_at);
+    message.expires_at = now.plus(Duration::from_secs(3600));
+    message
+}
+
+#[tokio::test]
+async fn what_waited_long_is_put_together_and_what_did_not_is_not() {
+    use AlertState::{Cleared, Firing};
+    let long: Vec<Message> =
+        (0..40).map(|number| freezer("long", number, 600 - 10 * number, Firing)).collect();
+    let short: Vec<Message> = (40..45).map(|number| freezer("short", number, 60, Firing)).collect();
+    let over = [freezer("over", 50, 600, Firing), freezer("over", 50, 600, Cleared)];
+    // Of this one somebody was told.
+    let mut told = [freezer("told", 60, 600, Firing), freezer("told", 60, 600, Cleared)];
+    told[0].status = Status::Sent;
+    // This one may have been sent.
+    let mut unknown = [freezer("unknown", 70, 600, Firing), freezer("unknown", 71, 500, Firing)];
+    unknown[0].status = Status::Sending;
+    unknown[0].attempts = cut_off(1).attempts;
+    unknown[0].attempt_count = 1;
+    let stored = [&long[..], &short, &over, &told, &unknown].concat();
+
+    let provider = Scripted::answering([]);
+    let running = Running::start(&[("one", Arc::clone(&provider))], &stored).await;
+    eventually(|| running.dispatch.waiting() == 0).await;
+    let left_out = |messages: &[Message], reason: Reason| {
+        for message in messages {
+            let row = running.row(message.id);
+            assert_eq!((row.status, row.reason), (Status::Canceled, Some(reason)));
+        }
+    };
+    left_out(&long[..39], Reason::Superseded);
+    left_out(&over, Reason::Over);
+    let mut expected: Vec<MessageId> = short.iter().map(|message| message.id).collect();
+    expected.extend([long[39].id, told[1].id, unknown[0].id, unknown[1].id]);
+    expected.sort();
+    let mut sent = provider.sent();
+    sent.sort();
+    assert_eq!(sent, expected);
+    let text = |message: &Message| running.row(message.id).content.text;
+    assert!(text(&long[39]).contains("\n40 events between "), "{}", text(&long[39]));
+    assert!(text(&told[1]).contains("\nat "), "{}", text(&told[1]));
+    assert!(text(&unknown[1]).contains("\nsince "), "{}", text(&unknown[1]));
+    for untouched in short.iter().chain(&unknown[..1]) {
+        assert_eq!(&*text(untouched), "text");
+    }
+    let messages = running.store.messages_of(told[0].alert.as_ref().unwrap().id).unwrap();
+    assert_eq!(messages.len(), 2);
     running.stop().await;
 }

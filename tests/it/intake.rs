@@ -7,11 +7,11 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use watchbell::clock::{Clock, Timestamp};
 use watchbell::dispatch::{self, Dispatcher};
+use watchbell::intake::pipeline::Pipeline;
 use watchbell::intake::ruleset::{Limits, RuleSet};
 use watchbell::intake::{self, Intake, Ticket, Verdict};
 use watchbell::model::{IdSource, Publish, Qos, Reason, RunId};
 use watchbell::problem::TomlFile;
-use watchbell::rules::engine::Engine;
 use watchbell::store::Store;
 use watchbell::telemetry::Metrics;
 use watchbell::topic::{TopicLimits, TopicName};
@@ -52,7 +52,13 @@ pub(crate) async fn start(
         clock: Clock::System,
         metrics: metrics.clone(),
         rules: RuleSet::parse(&[rules], &limits).unwrap(),
-        engine: Engine::new(IdSource::new(2), &limits.rules),
+        pipeline: Pipeline::new(
+            IdSource::new(2),
+            &limits.rules,
+            &limits.contacts,
+            Duration::from_secs(3600),
+        ),
+        stopped_at: None,
         ids: IdSource::new(3),
         expires_in: Duration::from_secs(3600),
     };

@@ -391,3 +391,60 @@ async fn without_any_provider_the_phone_shows_it() {
     harness.api.message_that_is("delivered", "alarm hello").await;
     harness.stop().await;
 }
+
+#[tokio::test]
+async fn after_an_outage_each_freezer_is_one_message_and_the_worst_is_first() {
+    let (fake, twilio_side) = Twilio::start().await;
+    fake.stop().await;
+    let rule = |name: &str, severity: &str| {
+        format!(
+            "
+            [[rule]]
+            name = '{name}'
+            topic = 'devices/{{device}}/{name}/{{unit}}'
+            decode = 'text'
+            severity = '{severity}'
+            to = ['ana']
+            by = ['sms']
+            text = '{name} {{{{ unit }}}}: {{{{ payload }}}}'
+            "
+        )
+    };
+    let rules = format!("{}{}", rule("door", "info"), rule("freezer", "critical"));
+    let config = format!(
+        "{}concurrency = 1\n[dispatch]\ncollapse_after = '50ms'\n{}",
+        twilio("twilio-main", &fake),
+        QUICK.replace("[dispatch]", ""),
+    );
+    let harness = Place::new(&config).rules(&rules).start().await;
+    let mut device = harness.device("pump-7").connect().await;
+    for count in 1..=40 {
+        for what in ["door", "freezer"] {
+            let topic = format!("devices/pump-7/{what}/1");
+            device.publishes(&topic, &count.to_string()).await;
+        }
+    }
+    // Each try is in vain, and is the freezer's.
+    let freezers = async || harness.api.messages("status=queued&rule=freezer").await.len();
+    found("one of the freezer", async || (freezers().await == 1).then_some(())).await;
+    let left_out = "messages_left_out_total{reason=\"superseded\"}";
+    let counted = async || (harness.api.metric(left_out).await >= 39).then_some(());
+    found("the others counted", counted).await;
+    let place = harness.stop().await;
+
+    let harness = place.start().await;
+    fake.restart().await;
+    harness.api.emptied().await;
+    let texts = twilio_side.texts();
+    assert_eq!(texts.len(), 2, "{texts:?}");
+    assert!(texts[0].starts_with("freezer 1: 40"), "{texts:?}");
+    assert!(texts[1].starts_with("door 1: 40"), "{texts:?}");
+    for text in &texts {
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.contains("\n40 events "), "{text}");
+    }
+    let superseded = harness.api.messages("status=canceled").await;
+    assert_eq!(superseded.len(), 78);
+    assert!(superseded.iter().all(|message| message["reason"] == json!("superseded")));
+    harness.stop().await;
+}

@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use watchbell::clock::Timestamp;
+use watchbell::model::tell::{Step as TrailStep, StepKind};
 use watchbell::model::{
     Address, AlertId, AlertState, Channel, Content, IdSource, Message, MessageId, Publish, Qos,
-    Severity, Status, Target,
+    Reason, Severity, Status, Target,
 };
 use watchbell::span::Span;
+use watchbell::store::keys::Table;
 use watchbell::store::sessions::{QueuedRow, ReceivedRow, SessionRow, WillRow};
-use watchbell::store::{Config, MessageFilter, Op, OpenError, Store, keys};
+use watchbell::store::{Config, MessageFilter, Op, OpenError, ReadError, StepFilter, Store, keys};
 use watchbell::telemetry::Metrics;
 
 fn open(directory: &Path) -> Result<Store, OpenError> {
@@ -55,6 +57,7 @@ fn message(number: u64, status: Status) -> Message {
         updated_at: now,
         attempt_count: 0,
         attempts: Vec::new(),
+        left_out: None,
         provider: None,
         provider_ref: None,
     }
@@ -286,4 +289,125 @@ async fn a_message_that_ends_while_it_is_listed_is_not_listed_twice() {
     }
     drop(stop);
     lists.join().unwrap();
+}
+
+const START: i64 = 1_790_000_000_000;
+
+/// A step of alert `number`, which fired that many seconds after the start, `after` seconds later.
+fn step(number: u64, after: i64, what: StepKind) -> TrailStep {
+    let fired_at = START + 1000 * i64::try_from(number).unwrap();
+    let key = number.to_string();
+    let mut ids = IdSource::new(number);
+    TrailStep {
+        alert: AlertId::next(&mut ids, Timestamp::from_millis(fired_at), "rule", &key),
+        at: Timestamp::from_millis(fired_at + 1000 * after),
+        what,
+        reason: (what == StepKind::Held).then_some(Reason::QuietHours),
+        rule: "rule".into(),
+        key: key.into(),
+        severity: Severity::Warning,
+        topic: watchbell::topic::TopicName::parse("a/b", Default::default()).unwrap(),
+        contact: None,
+        message: None,
+        detail: None,
+    }
+}
+
+#[test]
+fn the_steps_of_one_alert_come_in_order_and_those_of_all_newest_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let store = open(directory.path()).unwrap();
+    let same_moment = [StepKind::Raised, StepKind::Held, StepKind::Cleared];
+    let mut op = Op::new();
+    for what in same_moment {
+        op.put_step(&step(1, 0, what));
+    }
+    op.put_step(&step(1, 90, StepKind::Dropped));
+    for number in 2..60 {
+        op.put_step(&step(number, 0, StepKind::Raised));
+    }
+    runtime.block_on(store.commit(vec![op])).unwrap();
+
+    let one: Vec<StepKind> =
+        store.steps(step(1, 0, StepKind::Raised).alert).unwrap().iter().map(|s| s.what).collect();
+    assert_eq!(one[..3], same_moment);
+    assert_eq!(one[3..], [StepKind::Dropped]);
+
+    let check = |filter: &StepFilter, from: i64, limit: usize, expected: &[(&str, StepKind)]| {
+        let from = Timestamp::from_millis(START + 1000 * from);
+        let found = store.steps_since(filter, from, limit).unwrap();
+        let found: Vec<(&str, StepKind)> = found.iter().map(|s| (&*s.key, s.what)).collect();
+        assert_eq!(found, expected, "{filter:?} {from} {limit}");
+    };
+    let all = StepFilter::default();
+    let (dropped, raised) = (("1", StepKind::Dropped), StepKind::Raised);
+    check(&all, 0, 3, &[dropped, ("59", raised), ("58", raised)]);
+    check(&all, 59, 10, &[dropped, ("59", raised)]);
+    check(&all, 0, 0, &[]);
+    let before = Some(Timestamp::from_millis(START + 59_000));
+    check(&StepFilter { before, ..all.clone() }, 57, 9, &[("58", raised), ("57", raised)]);
+    let held = StepFilter { what: vec![StepKind::Held], ..all.clone() };
+    check(&held, 0, 9, &[("1", StepKind::Held)]);
+    check(
+        &StepFilter { reason: Some(Reason::QuietHours), ..all.clone() },
+        0,
+        9,
+        &[("1", StepKind::Held)],
+    );
+    check(&StepFilter { key: Some("7".to_owned()), ..all.clone() }, 0, 9, &[("7", raised)]);
+    check(&StepFilter { rule: Some("other".to_owned()), ..all }, 0, 9, &[]);
+}
+
+#[test]
+fn a_step_goes_when_it_is_old_even_while_its_alert_has_younger_ones() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let config = Config { retention: Span::from_secs(60), ..Config::default() };
+    let store = Store::open(directory.path(), &config, &Metrics::new()).unwrap();
+    let old = step(1, 0, StepKind::Raised);
+    let mut op = Op::new();
+    op.put_step(&old);
+    op.put_step(&step(1, 50, StepKind::Cleared));
+    // What a version that knew `s` left behind.
+    let mut before = keys::steps(old.alert);
+    before[0] = Table::Suppressed as u8;
+    op.put(before, &"an alert of which nobody was told");
+    runtime.block_on(store.commit(vec![op])).unwrap();
+
+    let left = |after: u64| {
+        let now = old.at.plus(Duration::from_secs(after));
+        let ops = store.outlived(now, 10).unwrap();
+        let count = ops.len();
+        runtime.block_on(store.commit(ops)).unwrap();
+        (count, store.steps(old.alert).unwrap().len())
+    };
+    assert_eq!(left(59), (0, 2));
+    assert_eq!(left(60), (2, 1));
+    assert_eq!(left(109), (0, 1));
+    assert_eq!(left(110), (1, 0));
+}
+
+#[test]
+fn engines_find_their_rows_again_and_one_that_cannot_be_read_is_an_error_of_its_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let store = open(directory.path()).unwrap();
+    let mut op = Op::new();
+    for table in [Table::Instance, Table::Telling, Table::Memory, Table::Engine] {
+        op.put_row(table, 0, b"first", &(table as u8, 1));
+        op.put_row(table, 63, b"last", &(table as u8, 3));
+        op.put_row(table, 9, b"gone", &(0, 0));
+        op.remove_row(table, 9, b"gone");
+    }
+    op.put_row(Table::Memory, 7, b"odd", &"another version's");
+    runtime.block_on(store.commit(vec![op])).unwrap();
+    for table in [Table::Instance, Table::Telling, Table::Memory, Table::Engine] {
+        let found: Vec<Result<(u8, u8), ReadError>> = store.rows(table).collect();
+        let read: Vec<(u8, u8)> = found.iter().flatten().copied().collect();
+        assert_eq!(read, [(table as u8, 1), (table as u8, 3)]);
+        assert_eq!(found.len() - read.len(), usize::from(table == Table::Memory));
+    }
+    assert_eq!(store.row(Table::Engine, 63, b"last").unwrap(), Some((b'y', 3)));
+    assert_eq!(store.row::<(u8, u8)>(Table::Engine, 9, b"gone").unwrap(), None);
 }

@@ -9,7 +9,7 @@ fn floor(module: &str) -> u8 {
         "clock" | "model" | "network" | "online" | "password" | "problem" | "secret" | "span"
         | "telemetry" | "topic" => 0,
         "payload" | "rules" | "notify" | "channel" => 1,
-        "store" | "provider" => 2,
+        "capture" | "store" | "provider" => 2,
         "intake" | "dispatch" => 3,
         "broker" | "api" | "console" => 4,
         "app" | "certs" | "cli" | "config" | "instance" | "main" => 5,

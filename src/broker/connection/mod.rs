@@ -33,6 +33,7 @@ use tokio::time::{Instant, Sleep};
 use super::Shared;
 use super::acl::Grants;
 use super::clients::Presence;
+use super::herald::{self, Event, News, Way};
 use super::hub::Detach;
 use super::listener::Listener;
 use super::load::{IdentityPlace, Input, Pace};
@@ -653,6 +654,26 @@ impl Connection {
         }
     }
 
+    fn way(&self) -> Way {
+        Way { address: self.peer.ip(), listener: Arc::clone(&self.listener.name) }
+    }
+
+    /// Tells rules that the client has left, or was taken over.
+    fn tell_end(&self, close: &Close) {
+        let Some((presence, _)) = &self.stays else { return };
+        let event = match close.reason {
+            Reason::TakenOver => Event::TakenOver,
+            _ => Event::Disconnected,
+        };
+        let news = News {
+            way: Some(&self.way()),
+            reason: Some(close.reason),
+            clean: close.reason == Reason::ClientDisconnect && close.drops_will,
+            ..News::of(event, &self.session.client_id, &self.session.principal)
+        };
+        herald::tell_once(&self.shared.hub, &news, &presence.connected.is_end_told);
+    }
+
     /// Lets go of the session and publishes the will if it is due. Gives back the last words.
     pub(crate) async fn leave(&mut self, close: &Close) -> Vec<u8> {
         let expires_after = match self.session_expiry {
@@ -665,12 +686,14 @@ impl Connection {
             // publishes.
             self.charge(1, will.topic.as_str().len() + will.payload.len());
         }
-        // Before the session is let go, so that whoever takes it over finds the place free.
+        // Before the session is let go, so that whoever takes it over is told of after it, and finds
+        // the place free.
+        self.tell_end(close);
         self.stays = None;
         let leaving = Detach { expires_after, will };
         let hub = &self.shared.hub;
         if let Some(will) = hub.detach(&self.session, self.owner, leaving) {
-            hub.publish_will(&self.session, *will, None).await;
+            hub.publish_will(&self.session, *will, None, Some(&self.way())).await;
         }
         let mut last_words = std::mem::take(&mut self.out);
         if let (Version::V5, Some(code), false) = (self.writer.version, close.code, close.silent) {

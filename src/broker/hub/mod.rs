@@ -45,6 +45,7 @@ use self::routes::{Member, Routes, Target};
 use super::acl::Grants;
 use super::auth::Principal;
 use super::config::Config;
+use super::herald::{self, Event, Herald, News, Way};
 use super::limits::Repeats;
 use super::load::quota::{Most, Owner as Whose, Quota};
 use super::protocol::Wanted;
@@ -73,6 +74,7 @@ pub(crate) struct Hub {
     pub(crate) queues: Arc<Queues>,
     pub(crate) clock: Clock,
     pub(crate) metrics: Metrics,
+    pub(crate) herald: Herald,
     limits: Limits,
     sessions: Mutex<HashMap<Arc<str>, Arc<Session>>>,
     routes: RwLock<Routes>,
@@ -189,6 +191,7 @@ impl Hub {
             queues,
             clock,
             metrics,
+            herald: Herald::new(config.client_events_max, config.client_id_chars_max),
             limits: Limits {
                 sessions_max: config.sessions_max,
                 subscriptions_max: config.subscriptions_max,
@@ -464,6 +467,7 @@ impl Hub {
 
     /// Tells every connection to end, and takes no more.
     pub(crate) fn stop(&self) {
+        self.herald.stop();
         let sessions = lock(&self.sessions);
         // Under the lock: whoever attaches later sees it.
         self.stopping.store(true, Ordering::Release);
@@ -518,7 +522,7 @@ impl Hub {
                     && let Some(PendingWill { number, will, .. }) = self.overdue(&session)
                 {
                     wills.push(async move {
-                        self.publish_will(&session, *will, Some(number)).await;
+                        self.publish_will(&session, *will, Some(number), None).await;
                     });
                 }
                 continue;
@@ -586,11 +590,22 @@ impl Hub {
     }
 
     /// Publishes a will: through intake like any other publish, then to the subscribers. Its row,
-    /// where it has one, goes when all that is on disk.
-    pub(crate) async fn publish_will(&self, session: &Session, will: Will, row: Option<u64>) {
+    /// where it has one, goes when all that is on disk. `way` is how its client had come, where that
+    /// is still known.
+    pub(crate) async fn publish_will(
+        &self,
+        session: &Session,
+        will: Will,
+        row: Option<u64>,
+        way: Option<&Way>,
+    ) {
         let publish = Arc::new(self.publish_of(session, &will));
         let refused = match self.try_publish_will(&publish).await {
-            Ok(()) => None,
+            Ok(()) => {
+                let news = News::of(Event::Will, &session.client_id, &session.principal);
+                herald::tell(self, &News { way, ..news });
+                None
+            }
             Err(reason) => {
                 // Counted already; said once a minute, and not for each device while the disk is full.
                 if self.is_first_of_ours(("will", reason)) {
@@ -814,6 +829,13 @@ impl Hub {
             return Vec::new();
         }
         read(&self.routes).targets(topic, from, self.limits.queue)
+    }
+
+    /// Whether a rule or a subscription looks at this topic, of which the process itself would
+    /// publish.
+    pub(crate) fn wants(&self, topic: &TopicName) -> bool {
+        self.intake.matches(topic).is_some()
+            || (self.route_count.load(Ordering::Acquire) > 0 && read(&self.routes).has(topic))
     }
 
     /// Why a publish cannot be taken that would have to be on disk for somebody: there is no room.

@@ -138,10 +138,10 @@ mod tests {
             client_id: "p".into(),
             identity: None,
             received_at: Timestamp::default(),
-            properties: Some(Box::new(PublishProperties {
-                expires_after_secs,
-                ..PublishProperties::default()
-            })),
+            properties: expires_after_secs.map(|secs| {
+                let expires_after_secs = Some(secs);
+                Box::new(PublishProperties { expires_after_secs, ..PublishProperties::default() })
+            }),
         })
     }
 
@@ -175,9 +175,11 @@ mod tests {
     #[test]
     fn an_empty_payload_deletes_and_the_bounds_hold() {
         let now = Timestamp::default();
-        let mut retained = Retained::new(2, 12, Most::default());
+        // Properties weigh what they take.
+        let properties = PublishProperties::default().bytes();
+        let mut retained = Retained::new(2, 12 + properties, Most::default());
         assert_eq!(retained.keep(&publish("a", "12345", None), now, &mut |_| {}), Ok(()));
-        assert_eq!(retained.keep(&publish("b", "123456", None), now, &mut |_| {}), Err(Full));
+        assert_eq!(retained.keep(&publish("b", "123456", Some(5)), now, &mut |_| {}), Err(Full));
         assert_eq!(retained.keep(&publish("b", "12345", Some(5)), now, &mut |_| {}), Ok(()));
         assert_eq!(retained.keep(&publish("c", "1", None), now, &mut |_| {}), Err(Full));
         let later = Timestamp::from_millis(5000);

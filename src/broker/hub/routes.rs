@@ -167,6 +167,13 @@ impl Routes {
         self.index.len()
     }
 
+    /// Whether anybody subscribes to `topic`; no share takes a turn for it.
+    pub(super) fn has(&self, topic: &TopicName) -> bool {
+        let mut any = false;
+        self.index.visit_matches(topic, &mut |_| any = true);
+        any
+    }
+
     /// Who gets a publish of `from` to `topic`: each session once, with the highest QoS of its
     /// subscriptions that match (MQTT-3.3.5-1), and one member of each share.
     pub(super) fn targets(

@@ -76,6 +76,7 @@ fn message(channel: Channel, address: Address) -> Message {
         updated_at: NOW,
         attempt_count: 2,
         attempts: Vec::new(),
+        left_out: None,
         provider: None,
         provider_ref: None,
     }

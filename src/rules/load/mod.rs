@@ -4,7 +4,7 @@
 //! [[rule]]
 //! name       = "freezer-warm"                       # a-z, 0-9, - _ .; unique in all files
 //! topic      = "site/{site}/freezer/{unit}/telemetry"  # MQTT filter; {name} captures one level
-//! decode     = "json"                               # auto (default) | json | number | text
+//! decode     = "json"                               # auto (default) | json | number | text | ...
 //! when       = "payload.temp_c > -15.0"             # CEL; without it every publish is an alert
 //! clear      = "payload.temp_c < -17.0"             # CEL; default: not `when`
 //! key        = ["site", "unit"]                     # CEL or captures; default: all captures
@@ -19,20 +19,19 @@
 //!
 //! Loading is all or nothing and reports every problem of every file at once.
 
+mod compile;
+mod written;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use serde::Deserialize;
-
+use self::written::Written;
 use super::Config;
-use super::condition::{Expression, Scope};
 use super::lower;
-use super::set::{KeyPart, Known, Rule, Rules};
+use super::set::{Known, Rules};
 use super::template;
-use crate::model::{Channel, Severity, is_name};
-use crate::payload::Decode;
+use crate::model::{Channel, is_name};
 use crate::problem::{Problem, Step, TomlFile, closest, read};
-use crate::span::Span;
 use crate::topic::{TopicFilter, TopicLimits};
 
 /// Names that a capture cannot have: words of CEL and of templates.
@@ -96,26 +95,6 @@ impl Rules {
         }
         if loader.problems.is_empty() { Ok(loader.rules) } else { Err(loader.problems) }
     }
-}
-
-/// A `[[rule]]` table as it is written. Everything is optional, so that one missing key hides no
-/// other problem.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Written {
-    name: Option<String>,
-    topic: Option<String>,
-    decode: Option<String>,
-    when: Option<String>,
-    clear: Option<String>,
-    key: Option<Vec<String>>,
-    severity: Option<String>,
-    title: Option<String>,
-    text: Option<String>,
-    text_clear: Option<String>,
-    to: Option<Vec<String>>,
-    by: Option<Vec<String>>,
-    expires_in: Option<Span>,
 }
 
 struct Loader<'a> {
@@ -252,7 +231,7 @@ impl<'a> Loader<'a> {
             ),
             (
                 "topic",
-                written.topic.is_some(),
+                written.topic.is_some() || written.on.is_some(),
                 "`topic` is missing; write an MQTT filter, as in topic = \"site/{site}/door\"",
             ),
             (
@@ -265,7 +244,7 @@ impl<'a> Loader<'a> {
                 entry.problem(&[], what);
             }
         }
-        let rule = self.compile(&mut entry, &written);
+        let rule = self.compile(&mut entry, &written, &table);
         if entry.problems.is_empty()
             && let Some(rule) = rule
         {
@@ -274,84 +253,6 @@ impl<'a> Loader<'a> {
         entry.problems.sort_by_key(|(line, _)| *line);
         let problems = entry.problems.into_iter().map(|(_, problem)| problem);
         self.problems.extend(problems);
-    }
-
-    fn compile(&mut self, entry: &mut Entry<'a>, written: &Written) -> Option<Rule> {
-        let name = self.name(entry, written.name.as_deref());
-        let filter = filter(entry, written.topic.as_deref());
-        let captures: Vec<Arc<str>> = filter.as_ref().map_or_else(Vec::new, |filter| {
-            let names = filter.captures().iter();
-            names.map(|(_, name)| Arc::clone(name)).collect()
-        });
-        let decodes: Vec<_> = Decode::ALL.iter().map(|how| (how.as_str(), *how)).collect();
-        let decode = match &written.decode {
-            None => Some(Decode::Auto),
-            Some(word) => entry.word(&["decode".into()], word, &decodes),
-        };
-        let severities: Vec<_> = Severity::ALL.iter().map(|s| (s.as_str(), *s)).collect();
-        let severity = match &written.severity {
-            None => Some(Severity::default()),
-            Some(word) => entry.word(&["severity".into()], word, &severities),
-        };
-        // Without its topic a rule's names are not known, and each would look wrong.
-        let readable = filter.is_some();
-        let seen: Vec<&str> = captures.iter().map(AsRef::as_ref).collect();
-        let scope = Scope { captures: &seen, ..Scope::default() };
-        let expression = |entry: &mut Entry<'_>, key: &str, source: Option<&String>| {
-            let source = source.filter(|_| readable)?;
-            Expression::compile(source, &scope, self.config.expression_bytes_max)
-                .map_err(|all| entry.problems(&[key.into()], all))
-                .ok()
-        };
-        let when = expression(entry, "when", written.when.as_ref());
-        let clear = expression(entry, "clear", written.clear.as_ref());
-        let is_event = written.when.is_none();
-        for (key, is_there) in
-            [("clear", written.clear.is_some()), ("text_clear", written.text_clear.is_some())]
-        {
-            if is_event && is_there {
-                let what = "there is nothing to clear: a rule without `when` raises an alert at each publish; give it a `when`";
-                entry.problem(&[key.into()], what);
-            }
-        }
-        let key = self.key(entry, written.key.as_deref(), &captures, readable);
-        let to = self.contacts(entry, written.to.as_deref().unwrap_or_default());
-        let by = channels(entry, written.by.as_deref().unwrap_or_default());
-        self.reachable(entry, &to, &by, written.by.as_deref());
-        if written.expires_in.is_some_and(Span::is_zero) {
-            let what = "a message that may not wait is never sent; write at least 1s";
-            entry.problem(&["expires_in".into()], what);
-        }
-        let mut template = |entry: &mut Entry<'_>, key: &str, source: Option<&String>| {
-            let source = source.filter(|_| readable)?;
-            let mut known: Vec<&str> = template::NAMES.to_vec();
-            known.extend(&seen);
-            let name = format!("{}/{key}", name.as_deref().unwrap_or_default());
-            self.rules
-                .templates
-                .add(&name, source, &known)
-                .map_err(|all| entry.problems(&[key.into()], all))
-                .ok()
-                .map(|()| name)
-        };
-        let text = template(entry, "text", written.text.as_ref());
-        let text_clear = template(entry, "text_clear", written.text_clear.as_ref());
-        let title = template(entry, "title", written.title.as_ref());
-        Some(Rule {
-            name: name?,
-            filter: Arc::new(filter?),
-            decode: decode?,
-            when,
-            clear,
-            key,
-            severity: severity?,
-            to: to.into(),
-            by: by.into(),
-            expires_in: written.expires_in.map(Span::get),
-            text,
-            text_clear,
-            title,
-        })
     }
 
     fn name(&mut self, entry: &mut Entry<'a>, name: Option<&str>) -> Option<Arc<str>> {
@@ -372,34 +273,6 @@ impl<'a> Loader<'a> {
         let name: Arc<str> = name.into();
         self.places.insert(Arc::clone(&name), (entry.file, entry.index));
         Some(name)
-    }
-
-    fn key(
-        &self,
-        entry: &mut Entry<'_>,
-        written: Option<&[String]>,
-        captures: &[Arc<str>],
-        readable: bool,
-    ) -> Vec<KeyPart> {
-        let Some(written) = written else {
-            let all = captures.iter().map(|name| KeyPart::Capture(Arc::clone(name)));
-            return all.collect();
-        };
-        let seen: Vec<&str> = captures.iter().map(AsRef::as_ref).collect();
-        let scope = Scope { captures: &seen, ..Scope::default() };
-        let mut parts = Vec::new();
-        for (index, source) in written.iter().enumerate() {
-            let below = ["key".into(), index.into()];
-            if let Some(name) = captures.iter().find(|name| name.as_ref() == source.trim()) {
-                parts.push(KeyPart::Capture(Arc::clone(name)));
-            } else if readable {
-                match Expression::compile(source, &scope, self.config.expression_bytes_max) {
-                    Ok(expression) => parts.push(KeyPart::Expression(expression)),
-                    Err(all) => entry.problems(&below, all),
-                }
-            }
-        }
-        parts
     }
 
     fn contacts(&self, entry: &mut Entry<'_>, written: &[String]) -> Vec<Arc<str>> {
@@ -500,7 +373,10 @@ fn filter(entry: &mut Entry<'_>, topic: Option<&str>) -> Option<TopicFilter> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::set::KeyPart;
     use super::*;
+    use crate::model::Severity;
+    use crate::payload::Decode;
 
     fn load(text: &str) -> Result<Rules, String> {
         load_all(&[("rules/a.toml", text)], &Config::default())
@@ -555,14 +431,14 @@ to = []
             panic!("{rules:?}");
         };
         assert_eq!(warm.name.as_ref(), "freezer-warm");
-        assert_eq!(warm.decode, Decode::Json);
+        assert_eq!(warm.codec.how, Decode::Json);
         assert_eq!(warm.severity, Severity::Critical);
-        assert_eq!(warm.by.as_ref(), [Channel::Sms, Channel::Push]);
-        assert_eq!(warm.to.len(), 2);
-        assert_eq!(warm.expires_in, Some(std::time::Duration::from_secs(14_400)));
+        assert_eq!(warm.policy.by.as_ref(), [Channel::Sms, Channel::Push]);
+        assert_eq!(warm.policy.to.len(), 2);
+        assert_eq!(warm.policy.expires_in, Some(std::time::Duration::from_secs(14_400)));
         assert!(matches!(warm.key.as_slice(), [KeyPart::Capture(_), KeyPart::Expression(_)]));
-        assert!(panic.when.is_none() && panic.key.is_empty() && panic.to.is_empty());
-        assert_eq!((panic.decode, panic.severity), (Decode::Auto, Severity::Warning));
+        assert!(panic.is_event() && panic.key.is_empty() && panic.policy.to.is_empty());
+        assert_eq!((panic.codec.how, panic.severity), (Decode::Auto, Severity::Warning));
     }
 
     /// One wrong file a case; what an operator reads is the specification.
@@ -669,7 +545,6 @@ text_clear = "{{ site | uper }} {{ duration }}"
 to = ["ana"]
 "#), @r#"
         rules/a.toml:5: rule "texts": `text`: syntax error: unexpected end of input, expected end of variable block
-        rules/a.toml:6: rule "texts": `title`: unknown name `duration`; a field of the payload is written payload.duration, and known are payload, topic, client_id, key, rule, severity, now, time, site
         rules/a.toml:6: rule "texts": `title`: unknown name `sit`; did you mean `site`?
         rules/a.toml:8: rule "texts": `text_clear`: unknown filter `uper`; see minijinja's built-in filters
         "#);
@@ -725,15 +600,13 @@ by = ["push"]
         };
         let text = rule("d", "a/b") + &rule("c", "a/#") + &rule("b", "x") + &rule("a", "{x}/b");
         let rules = load(&text).expect("right");
-        let names = |topic: &str| -> Vec<&str> {
+        let names = |topic: &str| -> Vec<String> {
             let topic =
                 crate::topic::TopicName::parse(topic, TopicLimits::default()).expect("valid");
             let matched = rules.matches(&topic);
-            let positions = matched.iter().flat_map(|matched| matched.positions());
-            positions
-                .filter_map(|position| rules.at(position))
-                .map(|rule| rule.name.as_ref())
-                .collect()
+            let Some(matched) = matched else { return Vec::new() };
+            let names = rules.matched(&matched).map(|rule| rule.name.to_string());
+            names.collect()
         };
         assert_eq!(names("a/b"), ["d", "c", "a"]);
         assert_eq!(names("x"), ["b"]);

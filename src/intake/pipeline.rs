@@ -1,0 +1,285 @@
+//! From a publish, or from time that passes, to rows and messages: the rules engine and the notifier
+//! as one, without a clock, a store or a thread.
+//!
+//! Used by the intake's thread, by `watchbell test` and by `watchbell replay`, so that what a test
+//! shows is what happens.
+//!
+//! Invariant: all that a call caused is in the one operation it was given, and in what it returns.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::ruleset::RuleSet;
+use crate::clock::Timestamp;
+use crate::model::tell::{Ack, News, Step};
+use crate::model::{AlertId, AlertState, IdSource, Message, Publish, Reason, partition};
+use crate::notify;
+use crate::notify::notifier::{Notifier, Outcome};
+use crate::notify::row::{Row, RowChange};
+use crate::notify::silence::{BadSilence, Silence};
+use crate::payload::sparkplug;
+use crate::rules;
+use crate::rules::engine::{Adopted, Effects, Engine, Failure, Touched};
+use crate::rules::instance::Instance;
+use crate::rules::set::Matched;
+use crate::store::Op;
+use crate::store::keys::Table;
+
+/// Rules and telling.
+#[derive(Debug)]
+pub struct Pipeline {
+    engine: Engine,
+    notifier: Notifier,
+}
+
+/// What a call caused.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Caused {
+    /// What happened to alerts.
+    pub news: Vec<News>,
+    /// Messages, queued and due now.
+    pub messages: Vec<Message>,
+    /// What was decided besides.
+    pub steps: Vec<Step>,
+    /// Rules that came to no result.
+    pub failures: Vec<Failure>,
+    /// Rules that did not look at the publish, and why.
+    pub passed: Vec<(Arc<str>, Reason)>,
+}
+
+impl Pipeline {
+    /// Nothing fires, and nobody was told anything.
+    pub fn new(
+        ids: IdSource,
+        rules: &rules::Config,
+        notify: &notify::Config,
+        expires_in: Duration,
+    ) -> Self {
+        Self { engine: Engine::new(ids, rules), notifier: Notifier::new(notify, expires_in) }
+    }
+
+    /// Puts back an instance that was stored.
+    pub fn restore_instance(&mut self, instance: Instance) {
+        self.engine.restore(instance);
+    }
+
+    /// Puts back a row of telling that was stored.
+    pub fn restore_telling(&mut self, row: Row) {
+        self.notifier.restore(row);
+    }
+
+    /// Fits what was restored, or is there, to a rule set, and lets pass the time in which nothing
+    /// ran. At the start after the last row, with when the last run was last alive; at a reload
+    /// without.
+    pub fn adopt(
+        &mut self,
+        set: &RuleSet,
+        stopped_at: Option<Timestamp>,
+        now: Timestamp,
+        op: &mut Op,
+    ) -> (Caused, Adopted) {
+        let (effects, adopted) = self.engine.adopt(&set.rules, now);
+        if let Some(stopped_at) = stopped_at {
+            self.engine.resume(&set.rules, stopped_at, now);
+        }
+        for alert in self.engine.firing() {
+            let rule = set.rules.by_name(&alert.rule);
+            self.notifier.restore_firing(&set.book, &alert, rule.map(|rule| &rule.policy));
+        }
+        let mut caused = self.settle(set, effects, now, op);
+        let outcome = self.notifier.reconsider(&set.book, now);
+        take(&mut caused, outcome, op);
+        (caused, adopted)
+    }
+
+    /// A publish that rules of this set match.
+    pub fn publish(
+        &mut self,
+        set: &RuleSet,
+        matched: &Matched,
+        publish: &Publish,
+        now: Timestamp,
+        op: &mut Op,
+    ) -> Caused {
+        let effects = self.engine.handle(&set.rules, matched, publish, now);
+        self.settle(set, effects, now, op)
+    }
+
+    /// When [`Pipeline::wake`] has something to do next.
+    pub fn due(&self) -> Option<Timestamp> {
+        [self.engine.due(), self.notifier.due()].into_iter().flatten().min()
+    }
+
+    /// Does what is due. It may leave some for the next call: [`Pipeline::due`] says so.
+    pub fn wake(&mut self, set: &RuleSet, now: Timestamp, op: &mut Op) -> Caused {
+        let effects = self.engine.wake(&set.rules, now);
+        let mut caused = self.settle(set, effects, now, op);
+        if self.notifier.due().is_some_and(|due| due <= now) {
+            let outcome = self.notifier.wake(&set.book, now);
+            take(&mut caused, outcome, op);
+        }
+        caused
+    }
+
+    /// Somebody takes care of an alert. `None`: there is no such alert, or it no longer fires.
+    pub fn acknowledge(
+        &mut self,
+        set: &RuleSet,
+        alert: AlertId,
+        ack: Ack,
+        now: Timestamp,
+        op: &mut Op,
+    ) -> Option<Caused> {
+        let effects = self.engine.acknowledge(&set.rules, alert, ack)?;
+        Some(self.settle(set, effects, now, op))
+    }
+
+    /// An instance is forgotten. `None`: there is no such instance.
+    pub fn forget(
+        &mut self,
+        set: &RuleSet,
+        alert: AlertId,
+        now: Timestamp,
+        op: &mut Op,
+    ) -> Option<Caused> {
+        let effects = self.engine.forget(&set.rules, alert, now)?;
+        Some(self.settle(set, effects, now, op))
+    }
+
+    /// Adds a silence, or replaces the one of the same id.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn add_silence(
+        &mut self,
+        set: &RuleSet,
+        silence: Silence,
+        now: Timestamp,
+        op: &mut Op,
+    ) -> Result<Caused, BadSilence> {
+        let outcome = self.notifier.add_silence(&set.book, silence, now)?;
+        let mut caused = Caused::default();
+        take(&mut caused, outcome, op);
+        Ok(caused)
+    }
+
+    /// Ends the silence of that id or name; `None` if there is none.
+    pub fn end_silence(
+        &mut self,
+        set: &RuleSet,
+        id: &str,
+        now: Timestamp,
+        op: &mut Op,
+    ) -> Option<Caused> {
+        let outcome = self.notifier.end_silence(&set.book, id, now)?;
+        let mut caused = Caused::default();
+        take(&mut caused, outcome, op);
+        Some(caused)
+    }
+
+    /// Writes instances whose rows are older than they are, at most `limit`. How many it were.
+    pub fn checkpoint(&mut self, limit: usize, op: &mut dyn FnMut(Op)) -> usize {
+        let due = self.engine.checkpoint(limit);
+        for (rule, key) in &due {
+            if let Some(instance) = self.engine.instance(rule, key) {
+                let mut one = Op::new();
+                put_instance(&mut one, instance);
+                op(one);
+            }
+        }
+        for (id, node) in self.engine.changed_nodes() {
+            let mut one = Op::new();
+            let (place, rest) = (partition("", &id), id.as_bytes());
+            match node {
+                Some(node) => one.put_row(Table::Memory, place, rest, &(&id, node)),
+                None => one.remove_row(Table::Memory, place, rest),
+            }
+            op(one);
+        }
+        due.len()
+    }
+
+    /// Puts back what was stored of a Sparkplug node.
+    pub fn restore_node(&mut self, (id, node): (String, sparkplug::Node)) {
+        self.engine.restore_node(&id, node);
+    }
+
+    /// The instances and what fires.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The same, to be told to note coverage.
+    pub fn engine_mut(&mut self) -> &mut Engine {
+        &mut self.engine
+    }
+
+    /// Who was told what.
+    pub fn notifier(&self) -> &Notifier {
+        &self.notifier
+    }
+
+    fn settle(&mut self, set: &RuleSet, effects: Effects, now: Timestamp, op: &mut Op) -> Caused {
+        for touched in &effects.touched {
+            match touched {
+                Touched::Put(rule, key) => {
+                    if let Some(instance) = self.engine.instance(rule, key) {
+                        put_instance(op, instance);
+                    }
+                }
+                Touched::Remove(id) => {
+                    op.remove_row(Table::Instance, id.partition(), id.as_uuid().as_bytes());
+                }
+            }
+        }
+        let mut caused =
+            Caused { failures: effects.failures, passed: effects.passed, ..Caused::default() };
+        for news in &effects.news {
+            let outcome = self.notifier.handle(&set.book, news, now);
+            take(&mut caused, outcome, op);
+        }
+        caused.news = effects.news;
+        caused
+    }
+}
+
+fn put_instance(op: &mut Op, instance: &Instance) {
+    let id = instance.id;
+    op.put_row(Table::Instance, id.partition(), id.as_uuid().as_bytes(), instance);
+}
+
+fn take(caused: &mut Caused, outcome: Outcome, op: &mut Op) {
+    for change in &outcome.rows {
+        match change {
+            RowChange::Put(row) => {
+                let id = row.id();
+                op.put_row(Table::Telling, id.partition(), &id.bytes(), row);
+            }
+            RowChange::Remove(id) => {
+                op.remove_row(Table::Telling, id.partition(), &id.bytes());
+            }
+        }
+    }
+    for step in &outcome.steps {
+        op.put_step(step);
+    }
+    for message in &outcome.messages {
+        op.put_new_message(message);
+    }
+    caused.steps.extend(outcome.steps);
+    caused.messages.extend(outcome.messages);
+}
+
+impl Caused {
+    /// How many alerts began to fire, and how many ended.
+    pub fn counts(&self) -> (u64, u64) {
+        use crate::model::tell::Turn;
+        let count = |wanted: AlertState| {
+            let is = |news: &&News| {
+                matches!(news.turn, Turn::Raised | Turn::Cleared) && news.alert.state == wanted
+            };
+            self.news.iter().filter(is).count() as u64
+        };
+        (count(AlertState::Firing), count(AlertState::Cleared))
+    }
+}

@@ -1,0 +1,282 @@
+//! Who is told of an alert, when, and why not: news in, messages, steps and rows out.
+//!
+//! Level-triggered: for each alert and contact, what the contact was told last is compared with how
+//! the alert stands. Where they differ it is told, or held with a reason; when the hold ends they are
+//! compared again. So a burst of changes during a hold is one message, or none.
+//!
+//! `news` brings the tales up to date, `gate` says who is held, `deliver` makes the messages, and
+//! `state` keeps memory and rows the same. Invariant: an alert that was raised ends in a message or in a
+//! step with a reason, and a restart between two calls changes nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Config;
+use super::book::Book;
+use super::digest;
+use super::row::{Row, RowChange, RowId};
+use super::silence::{BadSilence, Silence};
+use super::state::{Call, State, Wait};
+use super::storm::{Storm, prefix};
+use super::tale::Tale;
+use crate::clock::Timestamp;
+use crate::model::tell::{News, Policy, Step, Turn};
+use crate::model::{Alert, AlertId, AlertRef, Message};
+
+/// So often one wake looks for what has become due by what it did itself.
+const ROUNDS_MAX: usize = 16;
+
+/// What came of a call: all of it belongs into one operation of the store.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// Messages, queued and due at once.
+    pub messages: Vec<Message>,
+    /// What `explain` tells.
+    pub steps: Vec<Step>,
+    /// What becomes of stored rows; each row at most once.
+    pub rows: Vec<RowChange>,
+}
+
+/// All state of telling.
+#[derive(Debug)]
+pub struct Notifier {
+    pub(super) config: Config,
+    pub(super) expires_in: Duration,
+    pub(super) state: State,
+}
+
+impl Notifier {
+    /// Nobody was told of anything. A message lives for `expires_in` where its rule says nothing.
+    pub fn new(config: &Config, expires_in: Duration) -> Self {
+        Self { config: *config, expires_in, state: State::default() }
+    }
+
+    /// Puts back a row that was stored. Rows come in any order, all of them before the first call of
+    /// anything else. Not held to the limits: they were within them once.
+    pub fn restore(&mut self, row: Row) {
+        self.state.restore(row);
+    }
+
+    /// Says that an alert fires: after [`Self::restore`], for each alert that fires; and again for
+    /// each after a reload of the book, before [`Self::reconsider`]. `policy` is what its rule says
+    /// now; `None`: the rule is gone. Saying it twice changes nothing.
+    pub fn restore_firing(&mut self, book: &Book, alert: &Alert, policy: Option<&Arc<Policy>>) {
+        let Some(policy) = policy.filter(|policy| !policy.shadow) else { return };
+        self.state.causes.begin(&book.suppress, alert);
+        if let Some(rule) = &book.storm {
+            let prefix = prefix(&alert.topic, rule.levels);
+            let id = RowId::Storm(Arc::clone(&prefix));
+            let room = self.state.storms.len() < self.config.storms_max;
+            if room || self.state.storms.contains_key(&id) {
+                let storm = self.state.storms.entry(id.clone());
+                let storm = storm.or_insert_with(|| Storm::new(prefix));
+                storm.recount(rule, digest::name(alert), alert.fired_at);
+                self.state.set_timer(&id);
+            }
+        }
+        if let Some(tale) = self.state.tales.get_mut(&alert.id) {
+            tale.policy = Arc::clone(policy);
+        }
+        if let Some(group) = group_of(alert, policy)
+            && let Some(members) = self.state.groups.get_mut(&group)
+        {
+            members.firing.insert(alert.id);
+        }
+    }
+
+    /// News of one alert.
+    pub fn handle(&mut self, book: &Book, news: &News, now: Timestamp) -> Outcome {
+        let mut call = Call::new(book, now);
+        if news.policy.shadow {
+            self.shadow(&mut call, news);
+            return self.state.finish(call);
+        }
+        match &news.turn {
+            Turn::Raised => self.raised(&mut call, news),
+            Turn::Level(from) => self.level(&mut call, news, *from),
+            Turn::Cleared => self.cleared(&mut call, news),
+            Turn::Acknowledged(ack) => self.acknowledged(&mut call, news, ack),
+            Turn::Flapping(true) => self.begins_to_flap(&mut call, news),
+            Turn::Flapping(false) => self.is_steady(&mut call, news),
+            Turn::Dropped(reason) => self.dropped(&mut call, news, *reason),
+        }
+        self.deliver(&mut call);
+        if news.turn == Turn::Raised {
+            self.note_raise(&mut call, &news.alert);
+        }
+        self.state.finish(call)
+    }
+
+    /// When [`Self::wake`] has something to do next.
+    pub fn due(&self) -> Option<Timestamp> {
+        self.state.due()
+    }
+
+    /// Does all that is due. Doing it twice does nothing more.
+    pub fn wake(&mut self, book: &Book, now: Timestamp) -> Outcome {
+        let mut call = Call::new(book, now);
+        for _ in 0..ROUNDS_MAX {
+            let due = self.state.all_due(now);
+            if due.is_empty() {
+                break;
+            }
+            for id in due {
+                self.state.touch(&mut call, &id);
+                self.ring(&mut call, &id);
+            }
+            self.deliver(&mut call);
+            self.state.settle_index(&mut call);
+        }
+        self.state.finish(call)
+    }
+
+    fn ring(&mut self, call: &mut Call<'_>, id: &RowId) {
+        match id {
+            RowId::Tale(alert) => {
+                self.repeats(call, *alert);
+                self.settle(call, *alert, None);
+            }
+            RowId::Instance { .. } => {
+                if let Some(instance) = self.state.instances.get_mut(id) {
+                    instance.cool_at = None;
+                    if !instance.flapping {
+                        self.state.instances.remove(id);
+                    }
+                }
+            }
+            RowId::Group { .. } => self.tell_group(call, id),
+            RowId::Window { .. } => {
+                self.state.windows.remove(id);
+                self.settle_waiting(call, &Wait::Row(id.clone()), Some(id));
+            }
+            RowId::Silence(silence) => drop(self.state.silences.remove(silence)),
+            RowId::Storm(_) => self.end_storm(call, id),
+        }
+    }
+
+    /// Looks again at whatever is held, after a reload of the book.
+    pub fn reconsider(&mut self, book: &Book, now: Timestamp) -> Outcome {
+        let mut call = Call::new(book, now);
+        self.state.causes.rebuild(&book.suppress);
+        if book.storm.is_none() {
+            let mut storms: Vec<RowId> = self.state.storms.keys().cloned().collect();
+            storms.sort_unstable();
+            for id in storms {
+                self.state.touch(&mut call, &id);
+                self.end_storm(&mut call, &id);
+            }
+        }
+        for alert in self.state.all_held() {
+            self.settle(&mut call, alert, None);
+        }
+        self.deliver(&mut call);
+        self.state.finish(call)
+    }
+
+    /// Adds a silence, or replaces the one of the same id. What it covers is held from now on.
+    ///
+    /// # Errors
+    /// It has no author, reason or end, covers everything by mistake, or is one too many.
+    pub fn add_silence(
+        &mut self,
+        book: &Book,
+        silence: Silence,
+        now: Timestamp,
+    ) -> Result<Outcome, BadSilence> {
+        silence.check(now)?;
+        let silences = &self.state.silences;
+        if !silences.contains_key(&silence.id) && silences.len() >= self.config.silences_max {
+            let what = format!(
+                "there are {} silences already; end some, or raise notify.silences_max",
+                silences.len()
+            );
+            return Err(BadSilence(vec![what]));
+        }
+        let mut call = Call::new(book, now);
+        self.state.touch(&mut call, &RowId::Silence(Arc::clone(&silence.id)));
+        self.state.silences.insert(Arc::clone(&silence.id), silence);
+        // It may have replaced a wider or longer one.
+        self.settle_waiting(&mut call, &Wait::Silence, None);
+        self.deliver(&mut call);
+        Ok(self.state.finish(call))
+    }
+
+    /// Ends the silence of that id, or of that name; `None` if there is none. Those of files end
+    /// where they stand.
+    pub fn end_silence(&mut self, book: &Book, id: &str, now: Timestamp) -> Option<Outcome> {
+        let silences = &self.state.silences;
+        let by_name = || silences.values().find(|silence| silence.name.as_deref() == Some(id));
+        let id = Arc::clone(&silences.get(id).or_else(by_name)?.id);
+        let mut call = Call::new(book, now);
+        self.state.touch(&mut call, &RowId::Silence(Arc::clone(&id)));
+        self.state.silences.remove(&id);
+        self.settle_waiting(&mut call, &Wait::Silence, None);
+        self.deliver(&mut call);
+        Some(self.state.finish(call))
+    }
+
+    /// The silences of operators, in the order of their ids.
+    pub fn silences(&self) -> impl Iterator<Item = &Silence> {
+        self.state.silences.values()
+    }
+
+    /// What each contact was told of the alert and what is held. `None` in the plain case: everybody
+    /// was told once, at once, and there is nothing more to tell.
+    pub fn tale(&self, alert: AlertId) -> Option<&Tale> {
+        self.state.tales.get(&alert)
+    }
+
+    /// How many alerts have a tale.
+    pub fn len(&self) -> usize {
+        self.state.tales.len()
+    }
+
+    /// Whether none has.
+    pub fn is_empty(&self) -> bool {
+        self.state.tales.is_empty()
+    }
+
+    /// Sets those to be told again whose time has come.
+    fn repeats(&mut self, call: &Call<'_>, alert: AlertId) {
+        let Some(tale) = self.state.tales.get_mut(&alert) else { return };
+        let present = tale.present();
+        for told in &mut tale.told {
+            if told.hold.is_none() && told.repeat_at.is_some_and(|at| at <= call.now) {
+                told.again = told.knows == present && tale.ack.is_none();
+                // Should it be held now, it is not made up for.
+                told.repeat_at = match (told.again, tale.policy.repeat) {
+                    (true, Some(every)) => Some(call.now.plus(every)),
+                    _ => None,
+                };
+            }
+        }
+    }
+
+    /// Looks again at all that waits for something.
+    pub(super) fn settle_waiting(
+        &mut self,
+        call: &mut Call<'_>,
+        wait: &Wait,
+        ended: Option<&RowId>,
+    ) {
+        for alert in self.state.waiting_for(wait) {
+            self.settle(call, alert, ended);
+        }
+    }
+}
+
+/// What leads from a message to its alert.
+pub(super) fn about(alert: &Alert) -> AlertRef {
+    AlertRef {
+        id: alert.id,
+        rule: Arc::clone(&alert.rule),
+        key: Arc::clone(&alert.key),
+        state: alert.state,
+        topic: alert.topic.clone(),
+    }
+}
+
+/// The group that the alert belongs to.
+pub(super) fn group_of(alert: &Alert, policy: &Policy) -> Option<RowId> {
+    policy.group.as_ref().map(|by| super::group::Group::of(alert, by).id())
+}

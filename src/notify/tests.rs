@@ -1,0 +1,1077 @@
+//! What the notifier promises, in virtual time: each test is named by its semantic.
+//!
+//! A script is lines of `HH:MM[:SS] VERB ...`; hours go on after 24. Every script runs twice: as it is,
+//! and with a restart from its rows before each line. Both must say the same.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Config;
+use super::book::Book;
+use super::notifier::{Notifier, Outcome};
+use super::row::{Row, RowChange};
+use super::silence::{Matcher, Silence};
+use crate::clock::Timestamp;
+use crate::model::tell::{Ack, Group, News, Policy, Quota, StepKind, Turn};
+use crate::model::{Alert, AlertId, AlertState, IdSource, MessageId, Reason, Severity};
+use crate::problem::TomlFile;
+use crate::topic::{TopicLimits, TopicName};
+
+/// 2026-11-26T00:00:00Z, a Thursday.
+const MIDNIGHT: Timestamp = Timestamp::from_millis(1_795_651_200_000);
+
+const CONTACTS: &str = r#"
+[[contact]]
+name = "ana"
+sms = "+4915550100001"
+
+[[contact]]
+name = "ben"
+sms = "+4915550100002"
+zone = "Europe/Berlin"
+quiet = { from = "22:00", to = "06:00", except = ["critical"] }
+"#;
+
+fn mins(count: u64) -> Duration {
+    Duration::from_secs(count * 60)
+}
+
+fn policy(to: &[&str]) -> Policy {
+    Policy {
+        to: to.iter().map(|name| Arc::from(*name)).collect(),
+        tell_clear: true,
+        ..Policy::default()
+    }
+}
+
+fn book(more: &str) -> Book {
+    let file = TomlFile::parse("b.toml", format!("{CONTACTS}\n{more}")).expect("TOML");
+    let (book, problems) = Book::load(&[file], &Config::default());
+    assert_eq!(problems, []);
+    book
+}
+
+/// A notifier, its store, and the alerts that fire.
+struct World {
+    book: Book,
+    config: Config,
+    notifier: Notifier,
+    rows: BTreeMap<(u8, Vec<u8>), String>,
+    firing: BTreeMap<String, Alert>,
+    policies: BTreeMap<&'static str, Arc<Policy>>,
+    ids: IdSource,
+    said: std::collections::BTreeSet<MessageId>,
+    log: String,
+    /// What the messages say, and whether anybody can find out about the alert.
+    known: BTreeMap<(AlertId, Arc<str>), (AlertState, Severity)>,
+    explained: std::collections::BTreeSet<AlertId>,
+    raised: BTreeMap<AlertId, Alert>,
+}
+
+impl World {
+    fn new(more: &str, policies: &[(&'static str, Policy)]) -> Self {
+        let config = Config { names_max: 3, digest_above: 3, ..Config::default() };
+        let shared = |(name, policy): &(&'static str, Policy)| (*name, Arc::new(policy.clone()));
+        Self {
+            book: book(more),
+            config,
+            notifier: Notifier::new(&config, mins(60)),
+            rows: BTreeMap::new(),
+            firing: BTreeMap::new(),
+            policies: policies.iter().map(shared).collect(),
+            ids: IdSource::new(1),
+            said: std::collections::BTreeSet::new(),
+            log: String::new(),
+            known: BTreeMap::new(),
+            explained: std::collections::BTreeSet::new(),
+            raised: BTreeMap::new(),
+        }
+    }
+
+    /// Forgets everything but rows and firing alerts.
+    fn restart(&mut self) {
+        self.notifier = Notifier::new(&self.config, mins(60));
+        for row in self.rows.values() {
+            let row: Row = serde_json::from_str(row).expect("a row reads back");
+            self.notifier.restore(row);
+        }
+        for alert in self.firing.values() {
+            let policy = self.policies.get(alert.rule.as_ref());
+            self.notifier.restore_firing(&self.book, alert, policy);
+        }
+    }
+
+    fn take(&mut self, outcome: Outcome, now: Timestamp) {
+        let since = now.as_millis() - MIDNIGHT.as_millis();
+        let (minutes, seconds) = (since / 60_000, since / 1_000 % 60);
+        let seconds = if seconds == 0 { String::new() } else { format!(":{seconds:02}") };
+        let time = format!("{:02}:{:02}{seconds}", minutes / 60, minutes % 60);
+        for message in &outcome.messages {
+            assert!(self.said.insert(message.id), "an id twice: {message:?}");
+            let (about, to) = (message.alert.as_ref().expect("of an alert"), &message.contact);
+            let to = to.as_ref().expect("to a contact");
+            self.explained.insert(about.id);
+            self.known.insert((about.id, Arc::clone(to)), (about.state, message.severity));
+            let contact = message.contact.as_deref().unwrap_or("-");
+            let text = message.content.text.replace('\n', " / ");
+            writeln!(self.log, "{time} -> {contact}: {text}").expect("a String");
+        }
+        for step in &outcome.steps {
+            if step.reason.is_some() {
+                self.explained.insert(step.alert);
+            }
+            // Told with others, or what there was to tell is no news any more.
+            let settles = step.what == StepKind::Grouped || step.reason == Some(Reason::Superseded);
+            if let Some(contact) = step.contact.as_ref().filter(|_| settles) {
+                let fires = self.firing.values().any(|alert| alert.id == step.alert);
+                let state = if fires { AlertState::Firing } else { AlertState::Cleared };
+                self.known.insert((step.alert, Arc::clone(contact)), (state, step.severity));
+            }
+            let mut line = format!("{time} {} {}", step.what, step.rule);
+            if !step.key.is_empty() {
+                write!(line, " {}", step.key).expect("a String");
+            }
+            if let Some(contact) = &step.contact {
+                write!(line, " [{contact}]").expect("a String");
+            }
+            if let Some(reason) = &step.reason {
+                write!(line, " {reason}").expect("a String");
+            }
+            if let Some(detail) = &step.detail {
+                write!(line, " ({detail})").expect("a String");
+            }
+            writeln!(self.log, "{line}").expect("a String");
+        }
+        for change in outcome.rows {
+            match change {
+                RowChange::Put(row) => {
+                    let id = row.id();
+                    let text = serde_json::to_string(&row).expect("a row is JSON");
+                    self.rows.insert((id.partition(), id.bytes()), text);
+                }
+                RowChange::Remove(id) => {
+                    let removed = self.rows.remove(&(id.partition(), id.bytes()));
+                    assert!(removed.is_some(), "{id:?} was not stored");
+                }
+            }
+        }
+    }
+
+    fn wake_until(&mut self, until: Timestamp) {
+        while let Some(due) = self.notifier.due().filter(|due| *due <= until) {
+            let outcome = self.notifier.wake(&self.book, due);
+            self.take(outcome, due);
+            assert!(self.notifier.due().is_none_or(|next| next > due), "wake left work");
+        }
+    }
+
+    fn news(&mut self, alert: Alert, turn: Turn, now: Timestamp) {
+        let policy = Arc::clone(&self.policies[alert.rule.as_ref()]);
+        let news = News { alert, turn, title: None, policy };
+        let outcome = self.notifier.handle(&self.book, &news, now);
+        self.take(outcome, now);
+    }
+
+    fn line(&mut self, now: Timestamp, words: &[&str]) {
+        let severity = |word: Option<&&str>| -> Severity {
+            word.map_or(Severity::Warning, |word| word.parse().expect("a severity"))
+        };
+        let name = words.get(1..3).map(|words| words.join(" ")).unwrap_or_default();
+        match words {
+            ["raise", rule, key, more @ ..] => {
+                let key = if *key == "-" { "" } else { key };
+                let topic = format!("site/{key}");
+                let labels: Vec<(Arc<str>, Arc<str>)> =
+                    vec![("site".into(), key.split('/').next().unwrap_or("").into())];
+                let alert = Alert {
+                    id: AlertId::next(&mut self.ids, now, rule, key),
+                    rule: (*rule).into(),
+                    key: key.into(),
+                    severity: severity(more.first()),
+                    state: AlertState::Firing,
+                    labels: labels.into(),
+                    topic: TopicName::parse(&topic, TopicLimits::default()).expect("valid"),
+                    fired_at: now,
+                    changed_at: now,
+                    text: format!("{key} on").into(),
+                };
+                self.raised.insert(alert.id, alert.clone());
+                if !self.policies[rule].event {
+                    self.firing.insert(name, alert.clone());
+                }
+                self.news(alert, Turn::Raised, now);
+            }
+            ["level", _, key, to] => {
+                let alert = self.firing.get_mut(&name).expect("it fires");
+                let from = alert.severity;
+                alert.severity = severity(Some(to));
+                alert.changed_at = now;
+                alert.text = format!("{key} now {to}").into();
+                let alert = alert.clone();
+                self.news(alert, Turn::Level(from), now);
+            }
+            ["clear", _, key] => {
+                let mut alert = self.firing.remove(&name).expect("it fires");
+                alert.state = AlertState::Cleared;
+                alert.changed_at = now;
+                alert.text = format!("{key} off").into();
+                self.news(alert, Turn::Cleared, now);
+            }
+            ["drop", ..] => {
+                let alert = self.firing.remove(&name).expect("it fires");
+                self.news(alert, Turn::Dropped(Reason::RuleChanged), now);
+            }
+            ["ack", ..] => {
+                let alert = self.firing[&name].clone();
+                let ack = Ack { by: "ana".into(), at: now, note: None };
+                self.news(alert, Turn::Acknowledged(ack), now);
+            }
+            ["flap", .., on] => {
+                let alert = self.firing[&name].clone();
+                self.news(alert, Turn::Flapping(*on == "on"), now);
+            }
+            ["silence", id, rule, minutes] => {
+                let silence = Silence {
+                    id: (*id).into(),
+                    name: None,
+                    matcher: Matcher {
+                        rule: Some(super::pattern::Pattern::new(rule)),
+                        ..Matcher::default()
+                    },
+                    by: "cleo".into(),
+                    reason: "works".into(),
+                    from: now,
+                    until: now.plus(mins(minutes.parse().expect("minutes"))),
+                };
+                let outcome = self.notifier.add_silence(&self.book, silence, now).expect("right");
+                self.take(outcome, now);
+            }
+            ["unsilence", id] => {
+                let outcome = self.notifier.end_silence(&self.book, id, now);
+                self.take(outcome.unwrap_or_default(), now);
+            }
+            ["restart"] => self.restart(),
+            ["wait"] => {}
+            _ => panic!("{words:?}"),
+        }
+    }
+
+    fn run(&mut self, script: &str, restarts: bool) {
+        for line in script.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let words: Vec<&str> = line.split(' ').collect();
+            let mut parts = words[0].split(':').map(|part| part.parse::<u64>().expect("a time"));
+            let mut part = || parts.next().unwrap_or(0);
+            let seconds = part() * 3600 + part() * 60 + part();
+            let now = MIDNIGHT.plus(Duration::from_secs(seconds));
+            if restarts {
+                self.restart();
+            }
+            self.wake_until(now);
+            self.line(now, &words[1..]);
+        }
+    }
+}
+
+/// The log of a script, which must be the same with a restart before each line.
+fn told(more: &str, policies: &[(&'static str, Policy)], script: &str) -> String {
+    let mut world = World::new(more, policies);
+    world.run(script, false);
+    let mut again = World::new(more, policies);
+    again.run(script, true);
+    assert_eq!(world.log, again.log, "a restart changed something");
+    assert_eq!(world.rows, again.rows);
+    world.log
+}
+
+fn one(to: &[&str]) -> [(&'static str, Policy); 1] {
+    [("hot", policy(to))]
+}
+
+#[test]
+fn the_plain_case_keeps_no_tale_no_row_and_no_step() {
+    let mut world = World::new("", &one(&["ana", "ben"]));
+    world.run("12:00 raise hot a/1", false);
+    assert_eq!(world.log, "12:00 -> ana: a/1 on\n12:00 -> ben: a/1 on\n");
+    assert!(world.rows.is_empty() && world.notifier.is_empty());
+    assert_eq!(world.notifier.due(), None);
+    world.run("12:10 clear hot a/1", true);
+    assert!(
+        world
+            .log
+            .ends_with("12:10 -> ana: a/1 off\n12:10 -> ben: a/1 off\n12:10 cleared hot a/1\n")
+    );
+    assert!(world.rows.is_empty() && world.notifier.is_empty());
+}
+
+#[test]
+fn a_level_is_told_to_those_who_were_told_up_and_down() {
+    insta::assert_snapshot!(told("", &one(&["ana"]), "
+        12:00 raise hot a/1
+        12:10 level hot a/1 critical
+        12:20 level hot a/1 info
+        12:30 level hot a/1 critical
+        12:40 clear hot a/1
+    "), @r"
+    12:00 -> ana: a/1 on
+    12:10 -> ana: a/1 now critical
+    12:10 level hot a/1
+    12:20 -> ana: a/1 now info
+    12:20 level hot a/1
+    12:30 -> ana: a/1 now critical
+    12:30 level hot a/1
+    12:40 -> ana: a/1 off
+    12:40 cleared hot a/1
+    ");
+}
+
+#[test]
+fn over_before_anybody_heard_is_dropped_and_nobody_hears_of_the_clear() {
+    insta::assert_snapshot!(told("", &one(&["ben"]), "
+        22:00 raise hot a/1
+        22:10 clear hot a/1
+        31:00 wait
+    "), @r"
+    22:00 raised hot a/1
+    22:00 held hot a/1 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    22:10 cleared hot a/1
+    22:10 dropped hot a/1 [ben] over (it was held: quiet_hours)
+    ");
+}
+
+#[test]
+fn a_level_that_changes_while_held_is_told_once_as_it_stands() {
+    insta::assert_snapshot!(told("", &one(&["ben"]), "
+        22:00 raise hot a/1 info
+        22:10 level hot a/1 warning
+        22:20 level hot a/1 info
+        31:00 wait
+    "), @r"
+    22:00 raised hot a/1
+    22:00 held hot a/1 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    22:10 level hot a/1
+    22:20 level hot a/1
+    29:00 -> ben: a/1 now info (at 23:20)
+    29:00 released hot a/1 [ben] quiet_hours
+    ");
+}
+
+#[test]
+fn quiet_hours_hold_for_that_contact_only_and_not_what_is_excepted() {
+    insta::assert_snapshot!(told("", &one(&["ana", "ben"]), "
+        22:00 raise hot a/1
+        22:10 raise hot a/2 critical
+        22:20 level hot a/1 critical
+        22:30 clear hot a/1
+        31:00 wait
+    "), @r"
+    22:00 -> ana: a/1 on
+    22:00 held hot a/1 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    22:10 -> ana: a/2 on
+    22:10 -> ben: a/2 on
+    22:20 -> ana: a/1 now critical
+    22:20 -> ben: a/1 now critical
+    22:20 level hot a/1
+    22:20 released hot a/1 [ben] quiet_hours
+    22:30 -> ana: a/1 off
+    22:30 -> ben: a/1 off
+    22:30 cleared hot a/1
+    ");
+}
+
+#[test]
+fn nobody_reachable_is_a_step() {
+    insta::assert_snapshot!(told("", &[("hot", policy(&["gone"])), ("none", policy(&[]))], "
+        12:00 raise hot a/1
+        12:00 raise none a/1
+        12:01 clear hot a/1
+    "), @r"
+    12:00 raised hot a/1
+    12:00 dropped hot a/1 no_recipient (none of gone can be reached)
+    12:00 raised none a/1
+    12:00 dropped none a/1 no_recipient (the rule names nobody)
+    12:01 cleared hot a/1
+    12:01 dropped hot a/1 [gone] no_recipient (there is no contact `gone`)
+    ");
+}
+
+#[test]
+fn repeat_goes_on_until_acknowledged_and_begins_again_when_it_is_worse() {
+    let policy = Policy { repeat: Some(mins(30)), ..policy(&["ana"]) };
+    insta::assert_snapshot!(told("", &[("hot", policy)], "
+        12:00 raise hot a/1
+        13:10 ack hot a/1
+        14:30 level hot a/1 critical
+        15:10 clear hot a/1
+        16:00 wait
+    "), @r"
+    12:00 -> ana: a/1 on
+    12:30 -> ana: a/1 on
+    13:00 -> ana: a/1 on
+    13:10 acknowledged hot a/1 (by ana)
+    14:30 -> ana: a/1 now critical
+    14:30 level hot a/1
+    15:00 -> ana: a/1 now critical
+    15:10 -> ana: a/1 off
+    15:10 cleared hot a/1
+    ");
+}
+
+#[test]
+fn a_repetition_in_quiet_hours_is_not_made_up_for() {
+    let policy = Policy { repeat: Some(mins(60)), ..policy(&["ben"]) };
+    insta::assert_snapshot!(told("", &[("hot", policy)], "
+        20:30 raise hot a/1
+        30:00 wait
+    "), @r"
+    20:30 -> ben: a/1 on
+    29:30 -> ben: a/1 on
+    ");
+}
+
+#[test]
+fn cooldown_holds_a_new_firing_until_its_end_and_tells_it_if_it_still_fires() {
+    let policy = Policy { cooldown: Some(mins(30)), ..policy(&["ana"]) };
+    insta::assert_snapshot!(told("", &[("hot", policy)], "
+        12:00 raise hot a/1
+        12:05 clear hot a/1
+        12:06 raise hot a/1
+        12:07 clear hot a/1
+        12:08 raise hot a/1
+        12:31 clear hot a/1
+        14:00 raise hot a/1
+    "), @r"
+    12:00 -> ana: a/1 on
+    12:05 -> ana: a/1 off
+    12:05 cleared hot a/1
+    12:06 raised hot a/1
+    12:06 held hot a/1 [ana] cooldown (until 12:30 UTC)
+    12:07 cleared hot a/1
+    12:07 dropped hot a/1 [ana] over (it was held: cooldown)
+    12:08 raised hot a/1
+    12:08 held hot a/1 [ana] cooldown (until 12:30 UTC)
+    12:30 -> ana: a/1 on (at 12:08 UTC)
+    12:30 released hot a/1 [ana] cooldown
+    12:31 -> ana: a/1 off
+    12:31 cleared hot a/1
+    14:00 -> ana: a/1 on
+    ");
+}
+
+#[test]
+fn beyond_the_rules_max_one_digest_at_the_end_of_the_window() {
+    let policy = Policy { max: Some(Quota { count: 2, per: mins(60) }), ..policy(&["ana"]) };
+    insta::assert_snapshot!(told("", &[("hot", policy)], "
+        12:00 raise hot a/1
+        12:01 raise hot a/2
+        12:02 raise hot a/3
+        12:03 raise hot a/4 critical
+        12:04 raise hot a/5
+        12:05 raise hot a/6
+        12:06 raise hot a/7
+        12:07 clear hot a/7
+        13:01 clear hot a/4
+        14:30 wait
+    "), @r"
+    12:00 -> ana: a/1 on
+    12:01 -> ana: a/2 on
+    12:02 raised hot a/3
+    12:02 held hot a/3 [ana] quota_reached (after 2 messages, until 13:00 UTC)
+    12:03 raised hot a/4
+    12:03 held hot a/4 [ana] quota_reached (after 2 messages, until 13:00 UTC)
+    12:04 raised hot a/5
+    12:04 held hot a/5 [ana] quota_reached (after 2 messages, until 13:00 UTC)
+    12:05 raised hot a/6
+    12:05 held hot a/6 [ana] quota_reached (after 2 messages, until 13:00 UTC)
+    12:06 raised hot a/7
+    12:06 held hot a/7 [ana] quota_reached (after 2 messages, until 13:00 UTC)
+    12:07 cleared hot a/7
+    12:07 dropped hot a/7 [ana] over (it was held: quota_reached)
+    13:00 -> ana: and 4 more (worst critical): hot a/4, hot a/3, hot a/5 and 1 more
+    13:00 grouped hot a/4 [ana] quota_reached
+    13:00 grouped hot a/3 [ana] quota_reached
+    13:00 grouped hot a/5 [ana] quota_reached
+    13:00 grouped hot a/6 [ana] quota_reached
+    13:01 -> ana: a/4 off
+    13:01 cleared hot a/4
+    ");
+}
+
+#[test]
+fn the_contacts_max_counts_all_rules_but_not_what_is_excepted() {
+    let dora = r#"
+[[contact]]
+name = "dora"
+sms = "+4915550100004"
+max = { count = 1, per = "1h", except = ["critical"] }
+"#;
+    let policies = [("hot", policy(&["dora"])), ("wet", policy(&["dora"]))];
+    insta::assert_snapshot!(told(dora, &policies, "
+        12:00 raise hot a/1
+        12:01 raise wet a/1
+        12:02 raise wet a/2 critical
+        13:30 wait
+    "), @r"
+    12:00 -> dora: a/1 on
+    12:01 raised wet a/1
+    12:01 held wet a/1 [dora] quota_reached (after 1 message, until 13:00 UTC)
+    12:02 -> dora: a/2 on
+    13:00 -> dora: a/1 on (at 12:01 UTC)
+    13:00 released wet a/1 [dora] quota_reached
+    ");
+}
+
+fn grouped() -> Policy {
+    let by: Vec<Arc<str>> = vec!["site".into()];
+    let group = Group { by: by.into(), wait: mins(1), interval: mins(5) };
+    Policy { group: Some(group), ..policy(&["ana"]) }
+}
+
+#[test]
+fn a_group_waits_names_its_members_and_gathers_what_follows() {
+    insta::assert_snapshot!(told("", &[("hot", grouped())], "
+        12:00 raise hot a/1
+        12:00:10 raise hot a/2 critical
+        12:00:20 raise hot a/3
+        12:00:25 raise hot a/4
+        12:00:30 raise hot a/5
+        12:00:31 raise hot b/1
+        12:00:40 clear hot a/5
+        12:02 raise hot a/6
+        12:03 clear hot a/1
+        12:20 clear hot a/2
+        12:20:10 clear hot a/3
+        12:20:20 clear hot a/4
+        12:20:30 clear hot a/6
+        12:30 raise hot a/1
+        12:40 wait
+    "), @r"
+    12:00 raised hot a/1
+    12:00 held hot a/1 [ana] grouped (until 12:01 UTC)
+    12:00:10 raised hot a/2
+    12:00:10 held hot a/2 [ana] grouped (until 12:01 UTC)
+    12:00:20 raised hot a/3
+    12:00:20 held hot a/3 [ana] grouped (until 12:01 UTC)
+    12:00:25 raised hot a/4
+    12:00:25 held hot a/4 [ana] grouped (until 12:01 UTC)
+    12:00:30 raised hot a/5
+    12:00:30 held hot a/5 [ana] grouped (until 12:01 UTC)
+    12:00:31 raised hot b/1
+    12:00:31 held hot b/1 [ana] grouped (until 12:01 UTC)
+    12:00:40 cleared hot a/5
+    12:00:40 dropped hot a/5 [ana] over (it was held: grouped)
+    12:01 -> ana: 4 alerts (worst critical): / a/2 on / a/1 on / a/3 on / and 1 more
+    12:01 grouped hot a/2 [ana] grouped
+    12:01 grouped hot a/1 [ana] grouped
+    12:01 grouped hot a/3 [ana] grouped
+    12:01 grouped hot a/4 [ana] grouped
+    12:01:31 -> ana: b/1 on
+    12:01:31 released hot b/1 [ana] grouped
+    12:02 raised hot a/6
+    12:02 held hot a/6 [ana] grouped (until 12:06 UTC)
+    12:03 cleared hot a/1
+    12:03 held hot a/1 [ana] grouped (until 12:06 UTC)
+    12:06 -> ana: 1 alert (worst warning): / a/6 on / over: hot a/1
+    12:06 grouped hot a/6 [ana] grouped
+    12:06 grouped hot a/1 [ana] grouped
+    12:20 cleared hot a/2
+    12:20 held hot a/2 [ana] grouped (until 12:21 UTC)
+    12:20:10 cleared hot a/3
+    12:20:10 held hot a/3 [ana] grouped (until 12:21 UTC)
+    12:20:20 cleared hot a/4
+    12:20:20 held hot a/4 [ana] grouped (until 12:21 UTC)
+    12:20:30 cleared hot a/6
+    12:20:30 held hot a/6 [ana] grouped (until 12:21 UTC)
+    12:21 -> ana: hot: all 5 over
+    12:21 grouped hot a/2 [ana] grouped
+    12:21 grouped hot a/3 [ana] grouped
+    12:21 grouped hot a/4 [ana] grouped
+    12:21 grouped hot a/6 [ana] grouped
+    12:30 raised hot a/1
+    12:30 held hot a/1 [ana] grouped (until 12:31 UTC)
+    12:31 -> ana: a/1 on
+    12:31 released hot a/1 [ana] grouped
+    ");
+}
+
+#[test]
+fn a_group_is_repeated_in_one_message() {
+    let policy = Policy { repeat: Some(mins(30)), ..grouped() };
+    insta::assert_snapshot!(told("", &[("hot", policy)], "
+        12:00 raise hot a/1
+        12:00:10 raise hot a/2
+        12:40 ack hot a/1
+        13:10 wait
+    "), @r"
+    12:00 raised hot a/1
+    12:00 held hot a/1 [ana] grouped (until 12:01 UTC)
+    12:00:10 raised hot a/2
+    12:00:10 held hot a/2 [ana] grouped (until 12:01 UTC)
+    12:01 -> ana: 2 alerts (worst warning): / a/1 on / a/2 on
+    12:01 grouped hot a/1 [ana] grouped
+    12:01 grouped hot a/2 [ana] grouped
+    12:32 -> ana: still 2 alerts (worst warning): / a/1 on / a/2 on
+    12:32 grouped hot a/1 [ana] grouped
+    12:32 grouped hot a/2 [ana] grouped
+    12:40 acknowledged hot a/1 (by ana)
+    13:03 -> ana: a/2 on
+    13:03 released hot a/2 [ana] grouped
+    ");
+}
+
+const STORM: &str = "[storm]\ncount = 2\nwithin = '30s'\nlevels = 2\n";
+
+#[test]
+fn a_storm_is_one_message_when_it_begins_and_one_when_it_ends() {
+    insta::assert_snapshot!(told(STORM, &one(&["ana"]), "
+        12:00 raise hot a/1
+        12:00:01 raise hot a/2
+        12:05:00 raise hot a/3
+        12:05:01 raise hot a/4
+        12:05:02 raise hot a/5
+        12:05:03 raise hot a/6
+        12:05:04 raise hot b/1
+        12:05:05 clear hot a/6
+        12:05:06 raise hot a/7 critical
+        12:10 clear hot a/7
+    "), @r"
+    12:00 -> ana: a/1 on
+    12:00:01 -> ana: a/2 on
+    12:05 -> ana: a/3 on
+    12:05:01 -> ana: a/4 on
+    12:05:02 -> ana: site/a: 3 alerts since 12:05 UTC (worst warning): hot a/3, hot a/4, hot a/5
+    12:05:02 held hot a/5 [ana] storm (until the storm under site/a is over)
+    12:05:03 raised hot a/6
+    12:05:03 held hot a/6 [ana] storm (until the storm under site/a is over)
+    12:05:04 -> ana: b/1 on
+    12:05:05 cleared hot a/6
+    12:05:05 dropped hot a/6 [ana] over (it was held: storm)
+    12:05:06 -> ana: site/a: 5 alerts since 12:05 UTC (worst critical): hot a/7, hot a/3, hot a/4 and 2 more
+    12:05:06 held hot a/7 [ana] storm (until the storm under site/a is over)
+    12:05:36 -> ana: site/a: no new alerts, 5 in all since 12:05 UTC, 2 of them fire still: hot a/7, hot a/5
+    12:05:36 grouped hot a/7 [ana] storm
+    12:05:36 grouped hot a/5 [ana] storm
+    12:10 -> ana: a/7 off
+    12:10 cleared hot a/7
+    ");
+}
+
+const SUPPRESS: &str =
+    "[[suppress]]\nwhile = 'gateway-*'\nrules = ['hot', '*-down']\nsame = ['site']\n";
+
+#[test]
+fn while_the_cause_fires_what_it_explains_is_inhibited() {
+    let policies = [("hot", policy(&["ana"])), ("gateway-down", policy(&["ben"]))];
+    insta::assert_snapshot!(told(SUPPRESS, &policies, "
+        12:00 raise gateway-down a/1
+        12:00 raise gateway-down a/2
+        12:01 raise hot a/1
+        12:02 raise hot a/2
+        12:03 raise hot b/1
+        12:04 clear hot a/2
+        12:05 clear gateway-down a/1
+        12:06 clear gateway-down a/2
+    "), @r"
+    12:00 -> ben: a/1 on
+    12:00 -> ben: a/2 on
+    12:01 raised hot a/1
+    12:01 held hot a/1 [ana] inhibited (while gateway-down a/1 fires)
+    12:02 raised hot a/2
+    12:02 held hot a/2 [ana] inhibited (while gateway-down a/1 fires)
+    12:03 -> ana: b/1 on
+    12:04 cleared hot a/2
+    12:04 dropped hot a/2 [ana] over (it was held: inhibited)
+    12:05 -> ben: a/1 off
+    12:05 cleared gateway-down a/1
+    12:06 -> ben: a/2 off
+    12:06 -> ana: a/1 on (at 12:01 UTC)
+    12:06 cleared gateway-down a/2
+    12:06 released hot a/1 [ana] inhibited
+    ");
+}
+
+#[test]
+fn a_silence_holds_and_at_its_end_what_still_fires_is_told() {
+    insta::assert_snapshot!(told("", &one(&["ana", "ben"]), "
+        11:00 raise hot a/0
+        12:00 silence s1 h* 30
+        12:01 raise hot a/1
+        12:02 raise hot a/2
+        12:03 clear hot a/2
+        12:04 clear hot a/0
+        12:05 silence s2 hot 10
+        12:40 silence s3 hot 60
+        12:41 raise hot a/3
+        12:50 unsilence s3
+    "), @r"
+    11:00 -> ana: a/0 on
+    11:00 -> ben: a/0 on
+    12:01 raised hot a/1
+    12:01 held hot a/1 silenced (silence s1 of cleo: works; until 12:30 UTC)
+    12:02 raised hot a/2
+    12:02 held hot a/2 silenced (silence s1 of cleo: works; until 12:30 UTC)
+    12:03 cleared hot a/2
+    12:03 dropped hot a/2 over (it was held: silenced)
+    12:04 cleared hot a/0
+    12:04 held hot a/0 silenced (silence s1 of cleo: works; until 12:30 UTC)
+    12:30 -> ana: a/0 off (at 12:04 UTC)
+    12:30 -> ana: a/1 on (at 12:01 UTC)
+    12:30 -> ben: a/0 off (at 13:04)
+    12:30 -> ben: a/1 on (at 13:01)
+    12:30 released hot a/0 [ana] silenced
+    12:30 released hot a/1 [ana] silenced
+    12:30 released hot a/0 [ben] silenced
+    12:30 released hot a/1 [ben] silenced
+    12:41 raised hot a/3
+    12:41 held hot a/3 silenced (silence s3 of cleo: works; until 13:40 UTC)
+    12:50 -> ana: a/3 on (at 12:41 UTC)
+    12:50 -> ben: a/3 on (at 13:41)
+    12:50 released hot a/3 [ana] silenced
+    12:50 released hot a/3 [ben] silenced
+    ");
+}
+
+#[test]
+fn a_recurring_silence_ends_on_the_wall() {
+    let silence = r#"
+[[silence]]
+name = "inventory"
+rule = "hot"
+key = "a/*"
+by = "cleo"
+reason = "we count"
+every = { days = ["thu"], from = "22:00", to = "06:00", zone = "Europe/Berlin" }
+"#;
+    insta::assert_snapshot!(told(silence, &one(&["ana"]), "
+        22:00 raise hot a/1
+        22:00 raise hot b/1
+        30:00 raise hot a/2
+    "), @r"
+    22:00 raised hot a/1
+    22:00 held hot a/1 [ana] silenced (silence inventory of cleo: we count; until 06:00 Europe/Berlin)
+    22:00 -> ana: b/1 on
+    29:00 -> ana: a/1 on (at 22:00 UTC)
+    29:00 released hot a/1 [ana] silenced
+    30:00 -> ana: a/2 on
+    ");
+}
+
+#[test]
+fn a_silence_needs_author_reason_end_and_something_to_cover() {
+    let silence = Silence {
+        id: "s".into(),
+        name: None,
+        matcher: Matcher::default(),
+        by: "".into(),
+        reason: " ".into(),
+        from: MIDNIGHT,
+        until: MIDNIGHT,
+    };
+    let error = silence.check(MIDNIGHT).expect_err("wrong");
+    insta::assert_snapshot!(error, @r#"`by` is empty; `reason` is empty; it covers everything; say rule = "*" if that is meant; `until` is not after `from`"#);
+}
+
+#[test]
+fn shadow_is_steps_and_no_messages() {
+    let policy = Policy { shadow: true, ..policy(&["ana"]) };
+    insta::assert_snapshot!(told("", &[("hot", policy)], "
+        12:00 raise hot a/1
+        12:01 clear hot a/1
+    "), @r"
+    12:00 raised hot a/1 shadow
+    12:01 cleared hot a/1 shadow
+    ");
+}
+
+#[test]
+fn flapping_is_said_once_and_then_how_it_stands_if_that_differs() {
+    insta::assert_snapshot!(told("", &one(&["ana"]), "
+        12:00 raise hot a/1
+        12:01 flap hot a/1 on
+        12:02 clear hot a/1
+        12:03 raise hot a/1
+        12:04 clear hot a/1
+        12:05 raise hot a/1
+        12:06 flap hot a/1 off
+        12:07 flap hot a/1 on
+        12:08 level hot a/1 critical
+        12:09 flap hot a/1 off
+        12:10 clear hot a/1
+    "), @r"
+    12:00 -> ana: a/1 on
+    12:01 -> ana: hot a/1 is flapping: it begins and ends too often to be told; you hear how it stands when it is steady
+    12:02 cleared hot a/1
+    12:02 held hot a/1 [ana] flapping (until it is steady)
+    12:03 raised hot a/1
+    12:03 dropped hot a/1 superseded
+    12:04 cleared hot a/1
+    12:04 held hot a/1 [ana] flapping (until it is steady)
+    12:05 raised hot a/1
+    12:05 dropped hot a/1 superseded
+    12:07 -> ana: hot a/1 is flapping: it begins and ends too often to be told; you hear how it stands when it is steady
+    12:08 level hot a/1
+    12:08 held hot a/1 [ana] flapping (until it is steady)
+    12:09 -> ana: a/1 now critical (at 12:08 UTC)
+    12:09 released hot a/1 [ana] flapping
+    12:10 -> ana: a/1 off
+    12:10 cleared hot a/1
+    ");
+}
+
+#[test]
+fn a_held_event_is_told_with_its_time_and_leaves_nothing_behind() {
+    let event = Policy { event: true, repeat: Some(mins(10)), ..policy(&["ana", "ben"]) };
+    insta::assert_snapshot!(told("", &[("door", event)], "
+        01:10 raise door a/1
+        02:10 raise door a/1
+        05:00 wait
+    "), @r"
+    01:10 -> ana: a/1 on
+    01:10 held door a/1 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    02:10 -> ana: a/1 on
+    02:10 held door a/1 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    05:00 -> ben: a/1 on (at 02:10)
+    05:00 -> ben: a/1 on (at 03:10)
+    05:00 released door a/1 [ben] quiet_hours
+    05:00 released door a/1 [ben] quiet_hours
+    ");
+}
+
+#[test]
+fn many_that_were_held_are_told_in_one_message_worst_first() {
+    insta::assert_snapshot!(told("", &one(&["ben"]), "
+        01:10 raise hot a/1 info
+        01:20 raise hot a/2
+        01:30 raise hot a/3
+        02:10 raise hot a/4
+        02:20 raise hot a/5
+        02:30 clear hot a/3
+        05:10 clear hot a/1
+        05:20 clear hot a/2
+    "), @r"
+    01:10 raised hot a/1
+    01:10 held hot a/1 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    01:20 raised hot a/2
+    01:20 held hot a/2 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    01:30 raised hot a/3
+    01:30 held hot a/3 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    02:10 raised hot a/4
+    02:10 held hot a/4 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    02:20 raised hot a/5
+    02:20 held hot a/5 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    02:30 cleared hot a/3
+    02:30 dropped hot a/3 [ben] over (it was held: quiet_hours)
+    05:00 -> ben: 4 alerts from 02:10 to 03:20 (worst warning): hot a/2, hot a/4, hot a/5 and 1 more
+    05:00 grouped hot a/2 [ben] quiet_hours
+    05:00 grouped hot a/4 [ben] quiet_hours
+    05:00 grouped hot a/5 [ben] quiet_hours
+    05:00 grouped hot a/1 [ben] quiet_hours
+    05:10 -> ben: a/1 off
+    05:10 cleared hot a/1
+    05:20 -> ben: a/2 off
+    05:20 cleared hot a/2
+    ");
+}
+
+#[test]
+fn a_dropped_alert_tells_nobody() {
+    insta::assert_snapshot!(told("", &[("hot", grouped())], "
+        12:00 raise hot a/1
+        12:02 drop hot a/1
+        12:03 raise hot a/2
+        12:03:10 drop hot a/2
+        12:30 wait
+    "), @r"
+    12:00 raised hot a/1
+    12:00 held hot a/1 [ana] grouped (until 12:01 UTC)
+    12:01 -> ana: a/1 on
+    12:01 released hot a/1 [ana] grouped
+    12:02 dropped hot a/1 rule_changed
+    12:03 raised hot a/2
+    12:03 held hot a/2 [ana] grouped (until 12:06 UTC)
+    12:03:10 dropped hot a/2 rule_changed
+    ");
+}
+
+#[test]
+fn a_reload_tells_what_is_held_no_more() {
+    let mut world =
+        World::new(SUPPRESS, &[("hot", policy(&["ana"])), ("gateway-x", policy(&["ana"]))]);
+    world.run("12:00 raise gateway-x a/1\n12:01 raise hot a/1", false);
+    world.log.clear();
+    world.book = book("");
+    for alert in world.firing.values() {
+        world.notifier.restore_firing(&world.book, alert, world.policies.get(alert.rule.as_ref()));
+    }
+    let now = MIDNIGHT.plus(mins(13 * 60));
+    let outcome = world.notifier.reconsider(&world.book, now);
+    world.take(outcome, now);
+    insta::assert_snapshot!(world.log, @r"
+    13:00 -> ana: a/1 on (at 12:01 UTC)
+    13:00 released hot a/1 [ana] inhibited
+    ");
+}
+
+#[test]
+fn beyond_the_bound_nothing_is_held_and_that_is_said() {
+    let mut world = World::new("", &one(&["ben"]));
+    world.config.tales_max = 1;
+    world.restart();
+    world.run("22:00 raise hot a/1\n22:01 raise hot a/2", false);
+    insta::assert_snapshot!(world.log, @r"
+    22:00 raised hot a/1
+    22:00 held hot a/1 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    22:01 -> ben: a/2 on
+    22:01 released hot a/2 [ben] too_many (not held: 1 alerts are (notify.tales_max))
+    ");
+}
+
+#[test]
+fn a_shared_phone_rings_once_and_later_again_under_another_id() {
+    let twin = "[[contact]]\nname = 'twin'\nsms = '+4915550100002'\n";
+    insta::assert_snapshot!(told(twin, &one(&["twin", "ben"]), "
+        12:00 raise hot a/1
+        22:00 raise hot a/2
+        30:00 wait
+    "), @r"
+    12:00 -> twin: a/1 on
+    22:00 -> twin: a/2 on
+    22:00 held hot a/2 [ben] quiet_hours (until 06:00 Europe/Berlin)
+    29:00 -> ben: a/2 on (at 23:00)
+    29:00 released hot a/2 [ben] quiet_hours
+    ");
+}
+
+/// Two rules with all that a rule can say, one that explains the first, and one in groups.
+fn many_policies() -> Vec<(&'static str, Policy)> {
+    let everybody = ["ana", "ben", "dora"];
+    let wet = Policy {
+        repeat: Some(mins(30)),
+        cooldown: Some(mins(20)),
+        max: Some(Quota { count: 3, per: mins(60) }),
+        ..policy(&everybody)
+    };
+    let by: Vec<Arc<str>> = vec!["site".into()];
+    let group = Group { by: by.into(), wait: mins(1), interval: mins(15) };
+    vec![
+        ("hot", policy(&everybody)),
+        ("wet", wet),
+        ("grp", Policy { group: Some(group), repeat: Some(mins(120)), ..policy(&everybody) }),
+        ("gateway-x", policy(&["ana"])),
+    ]
+}
+
+const MANY: &str = r#"
+[[contact]]
+name = "dora"
+sms = "+4915550100004"
+max = { count = 2, per = "1h", except = ["critical"] }
+
+[[silence]]
+name = "lunch"
+rule = "*"
+key = "a/*"
+by = "cleo"
+reason = "lunch"
+every = { from = "12:00", to = "13:00", zone = "UTC" }
+
+[[suppress]]
+while = "gateway-*"
+rules = ["hot"]
+same = ["site"]
+"#;
+
+/// A script from random numbers: each line does what makes sense as things stand.
+fn script(numbers: &[(u8, u8, u8, u16)], flapping: bool) -> String {
+    let rules = ["hot", "wet", "grp", "gateway-x"];
+    let keys = ["a/1", "a/2", "b/1"];
+    let words = ["info", "warning", "critical"];
+    let mut firing: BTreeMap<String, usize> = BTreeMap::new();
+    let (mut lines, mut at, mut flaps) = (String::new(), 8 * 3600_u64, None::<String>);
+    for (what, rule, severity, wait) in numbers {
+        at += u64::from(*wait);
+        let name = format!("{} {}", rules[usize::from(rule % 4)], keys[usize::from(rule / 4 % 3)]);
+        let level = usize::from(severity % 3);
+        let time = format!("{:02}:{:02}:{:02}", at / 3600, at / 60 % 60, at % 60);
+        let line = match (what % 10, firing.get(&name)) {
+            (0, _) => format!(
+                "silence s{} {} {}",
+                severity % 2,
+                ["wet", "*"][usize::from(rule % 2)],
+                1 + wait / 60
+            ),
+            (1, _) => format!("unsilence s{}", severity % 2),
+            (2, Some(_)) if flapping && flaps.is_none() => {
+                flaps = Some(name.clone());
+                format!("flap {name} on")
+            }
+            (3, Some(_)) if flaps.as_ref() == Some(&name) => {
+                flaps = None;
+                format!("flap {name} off")
+            }
+            (4, Some(_)) => format!("ack {name}"),
+            (5 | 6, Some(from)) if *from != level => {
+                firing.insert(name.clone(), level);
+                format!("level {name} {}", words[level])
+            }
+            (_, Some(_)) => {
+                firing.remove(&name);
+                format!("clear {name}")
+            }
+            (_, None) => {
+                firing.insert(name.clone(), level);
+                format!("raise {name} {}", words[level])
+            }
+        };
+        writeln!(lines, "{time} {line}").expect("a String");
+    }
+    lines
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(40))]
+
+    #[test]
+    fn in_the_end_everybody_knows_how_it_stands(
+        numbers in proptest::collection::vec((0..10_u8, 0..12_u8, 0..3_u8, 0..4000_u16), 1..40),
+    ) {
+        let mut world = World::new(MANY, &many_policies());
+        world.run(&script(&numbers, false), false);
+        // A night, in which all silences and windows end; then the causes do.
+        world.run("60:00 wait", false);
+        let causes: Vec<String> =
+            world.firing.keys().filter(|name| name.starts_with("gateway")).cloned().collect();
+        for cause in causes {
+            world.run(&format!("60:01 clear {cause}"), false);
+        }
+        world.run("90:00 wait", false);
+        for alert in world.raised.values() {
+            proptest::prop_assert!(world.explained.contains(&alert.id), "{alert:?}\n{}", world.log);
+            let fires = world.firing.values().find(|firing| firing.id == alert.id);
+            if fires.is_none() {
+                proptest::prop_assert!(world.notifier.tale(alert.id).is_none(), "{alert:?}");
+            }
+            for contact in world.policies[alert.rule.as_ref()].to.iter() {
+                let known = world.known.get(&(alert.id, Arc::clone(contact))).copied();
+                match fires {
+                    Some(now) => proptest::prop_assert_eq!(
+                        known, Some((AlertState::Firing, now.severity)),
+                        "{} {} {}\n{}", now.rule, now.key, contact, world.log
+                    ),
+                    None => proptest::prop_assert!(
+                        known.is_none_or(|(state, _)| state == AlertState::Cleared),
+                        "{} {} {}\n{}", alert.rule, alert.key, contact, world.log
+                    ),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_restart_at_any_point_changes_nothing(
+        numbers in proptest::collection::vec((0..10_u8, 0..12_u8, 0..3_u8, 0..4000_u16), 1..40),
+    ) {
+        told(MANY, &many_policies(), &format!("{}70:00 wait", script(&numbers, true)));
+    }
+}

@@ -1,0 +1,809 @@
+//! One rule on one publish, or on the passing of time: what holds, and what follows from it.
+//!
+//! An instance is taken out of the engine, changed, and put back or dropped. Nothing here decides
+//! who is told.
+
+use std::sync::Arc;
+
+use super::condition::{self, Expression, Scene};
+use super::engine::{Effects, Engine, Failure, Touched};
+use super::functions::reading_time;
+use super::instance::{Instance, Last, Memory};
+use super::life::Move;
+use super::named::Named;
+use super::set::{KeyPart, Level, Replayed, Rule, Rules};
+use super::template::{self, default_text, plain};
+use super::window::Window;
+use crate::clock::Timestamp;
+use crate::model::tell::{News, Turn};
+use crate::model::{Alert, AlertId, AlertState, Fnv, Labels, Publish, Reason, Severity};
+use crate::payload::Value;
+use crate::payload::value::Map;
+use crate::topic::{TopicFilter, TopicName};
+
+/// The longest key, bytes. A longer one keeps its head and a hash of the whole.
+const KEY_BYTES_MAX: usize = 256;
+/// Times before 2020 are those of clocks that were never set.
+const PLAUSIBLE_FROM: Timestamp = Timestamp::from_millis(1_577_836_800_000);
+/// A reading so far ahead, in milliseconds, has a wrong time.
+const AHEAD_MAX: i64 = 86_400_000;
+/// Most elements of `each` that one publish has the rule look at.
+const EACH_MAX: usize = 1_000;
+
+/// A rule at work.
+pub(super) struct Run<'a> {
+    pub(super) engine: &'a mut Engine,
+    pub(super) rules: &'a Rules,
+    pub(super) rule: &'a Rule,
+    pub(super) now: Timestamp,
+    pub(super) effects: &'a mut Effects,
+}
+
+/// One reading: a publish, or one element of it.
+struct Reading<'a> {
+    topic: &'a TopicName,
+    client_id: &'a Arc<str>,
+    payload: &'a Value,
+    item: Option<(Value, Value)>,
+    retain: bool,
+    replayed: bool,
+    at: Timestamp,
+}
+
+/// What came of the levels' conditions.
+enum Found {
+    /// The worst level that holds.
+    Target(Option<Severity>),
+    /// No condition came to a result that decides.
+    Nothing,
+}
+
+/// What happens next with an instance without a publish; `None`: nothing.
+pub(super) fn due(rule: &Rule, instance: &Instance) -> Option<Timestamp> {
+    let level = instance.life.due(&rule.clocks);
+    let heard = instance.seen_at.unwrap_or(instance.known_since);
+    let silent = rule.silent.as_ref().filter(|_| instance.life.is_idle());
+    let silent = silent.map(|silent| heard.plus(silent.after));
+    let window = || {
+        let memory = instance.memory.as_ref()?;
+        let pairs = memory.windows.iter().zip(&rule.windows);
+        pairs.filter_map(|(window, spec)| window.due(spec)).min()
+    };
+    let window = if rule.needs.time_window && !instance.life.is_idle() { window() } else { None };
+    let forget = rule.forget.map(|after| heard.plus(after));
+    [level, silent, window, forget].into_iter().flatten().min()
+}
+
+impl Run<'_> {
+    /// The rule on a publish that it matches.
+    pub(super) fn publish(&mut self, publish: &Publish, payload: &Value) {
+        let rule = self.rule;
+        let empty = Named::new();
+        let scene = Scene {
+            payload,
+            previous: None,
+            item: None,
+            named: &empty,
+            topic: &publish.topic,
+            filter: &rule.filter,
+            client_id: &publish.client_id,
+            retain: publish.retain,
+            replayed: publish.replayed,
+            at: self.now,
+            now: self.now,
+        };
+        if let Some(skip) = &rule.skip
+            && self.holds(skip, "skip", &scene) == Some(true)
+        {
+            return self.pass(Reason::Skipped);
+        }
+        let at = self.taken_at(&scene);
+        let is_old = |most| self.now.since(at) > most;
+        if rule.max_age.is_some_and(is_old) {
+            return self.pass(Reason::TooOld);
+        }
+        let mut reading = Reading {
+            topic: &publish.topic,
+            client_id: &publish.client_id,
+            payload,
+            item: None,
+            retain: publish.retain,
+            replayed: publish.replayed,
+            at,
+        };
+        let Some(each) = &rule.each else {
+            return self.reading(&reading);
+        };
+        let items: Vec<(Value, Value)> = match each.evaluate_value(&Scene { at, ..scene }) {
+            Ok(Value::List(items)) => {
+                (0_i64..).map(Value::Int).zip(items.iter().cloned()).collect()
+            }
+            Ok(Value::Map(map)) => {
+                let entries = map.entries().iter();
+                entries
+                    .map(|(name, value)| (Value::Text(Arc::clone(name)), value.clone()))
+                    .collect()
+            }
+            Ok(_) => return self.fail_expression("each", "it is neither a list nor a map"),
+            Err(detail) => return self.fail_expression("each", &detail),
+        };
+        if items.len() > EACH_MAX {
+            let detail = format!("`each`: only the first {EACH_MAX} elements are looked at");
+            self.fail(Reason::TooMany, detail);
+        }
+        for item in items.into_iter().take(EACH_MAX) {
+            reading.item = Some(item);
+            self.reading(&reading);
+        }
+    }
+
+    /// When the reading was taken: as it says, if that is likely.
+    fn taken_at(&mut self, scene: &Scene<'_>) -> Timestamp {
+        let Some(time) = &self.rule.time else { return self.now };
+        let said = match time.evaluate_value(scene) {
+            Ok(value) => reading_time(&value, self.rule.zone.as_ref()),
+            Err(_) => None,
+        };
+        let latest = Timestamp::from_millis(self.now.as_millis().saturating_add(AHEAD_MAX));
+        said.filter(|said| (PLAUSIBLE_FROM..=latest).contains(said)).unwrap_or(self.now)
+    }
+
+    fn reading(&mut self, reading: &Reading<'_>) {
+        let rule = self.rule;
+        let empty = Named::new();
+        let scene = self.scene(reading, None, &empty);
+        if rule.is_event() && !rule.needs.instance {
+            return self.event(reading, None, &empty);
+        }
+        // While nothing of the rule is there, its key matters only once something holds.
+        let is_simple = !rule.needs.instance;
+        if is_simple && !self.engine.has_any(&rule.name) {
+            match self.found(None, &scene) {
+                Found::Target(Some(_)) => {}
+                Found::Target(None) | Found::Nothing => return,
+            }
+        }
+        let key: Arc<str> = match key_of(rule, reading.topic, &scene) {
+            Ok(key) => key.into(),
+            Err(detail) => return self.fail_expression("key", &detail),
+        };
+        let instance = match self.engine.take(&rule.name, &key) {
+            Some(instance) => instance,
+            None => match self.make(key, reading) {
+                Some(instance) => instance,
+                None => return,
+            },
+        };
+        self.on(instance, reading);
+    }
+
+    /// An instance that was not there; `None`: there are too many.
+    fn make(&mut self, key: Arc<str>, reading: &Reading<'_>) -> Option<Box<Instance>> {
+        if !self.engine.has_room() {
+            let detail = format!(
+                "{} instances are there already (rules.instances_max); this one is not looked at",
+                self.engine.instances_max()
+            );
+            self.fail(Reason::TooMany, detail);
+            return None;
+        }
+        let rule = self.rule;
+        let id = AlertId::next(&mut self.engine.ids, self.now, &rule.name, &key);
+        let mut instance = Instance::new(id, &rule.name, key, reading.topic.clone());
+        instance.meaning = rule.meaning;
+        instance.known_since = self.now;
+        instance.labels = labels(&rule.filter, reading);
+        Some(Box::new(instance))
+    }
+
+    /// A reading of this instance.
+    fn on(&mut self, mut instance: Box<Instance>, reading: &Reading<'_>) {
+        let rule = self.rule;
+        if let Some(dedupe) = &rule.dedupe {
+            let empty = Named::new();
+            match dedupe.key(&self.scene(reading, None, &empty)) {
+                Ok(value) => {
+                    let mut hash = Fnv::new();
+                    hash.write(value.as_bytes());
+                    if !instance.memory_mut().take(hash.finish()) {
+                        self.pass(Reason::Duplicate);
+                        return self.engine.put(instance);
+                    }
+                }
+                Err(detail) => self.fail_expression("dedupe", &detail),
+            }
+        }
+        let is_new = !instance.is_stored && instance.seen_at.is_none() && instance.life.is_idle();
+        let before = instance.memory.take().unwrap_or_default();
+        let Memory { last: before, mut windows, taken, flaps: flaps_before } = *before;
+        let merged = match (&before, rule.merge) {
+            (Some(last), true) => Some(merge(&last.payload, reading.payload, 0)),
+            _ => None,
+        };
+        let payload = merged.as_ref().unwrap_or(reading.payload);
+        let previous = before.as_ref().map(|last| &last.payload).filter(|_| rule.needs.previous);
+        let reading = Reading { payload, item: reading.item.clone(), ..*reading };
+        let mut named = Named::new();
+        self.lets(&reading, previous, &mut named);
+        let counted = self.windows(&reading, previous, &mut windows, &mut named);
+
+        instance.seen_at = Some(self.now);
+        instance.topic = reading.topic.clone();
+        let scene = self.scene(&reading, previous, &named);
+        let mut changed = is_new && rule.silent.is_some();
+        let (mut flapping, mut flaps_now) = (None, flaps_before);
+        let mut moves = Vec::new();
+        if rule.is_event() {
+            // Its memory is for `previous`, windows and `dedupe`.
+        } else {
+            let target = if rule.silent.is_some() {
+                Found::Target(None)
+            } else {
+                self.found(instance.life.level(), &scene)
+            };
+            if let Found::Target(target) = target {
+                let target = self.allowed(target, instance.life.level(), reading.replayed);
+                changed |= instance.life.observe(&rule.clocks, target, self.now);
+                while let Some(step) = instance.life.advance(&rule.clocks, self.now) {
+                    moves.push(step);
+                }
+                if let Some(spec) = rule.flapping {
+                    let mut flaps = flaps_before.unwrap_or_default();
+                    let fires = instance.life.level().is_some();
+                    flapping = flaps.note(fires, spec.last, (spec.low, spec.high));
+                    flaps_now = Some(flaps);
+                }
+            }
+        }
+        if instance.life.level().is_some() {
+            instance.events = instance.events.saturating_add(1);
+        }
+        let memory = Memory {
+            last: rule.needs.last.then(|| Last {
+                payload: reading.payload.clone(),
+                previous: previous.cloned(),
+                item: reading.item.clone(),
+                client_id: Arc::clone(reading.client_id),
+                at: reading.at,
+                retain: reading.retain,
+                replayed: reading.replayed,
+            }),
+            windows,
+            taken,
+            flaps: flaps_now,
+        };
+        let must_be_written = changed || counted || rule.durable || flapping.is_some();
+        if rule.is_event() {
+            self.event(&reading, previous, &named);
+        }
+        let telling = Telling { reading: &reading, previous: previous.cloned(), named: &named };
+        self.finish(instance, memory, &moves, flapping, must_be_written, &telling);
+    }
+
+    /// Lets time pass for an instance.
+    pub(super) fn time(&mut self, mut instance: Box<Instance>) {
+        let rule = self.rule;
+        let heard = instance.seen_at.unwrap_or(instance.known_since);
+        if rule.forget.is_some_and(|after| heard.plus(after) <= self.now) {
+            return self.forget(&instance);
+        }
+        let mut memory = instance.memory.take().map(|memory| *memory).unwrap_or_default();
+        let last = memory.last.clone();
+        let nothing: (Value, Arc<str>) = (Value::Null, Arc::default());
+        let topic = instance.topic.clone();
+        let reading = Reading {
+            topic: &topic,
+            client_id: last.as_ref().map_or(&nothing.1, |last| &last.client_id),
+            payload: last.as_ref().map_or(&nothing.0, |last| &last.payload),
+            item: last.as_ref().and_then(|last| last.item.clone()),
+            retain: last.as_ref().is_some_and(|last| last.retain),
+            replayed: last.as_ref().is_some_and(|last| last.replayed),
+            at: last.as_ref().map_or(self.now, |last| last.at),
+        };
+        let previous = last.as_ref().and_then(|last| last.previous.as_ref());
+        let mut named = Named::new();
+        if last.is_some() {
+            self.lets(&reading, previous, &mut named);
+        }
+        let mut passed = false;
+        for (window, spec) in memory.windows.iter_mut().zip(&rule.windows) {
+            passed |= window.due(spec).is_some_and(|due| due <= self.now);
+            window.expire(spec, self.now);
+            named.push(Arc::clone(&spec.name), window.value(spec, self.now));
+        }
+        let mut changed = false;
+        if let Some(silent) = &rule.silent {
+            if heard.plus(silent.after) <= self.now {
+                let target = Some(rule.severity);
+                changed |= instance.life.observe(&rule.clocks, target, self.now);
+            }
+        } else if passed && !instance.life.is_idle() && last.is_some() {
+            // Clocks that ran out before are first.
+            let scene = self.scene(&reading, previous, &named);
+            if let Found::Target(target) = self.found(instance.life.level(), &scene) {
+                let target = self.allowed(target, instance.life.level(), reading.replayed);
+                changed |= instance.life.observe(&rule.clocks, target, self.now);
+            }
+        }
+        let mut moves = Vec::new();
+        while let Some(step) = instance.life.advance(&rule.clocks, self.now) {
+            moves.push(step);
+        }
+        let telling = Telling { reading: &reading, previous: previous.cloned(), named: &named };
+        self.finish(instance, memory, &moves, None, changed, &telling);
+    }
+
+    /// Makes the instances that are expected and not there.
+    pub(super) fn expect(&mut self) {
+        let rule = self.rule;
+        let Some(silent) = &rule.silent else { return };
+        for expected in &silent.expect {
+            if self.engine.instance(&rule.name, &expected.key).is_some() {
+                continue;
+            }
+            let nobody: Arc<str> = Arc::default();
+            let reading = Reading {
+                topic: &expected.topic,
+                client_id: &nobody,
+                payload: &Value::Null,
+                item: None,
+                retain: false,
+                replayed: false,
+                at: self.now,
+            };
+            let Some(mut instance) = self.make(Arc::clone(&expected.key), &reading) else { return };
+            instance.labels = Arc::clone(&expected.labels);
+            self.touch(&mut instance);
+            self.engine.schedule(rule, &mut instance);
+            self.engine.put(instance);
+        }
+    }
+
+    /// Tells what moved, keeps or drops the instance, and has it written if it must be.
+    fn finish(
+        &mut self,
+        mut instance: Box<Instance>,
+        memory: Memory,
+        moves: &[Move],
+        flapping: Option<bool>,
+        mut must_be_written: bool,
+        telling: &Telling<'_, '_>,
+    ) {
+        let rule = self.rule;
+        for step in moves {
+            self.moved(&mut instance, *step, telling);
+            must_be_written = true;
+        }
+        if let Some(on) = flapping {
+            let severity = instance.life.level().unwrap_or(rule.worst());
+            let state = match instance.life.level() {
+                Some(_) => AlertState::Firing,
+                None => AlertState::Cleared,
+            };
+            let alert = self.alert(&instance, state, severity);
+            self.tell(alert, Turn::Flapping(on), telling);
+        }
+        if memory != Memory::default() {
+            instance.memory = Some(Box::new(memory));
+        }
+        if instance.life.is_idle() && !rule.needs.instance {
+            self.engine.unschedule(&mut instance);
+            if instance.is_stored {
+                self.effects.touched.push(Touched::Remove(instance.id));
+            }
+            return;
+        }
+        if must_be_written {
+            self.touch(&mut instance);
+        } else if rule.needs.instance {
+            self.engine.mark(&mut instance);
+        }
+        self.engine.schedule(rule, &mut instance);
+        self.engine.put(instance);
+    }
+
+    fn touch(&mut self, instance: &mut Instance) {
+        instance.is_stored = true;
+        instance.is_dirty = false;
+        let (rule, key) = (Arc::clone(&instance.rule), Arc::clone(&instance.key));
+        self.effects.touched.push(Touched::Put(rule, key));
+    }
+
+    /// The level changed.
+    fn moved(&mut self, instance: &mut Instance, step: Move, telling: &Telling<'_, '_>) {
+        let rule = self.rule;
+        instance.changed_at = Some(self.now);
+        match (step.from, step.to) {
+            (None, Some(level)) => {
+                instance.fired_at = Some(self.now);
+                instance.ack = None;
+                instance.events = 1;
+                let mut alert = self.alert(instance, AlertState::Firing, level);
+                alert.text = self.text(rule.text.as_ref(), &alert, None, instance, telling);
+                instance.text = Arc::clone(&alert.text);
+                self.tell(alert, Turn::Raised, telling);
+            }
+            (Some(from), Some(level)) => {
+                if level > from {
+                    // Who saw the lesser one has not seen this one.
+                    instance.ack = None;
+                }
+                let mut alert = self.alert(instance, AlertState::Firing, level);
+                alert.text = self.text(rule.text.as_ref(), &alert, Some(from), instance, telling);
+                instance.text = Arc::clone(&alert.text);
+                self.tell(alert, Turn::Level(from), telling);
+            }
+            (Some(from), None) => {
+                let mut alert = self.alert(instance, AlertState::Cleared, from);
+                if let Some(name) = &rule.text_clear {
+                    alert.text = self.text(Some(name), &alert, Some(from), instance, telling);
+                }
+                self.tell(alert, Turn::Cleared, telling);
+                // Its next alert is another one.
+                if instance.is_stored {
+                    self.effects.touched.push(Touched::Remove(instance.id));
+                    instance.is_stored = false;
+                }
+                instance.id =
+                    AlertId::next(&mut self.engine.ids, self.now, &rule.name, &instance.key);
+                instance.fired_at = None;
+                instance.ack = None;
+                instance.events = 0;
+                instance.text = Arc::default();
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// A rule without a condition: the reading itself is the alert.
+    fn event(&mut self, reading: &Reading<'_>, previous: Option<&Value>, named: &Named) {
+        let rule = self.rule;
+        let key = key_of(rule, reading.topic, &self.scene(reading, previous, named));
+        let key: Arc<str> = match key {
+            Ok(key) => key.into(),
+            Err(detail) => {
+                // The key of an event is information only: better an alert without it than none.
+                self.fail_expression("key", &detail);
+                "?".into()
+            }
+        };
+        if reading.replayed && rule.replayed == Replayed::State {
+            return self.pass(Reason::Replayed);
+        }
+        self.engine.exercise(rule, "raised", true);
+        let id = AlertId::next(&mut self.engine.ids, self.now, &rule.name, &key);
+        let mut instance = Instance::new(id, &rule.name, key, reading.topic.clone());
+        instance.labels = labels(&rule.filter, reading);
+        instance.events = 1;
+        let telling = Telling { reading, previous: previous.cloned(), named };
+        let mut alert = self.alert(&instance, AlertState::Firing, rule.severity);
+        alert.text = self.text(rule.text.as_ref(), &alert, None, &instance, &telling);
+        self.tell(alert, Turn::Raised, &telling);
+    }
+
+    fn forget(&mut self, instance: &Instance) {
+        if let Some(alert) = instance.alert() {
+            self.effects.news.push(News {
+                alert: Alert { changed_at: self.now, ..alert },
+                turn: Turn::Dropped(Reason::Forgotten),
+                title: None,
+                policy: Arc::clone(&self.rule.policy),
+            });
+        }
+        if instance.is_stored {
+            self.effects.touched.push(Touched::Remove(instance.id));
+        }
+    }
+
+    fn lets(&mut self, reading: &Reading<'_>, previous: Option<&Value>, named: &mut Named) {
+        for (name, expression) in &self.rule.lets {
+            match expression.evaluate_value(&self.scene(reading, previous, named)) {
+                Ok(value) => named.push(Arc::clone(name), value),
+                Err(detail) => self.fail_expression(&format!("let.{name}"), &detail),
+            }
+        }
+    }
+
+    /// Adds the reading to the windows and names their values. True: something was counted, which
+    /// is to be durable.
+    fn windows(
+        &mut self,
+        reading: &Reading<'_>,
+        previous: Option<&Value>,
+        windows: &mut Vec<Window>,
+        named: &mut Named,
+    ) -> bool {
+        let rule = self.rule;
+        windows.resize(rule.windows.len(), Window::default());
+        let mut counted = false;
+        for (window, spec) in windows.iter_mut().zip(&rule.windows) {
+            match spec.of.evaluate_value(&self.scene(reading, previous, named)) {
+                Ok(value) => {
+                    let added = window.add(spec, &value, reading.at, self.now);
+                    counted |= added && spec.function == super::window::Function::Count;
+                }
+                Err(detail) => {
+                    window.expire(spec, self.now);
+                    self.fail_expression(&format!("window.{}", spec.name), &detail);
+                }
+            }
+            named.push(Arc::clone(&spec.name), window.value(spec, self.now));
+        }
+        counted
+    }
+
+    fn scene<'s>(
+        &self,
+        reading: &'s Reading<'_>,
+        previous: Option<&'s Value>,
+        named: &'s Named,
+    ) -> Scene<'s>
+    where
+        Self: 's,
+    {
+        Scene {
+            payload: reading.payload,
+            previous,
+            item: reading.item.as_ref().map(|(key, item)| (key, item)),
+            named,
+            topic: reading.topic,
+            filter: self.filter(),
+            client_id: reading.client_id,
+            retain: reading.retain,
+            replayed: reading.replayed,
+            at: reading.at,
+            now: self.now,
+        }
+    }
+
+    /// The worst level that holds, seen from the active one (Kapacitor's semantics): worse levels by
+    /// their conditions; the active one falls only where its reset holds, to the worst that holds.
+    fn found(&mut self, active: Option<Severity>, scene: &Scene<'_>) -> Found {
+        let rule = self.rule;
+        let mut unknown = false;
+        for level in rule.levels.iter().rev().filter(|level| Some(level.severity) > active) {
+            match self.when(level, scene) {
+                Some(true) => return Found::Target(Some(level.severity)),
+                Some(false) => {}
+                None => unknown = true,
+            }
+        }
+        let active_level = rule.levels.iter().find(|level| Some(level.severity) == active);
+        let Some(level) = active_level else {
+            return if unknown { Found::Nothing } else { Found::Target(None) };
+        };
+        let mut has_reset = false;
+        if let Some(clear) = &level.clear {
+            match self.holds(clear, &clause(rule, level, "clear"), scene) {
+                Some(true) => has_reset = true,
+                Some(false) => return Found::Target(active),
+                None => return Found::Nothing,
+            }
+        }
+        for level in rule.levels.iter().rev().filter(|level| Some(level.severity) <= active) {
+            match self.when(level, scene) {
+                Some(true) => return Found::Target(Some(level.severity)),
+                Some(false) => {}
+                // A reset decides alone: it and `when` may look at different payloads.
+                None => unknown |= !has_reset,
+            }
+        }
+        if unknown { Found::Nothing } else { Found::Target(None) }
+    }
+
+    fn when(&mut self, level: &Level, scene: &Scene<'_>) -> Option<bool> {
+        let clause = clause(self.rule, level, "when");
+        self.holds(&level.when, &clause, scene)
+    }
+
+    /// What a reading may change: one that an upstream had kept raises nothing.
+    fn allowed(
+        &mut self,
+        target: Option<Severity>,
+        active: Option<Severity>,
+        replayed: bool,
+    ) -> Option<Severity> {
+        if replayed && self.rule.replayed == Replayed::State && target > active {
+            self.pass(Reason::Replayed);
+            return active;
+        }
+        target
+    }
+
+    /// Whether an expression holds; `None` where it failed, which is counted.
+    fn holds(&mut self, expression: &Expression, clause: &str, scene: &Scene<'_>) -> Option<bool> {
+        match expression.holds(scene) {
+            Ok(holds) => {
+                self.engine.exercise(self.rule, clause, holds);
+                Some(holds)
+            }
+            Err(detail) => {
+                self.fail_expression(clause, &detail);
+                None
+            }
+        }
+    }
+
+    fn pass(&mut self, reason: Reason) {
+        self.effects.passed.push((Arc::clone(&self.rule.name), reason));
+    }
+
+    fn fail(&mut self, reason: Reason, detail: String) {
+        let rule = Arc::clone(&self.rule.name);
+        self.effects.failures.push(Failure { rule, reason, detail });
+    }
+
+    fn fail_expression(&mut self, clause: &str, detail: &str) {
+        self.fail(Reason::ExpressionFailed, format!("`{clause}`: {detail}"));
+    }
+
+    fn alert(&self, instance: &Instance, state: AlertState, severity: Severity) -> Alert {
+        Alert {
+            id: instance.id,
+            rule: Arc::clone(&instance.rule),
+            key: Arc::clone(&instance.key),
+            severity,
+            state,
+            labels: Arc::clone(&instance.labels),
+            topic: instance.topic.clone(),
+            fired_at: instance.fired_at.unwrap_or(self.now),
+            changed_at: self.now,
+            text: Arc::clone(&instance.text),
+        }
+    }
+
+    fn tell(&mut self, alert: Alert, turn: Turn, telling: &Telling<'_, '_>) {
+        let rule = self.rule;
+        let from = match turn {
+            Turn::Level(from) => Some(from),
+            _ => None,
+        };
+        let is_told = alert.state == AlertState::Firing || rule.text_clear.is_some();
+        let title = rule.title.as_ref().filter(|_| is_told);
+        let title = title.and_then(|name| self.try_render(name, &alert, from, None, telling));
+        self.effects.news.push(News { alert, turn, title, policy: Arc::clone(&rule.policy) });
+    }
+
+    /// The template's text, or a plain one: whatever happens, the alert goes out.
+    fn text(
+        &mut self,
+        name: Option<&String>,
+        alert: &Alert,
+        from: Option<Severity>,
+        instance: &Instance,
+        telling: &Telling<'_, '_>,
+    ) -> Arc<str> {
+        let Some(name) = name else {
+            if self.rule.silent.is_some() {
+                return format!("{}: {} is silent", alert.rule, alert.topic).into();
+            }
+            return default_text(&alert.rule, &alert.topic, telling.reading.payload);
+        };
+        self.try_render(name, alert, from, Some(instance), telling)
+            .unwrap_or_else(|| plain(&alert.rule, alert.state, &alert.topic))
+    }
+
+    fn try_render(
+        &mut self,
+        name: &str,
+        alert: &Alert,
+        from_level: Option<Severity>,
+        instance: Option<&Instance>,
+        telling: &Telling<'_, '_>,
+    ) -> Option<Arc<str>> {
+        let reading = telling.reading;
+        let scene = template::Scene {
+            payload: reading.payload.clone(),
+            previous: telling.previous.clone(),
+            item: reading.item.clone(),
+            named: telling.named.clone(),
+            topic: alert.topic.clone(),
+            filter: Arc::clone(&self.rule.filter),
+            client_id: Arc::clone(reading.client_id),
+            replayed: reading.replayed,
+            key: Arc::clone(&alert.key),
+            rule: Arc::clone(&alert.rule),
+            severity: alert.severity,
+            level: alert.severity,
+            from_level,
+            last_seen: instance.and_then(|instance| instance.seen_at),
+            events: instance.map_or(1, |instance| instance.events),
+            at: reading.at,
+            now: self.now,
+            fired_at: alert.fired_at,
+        };
+        match self.rules.templates.render(name, scene) {
+            Ok(text) => Some(text),
+            Err(detail) => {
+                let key = name.rsplit('/').next().unwrap_or(name);
+                self.fail(Reason::TemplateFailed, format!("`{key}`: {detail}"));
+                None
+            }
+        }
+    }
+}
+
+impl<'r> Run<'r> {
+    fn filter(&self) -> &'r TopicFilter {
+        &self.rule.filter
+    }
+}
+
+/// What a text tells of besides its alert.
+struct Telling<'r, 'p> {
+    reading: &'r Reading<'p>,
+    previous: Option<Value>,
+    named: &'r Named,
+}
+
+/// `when`, or `critical.when` in a rule of several levels.
+fn clause(rule: &Rule, level: &Level, key: &str) -> String {
+    if rule.levels.len() > 1 { format!("{}.{key}", level.severity) } else { key.to_owned() }
+}
+
+/// The captures of its topic, and the key of its element, sorted by name.
+fn labels(filter: &TopicFilter, reading: &Reading<'_>) -> Labels {
+    let captured = filter.captured(reading.topic);
+    let mut labels: Vec<(Arc<str>, Arc<str>)> =
+        captured.map(|(name, level)| (Arc::clone(name), level.into())).collect();
+    match &reading.item {
+        Some((Value::Text(key), _)) => labels.push(("item_key".into(), Arc::clone(key))),
+        Some((key, _)) => labels.push(("item_key".into(), key.to_string().into())),
+        None => {}
+    }
+    labels.sort();
+    labels.into()
+}
+
+/// `news` over what was known: maps field by field, anything else as a whole.
+fn merge(known: &Value, news: &Value, depth: usize) -> Value {
+    let (Value::Map(known), Value::Map(news)) = (known, news) else { return news.clone() };
+    // Payloads are not nested deeper than the codecs allow.
+    if depth > 100 {
+        return Value::Map(Arc::clone(news));
+    }
+    let mut fields = known.entries().to_vec();
+    for (name, value) in news.entries() {
+        let merged = match known.get(name) {
+            Some(before) => merge(before, value, depth + 1),
+            None => value.clone(),
+        };
+        fields.push((Arc::clone(name), merged));
+    }
+    Value::Map(Arc::new(Map::new(fields)))
+}
+
+/// The instance that a reading is about.
+fn key_of(rule: &Rule, topic: &TopicName, scene: &Scene<'_>) -> Result<String, String> {
+    let mut key = String::new();
+    let several = rule.key.len() > 1;
+    for (index, part) in rule.key.iter().enumerate() {
+        if index > 0 {
+            key.push('/');
+        }
+        match part {
+            KeyPart::Capture(name) => {
+                let level = condition::capture(&rule.filter, topic, name);
+                key.push_str(level.unwrap_or_default());
+            }
+            KeyPart::Expression(expression) => {
+                for character in expression.key(scene)?.chars() {
+                    match character {
+                        // `a/b` and `c` must not be the same instance as `a` and `b/c`.
+                        '/' if several => key.push_str("%2F"),
+                        '%' if several => key.push_str("%25"),
+                        _ if character.is_control() => key.push(' '),
+                        _ => key.push(character),
+                    }
+                }
+            }
+        }
+    }
+    if key.len() > KEY_BYTES_MAX {
+        let mut hash = Fnv::new();
+        hash.write(key.as_bytes());
+        template::truncate(&mut key, KEY_BYTES_MAX - 20);
+        key.push_str(&format!("…{:016x}", hash.finish()));
+    }
+    Ok(key)
+}
