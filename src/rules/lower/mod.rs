@@ -427,14 +427,12 @@ impl Lowering<'_> {
     fn zone(&mut self, zone: Option<&IdedExpr>) {
         match zone.map(|zone| &zone.expr) {
             None => {}
-            Some(Expr::Literal(LiteralValue::String(name))) => {
-                if jiff::tz::TimeZone::get(name.inner()).is_err() {
-                    self.problems.push(format!(
-                        "there is no time zone `{}`; write one as in \"Europe/Berlin\"",
-                        name.inner()
-                    ));
-                }
-            }
+            Some(Expr::Literal(LiteralValue::String(name)))
+                if jiff::tz::TimeZone::get(name.inner()).is_ok() => {}
+            Some(Expr::Literal(LiteralValue::String(name))) => self.problems.push(format!(
+                "there is no time zone `{}`; write one as in \"Europe/Berlin\"",
+                name.inner()
+            )),
             Some(_) => self.problems.push(
                 "`time` takes its zone as text in quotes, not from a payload or topic".to_owned(),
             ),
