@@ -835,7 +835,7 @@ fn flapping_is_told_at_its_begin_and_its_end() {
                 turns.push(on);
             }
         }
-        bench.restart(false, Duration::ZERO);
+        bench.restart(true, Duration::ZERO);
     }
     assert_eq!(turns, [true]);
     assert_eq!(bench.told("a", "1"), ["r  flapping false: x"]);
