@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::condition::{self, Expression, Scene};
 use super::engine::{Effects, Engine, Failure, Touched};
-use super::functions::reading_time;
+use super::functions::time::reading_time;
 use super::instance::{Instance, Last, Memory};
 use super::life::Move;
 use super::named::Named;

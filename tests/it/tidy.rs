@@ -158,6 +158,7 @@ fn config_keys() -> BTreeSet<(String, PathBuf)> {
 fn every_configuration_key_is_in_the_example() {
     let mut papers = read(&root().join("examples/watchbell.toml"));
     papers.push_str(&read(&root().join("docs/rules.md")));
+    papers.push_str(&read(&root().join("docs/expressions.md")));
     let missing: Vec<String> = config_keys()
         .into_iter()
         .filter(|(key, _)| {
