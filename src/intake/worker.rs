@@ -164,10 +164,10 @@ impl Worker {
         now: Timestamp,
         batch: &mut Batch,
     ) {
-        self.set = Arc::clone(&set);
         self.rules.store(Arc::clone(&set));
+        self.set = set;
         let mut op = Op::new();
-        let (caused, adopted) = self.pipeline.adopt(&set, None, now, &mut op);
+        let (caused, adopted) = self.pipeline.adopt(&self.set, None, now, &mut op);
         self.caused(caused, op, batch);
         batch.answers.push(Box::new(move |_| drop(answer.send(adopted))));
     }
