@@ -57,18 +57,24 @@ fn of_run(
 }
 
 /// Where the clause stands that a failure names first, in backticks.
-fn place<'a>(files: &'a [TomlFile], rule: &str, note: &str) -> Option<(&'a TomlFile, Vec<PathStep>)> {
+fn place<'a>(
+    files: &'a [TomlFile],
+    rule: &str,
+    note: &str,
+) -> Option<(&'a TomlFile, Vec<PathStep>)> {
     let clause = note.split('`').nth(1).unwrap_or_default();
     files.iter().find_map(|file| {
         let tables = file.table().get("rule")?.as_array()?;
-        let of_rule = |table: &toml::Value| table.get("name").and_then(toml::Value::as_str) == Some(rule);
+        let of_rule =
+            |table: &toml::Value| table.get("name").and_then(toml::Value::as_str) == Some(rule);
         let index = tables.iter().position(of_rule)?;
         let mut path = vec![PathStep::from("rule"), index.into()];
         let table = tables.get(index)?;
         // A rule of one level may have written it as `critical = { when = ... }`.
-        let level = ["info", "warning", "critical"]
-            .into_iter()
-            .find(|level| table.get(clause).is_none() && table.get(level).is_some_and(|level| level.get(clause).is_some()));
+        let level = ["info", "warning", "critical"].into_iter().find(|level| {
+            table.get(clause).is_none()
+                && table.get(level).is_some_and(|level| level.get(clause).is_some())
+        });
         path.extend(level.map(PathStep::from));
         path.extend(clause.split('.').map(PathStep::from));
         Some((file, path))
