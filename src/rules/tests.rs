@@ -531,6 +531,27 @@ fn for_must_hold_and_tells_the_last_reading() {
 }
 
 #[test]
+fn after_a_restart_the_text_told_of_the_first_reading_and_not_of_the_last() {
+    script(
+        HELD,
+        &[
+            (Pub(0, "f/1", "6"), &[]),
+            (Pub(200, "f/1", "9"), &[]),
+            (Restart(10), &[]),
+            (Till(300), &["warm 1 firing: 1 has 9"]),
+        ],
+    );
+    let text = HELD.replace("over after {{ duration }}", "{{ events }} events");
+    let mut bench = Bench::new(&text.replace("for = \"5m\"", "for = \"0s\""));
+    for _ in 0..3 {
+        bench.effects("f/1", "6");
+    }
+    bench.restart(true, Duration::ZERO);
+    bench.effects("f/1", "1");
+    assert_eq!(bench.pass(Duration::from_secs(60)), ["warm 1 cleared: 4 events"]);
+}
+
+#[test]
 fn for_counts_over_a_restart_and_a_kill() {
     script(
         HELD,

@@ -33,6 +33,7 @@ mod store;
 mod tidy;
 mod transports;
 mod upstream;
+mod wrong_rules;
 
 /// Waits until a level is reached; never for a fixed time. Generous, so that a slow machine only
 /// makes the test slow.
