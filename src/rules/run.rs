@@ -575,7 +575,7 @@ impl Run<'_> {
         };
         let mut has_reset = false;
         if let Some(clear) = &level.clear {
-            match self.holds(clear, &clause(rule, level, "clear"), scene) {
+            match self.holds(clear, &rule.clause(level, "clear"), scene) {
                 Some(true) => has_reset = true,
                 Some(false) => return Found::Target(active),
                 None => return Found::Nothing,
@@ -593,7 +593,7 @@ impl Run<'_> {
     }
 
     fn when(&mut self, level: &Level, scene: &Scene<'_>) -> Option<bool> {
-        let clause = clause(self.rule, level, "when");
+        let clause = self.rule.clause(level, "when");
         self.holds(&level.when, &clause, scene)
     }
 
@@ -735,11 +735,6 @@ struct Telling<'r, 'p> {
     reading: &'r Reading<'p>,
     previous: Option<Value>,
     named: &'r Named,
-}
-
-/// `when`, or `critical.when` in a rule of several levels.
-fn clause(rule: &Rule, level: &Level, key: &str) -> String {
-    if rule.levels.len() > 1 { format!("{}.{key}", level.severity) } else { key.to_owned() }
 }
 
 /// The captures of its topic, and the key of its element, sorted by name.

@@ -170,6 +170,24 @@ impl Rule {
         self.policy.shadow
     }
 
+    /// What problems call a level's expression: `when`, or `critical.when` in a rule of several
+    /// levels.
+    pub(super) fn clause(&self, level: &Level, key: &str) -> String {
+        if self.levels.len() > 1 { format!("{}.{key}", level.severity) } else { key.to_owned() }
+    }
+
+    /// The expressions that hold or do not, by the names under which the engine notes what they came
+    /// to.
+    pub fn clauses(&self) -> Vec<String> {
+        let mut clauses = Vec::new();
+        clauses.extend(self.skip.is_some().then(|| "skip".to_owned()));
+        for level in &self.levels {
+            clauses.push(self.clause(level, "when"));
+            clauses.extend(level.clear.is_some().then(|| self.clause(level, "clear")));
+        }
+        clauses
+    }
+
     /// The most urgent that it can be.
     pub fn worst(&self) -> Severity {
         self.levels.last().map_or(self.severity, |level| level.severity)

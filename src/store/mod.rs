@@ -62,6 +62,7 @@ mod open;
 mod outbox;
 pub mod rows;
 pub mod sessions;
+pub mod shelf;
 mod trail;
 mod writer;
 
