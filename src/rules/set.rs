@@ -217,6 +217,7 @@ pub struct Known {
 pub struct Rules {
     rules: Vec<Rule>,
     by_name: HashMap<Arc<str>, usize>,
+    standing_clocks: bool,
     index: TopicIndex<u32>,
     pub(super) templates: Templates,
     pub(super) payload_limits: payload::Limits,
@@ -245,6 +246,7 @@ impl Rules {
         Self {
             rules: Vec::new(),
             by_name: HashMap::new(),
+            standing_clocks: false,
             index: TopicIndex::new(),
             templates: Templates::new(config.text_bytes_max, config.text_fuel),
             payload_limits: config.payload_limits(),
@@ -276,6 +278,11 @@ impl Rules {
         matched.positions().filter_map(|position| self.rules.get(position))
     }
 
+    /// Whether the clocks of any rule do not just go on while the process does not run.
+    pub fn has_standing_clocks(&self) -> bool {
+        self.standing_clocks
+    }
+
     /// How many rules there are.
     pub fn len(&self) -> usize {
         self.rules.len()
@@ -301,6 +308,7 @@ impl Rules {
         let position = u32::try_from(self.rules.len()).unwrap_or(u32::MAX);
         self.index.insert(&rule.filter, position);
         self.by_name.insert(Arc::clone(&rule.name), self.rules.len());
+        self.standing_clocks |= rule.on_downtime != OnDowntime::Count;
         self.rules.push(rule);
     }
 }

@@ -32,6 +32,7 @@ mod sessions;
 mod store;
 mod tidy;
 mod transports;
+mod trial;
 mod upstream;
 mod wrong_rules;
 

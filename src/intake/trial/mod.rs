@@ -14,6 +14,7 @@
 //! - [`run`]: one test from an empty state, through the same [`super::pipeline`] as live publishes;
 //!   timers are met at their time, a restart goes through the rows as they are stored.
 //! - [`happening`]: what happened, as `expect` says it, and how the two are compared.
+//! - [`surprise`]: what fails in rules though no test looks for it.
 //! - [`coverage`]: which clauses of which rules no test has exercised.
 //!
 //! Reads no clock and no file, and sends nothing. Invariant: a test comes to the same each time.
@@ -22,6 +23,7 @@ pub mod coverage;
 pub mod happening;
 pub mod read;
 pub mod run;
+pub mod surprise;
 
 use std::collections::BTreeSet;
 use std::time::Duration;

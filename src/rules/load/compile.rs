@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 
 use super::super::condition::{Expression, Scope};
-use super::super::functions::Words;
+use super::super::functions::words::Words;
 use super::super::life::{Clock, Clocks};
 use super::super::set::{
     Expected, Flapping, KeyPart, Level, Needs, OnDowntime, Replayed, Rule, Silent,
@@ -83,7 +83,8 @@ impl<'a> Loader<'a> {
         let windows = compiler.windows(&mut names, self.config.window_points_max);
         let (levels, clocks) = compiler.levels(&names, severity.unwrap_or_default());
         let zone = compiler.zone();
-        compiler.is_on_words();
+        let words = written.words.as_ref().map(Words::problems).unwrap_or_default();
+        compiler.entry.problems(&["words".into()], words);
         compiler.sense(&key);
         let (on_downtime, replayed, is_shadow) = compiler.words();
         let flapping = compiler.flapping();
@@ -538,11 +539,6 @@ impl Compiler<'_, '_> {
         let when = self.expression(names, &path("when"), level.when.as_ref());
         let clear = self.expression(names, &path("clear"), level.clear.as_ref());
         Some(Level { severity, when: when?, clear })
-    }
-
-    fn is_on_words(&mut self) {
-        let problems = self.written.words.as_ref().map(Words::problems).unwrap_or_default();
-        self.entry.problems(&["words".into()], problems);
     }
 
     fn zone(&mut self) -> Option<TimeZone> {
