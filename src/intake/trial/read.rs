@@ -224,11 +224,12 @@ impl Reader<'_, '_> {
             let what = "no step says what is to happen; give one `expect`, which may be empty";
             self.problem(&["steps".into()], what);
         }
-        let start = start?;
+        // Steps are looked at all the same.
+        let begins_at = start.unwrap_or_default();
         let (mut steps, mut now, mut publishes) = (Vec::new(), Duration::ZERO, 0_u64);
         for (index, step) in written.steps.iter().enumerate() {
             let raw = raw.and_then(|raw| raw.get(index)).and_then(Value::as_table);
-            let Some(step) = self.step(index, step, raw, (start, now)) else { continue };
+            let Some(step) = self.step(index, step, raw, (begins_at, now)) else { continue };
             now = step.ends_at();
             if let Act::Publish { times, .. } = &step.act {
                 publishes += u64::from(*times);
@@ -242,7 +243,7 @@ impl Reader<'_, '_> {
         if now > LONGEST {
             self.problem(&["steps".into()], "it lasts longer than 400 days");
         }
-        Some(Trial { name: written.name?, file: 0, index: 0, start, about, steps })
+        Some(Trial { name: written.name?, file: 0, index: 0, start: start?, about, steps })
     }
 
     /// The rules that the test is about: those that it names, else those of its file, else all.
