@@ -150,19 +150,23 @@ impl Run<'_> {
 
     fn reading(&mut self, reading: &Reading<'_>) {
         let rule = self.rule;
-        let empty = Named::new();
-        let scene = self.scene(reading, None, &empty);
-        if rule.is_event() && !rule.needs.instance {
-            return self.event(reading, None, &empty);
-        }
         // While nothing of the rule is there, its key matters only once something holds.
         let is_simple = !rule.needs.instance;
-        if is_simple && !self.engine.has_any(&rule.name) {
-            match self.found(None, &scene) {
+        let mut named = Named::new();
+        if is_simple && (rule.is_event() || !self.engine.has_any(&rule.name)) {
+            let failed = self.effects.failures.len();
+            self.lets(reading, None, &mut named);
+            if rule.is_event() {
+                return self.event(reading, None, &named);
+            }
+            match self.found(None, &self.scene(reading, None, &named)) {
                 Found::Target(Some(_)) => {}
                 Found::Target(None) | Found::Nothing => return,
             }
+            // Its expressions are evaluated once more, and what failed of them fails again.
+            self.effects.failures.truncate(failed);
         }
+        let scene = self.scene(reading, None, &named);
         let key: Arc<str> = match key_of(rule, reading.topic, &scene) {
             Ok(key) => key.into(),
             Err(detail) => return self.fail_expression("key", &detail),
@@ -395,7 +399,8 @@ impl Run<'_> {
         }
         if must_be_written {
             self.touch(&mut instance);
-        } else if rule.needs.instance {
+        } else {
+            // What a text will tell of when a clock runs out: the last payload, how many there were.
             self.engine.mark(&mut instance);
         }
         self.engine.schedule(rule, &mut instance);

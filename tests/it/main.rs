@@ -34,6 +34,7 @@ mod tidy;
 mod transports;
 mod trial;
 mod upstream;
+mod wrong_rules;
 
 /// Waits until a level is reached; never for a fixed time. Generous, so that a slow machine only
 /// makes the test slow.
