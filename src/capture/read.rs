@@ -346,7 +346,11 @@ fn time(text: &str) -> Option<Timestamp> {
         nanos = digits.fold(0, |sum, digit| sum * 10 + i64::from(digit - b'0'));
         rest = fraction.get(count..)?;
     }
-    let zone = rest.strip_prefix('Z').unwrap_or(rest).replace(':', "");
+    let zone = rest.strip_prefix('Z').unwrap_or(rest);
+    let zone = match zone.contains(':') {
+        true => Cow::Owned(zone.replace(':', "")),
+        false => Cow::Borrowed(zone),
+    };
     let offset_secs = match zone.split_at_checked(1) {
         None => 0,
         Some((sign, digits)) if digits.len() == 4 => {

@@ -11,6 +11,7 @@
 pub mod desk;
 pub mod pipeline;
 pub mod ruleset;
+pub mod trial;
 mod worker;
 
 use std::sync::Arc;

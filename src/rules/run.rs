@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::condition::{self, Expression, Scene};
 use super::engine::{Effects, Engine, Failure, Touched};
-use super::functions::reading_time;
+use super::functions::time::reading_time;
 use super::instance::{Instance, Last, Memory};
 use super::life::Move;
 use super::named::Named;
@@ -574,7 +574,7 @@ impl Run<'_> {
         };
         let mut has_reset = false;
         if let Some(clear) = &level.clear {
-            match self.holds(clear, &clause(rule, level, "clear"), scene) {
+            match self.holds(clear, &rule.clause(level, "clear"), scene) {
                 Some(true) => has_reset = true,
                 Some(false) => return Found::Target(active),
                 None => return Found::Nothing,
@@ -592,7 +592,7 @@ impl Run<'_> {
     }
 
     fn when(&mut self, level: &Level, scene: &Scene<'_>) -> Option<bool> {
-        let clause = clause(self.rule, level, "when");
+        let clause = self.rule.clause(level, "when");
         self.holds(&level.when, &clause, scene)
     }
 
@@ -734,11 +734,6 @@ struct Telling<'r, 'p> {
     reading: &'r Reading<'p>,
     previous: Option<Value>,
     named: &'r Named,
-}
-
-/// `when`, or `critical.when` in a rule of several levels.
-fn clause(rule: &Rule, level: &Level, key: &str) -> String {
-    if rule.levels.len() > 1 { format!("{}.{key}", level.severity) } else { key.to_owned() }
 }
 
 /// The captures of its topic, and the key of its element, sorted by name.

@@ -170,6 +170,24 @@ impl Rule {
         self.policy.shadow
     }
 
+    /// What problems call a level's expression: `when`, or `critical.when` in a rule of several
+    /// levels.
+    pub(super) fn clause(&self, level: &Level, key: &str) -> String {
+        if self.levels.len() > 1 { format!("{}.{key}", level.severity) } else { key.to_owned() }
+    }
+
+    /// The expressions that hold or do not, by the names under which the engine notes what they came
+    /// to.
+    pub fn clauses(&self) -> Vec<String> {
+        let mut clauses = Vec::new();
+        clauses.extend(self.skip.is_some().then(|| "skip".to_owned()));
+        for level in &self.levels {
+            clauses.push(self.clause(level, "when"));
+            clauses.extend(level.clear.is_some().then(|| self.clause(level, "clear")));
+        }
+        clauses
+    }
+
     /// The most urgent that it can be.
     pub fn worst(&self) -> Severity {
         self.levels.last().map_or(self.severity, |level| level.severity)
@@ -199,6 +217,7 @@ pub struct Known {
 pub struct Rules {
     rules: Vec<Rule>,
     by_name: HashMap<Arc<str>, usize>,
+    standing_clocks: bool,
     index: TopicIndex<u32>,
     pub(super) templates: Templates,
     pub(super) payload_limits: payload::Limits,
@@ -227,6 +246,7 @@ impl Rules {
         Self {
             rules: Vec::new(),
             by_name: HashMap::new(),
+            standing_clocks: false,
             index: TopicIndex::new(),
             templates: Templates::new(config.text_bytes_max, config.text_fuel),
             payload_limits: config.payload_limits(),
@@ -258,6 +278,11 @@ impl Rules {
         matched.positions().filter_map(|position| self.rules.get(position))
     }
 
+    /// Whether the clocks of any rule do not just go on while the process does not run.
+    pub fn has_standing_clocks(&self) -> bool {
+        self.standing_clocks
+    }
+
     /// How many rules there are.
     pub fn len(&self) -> usize {
         self.rules.len()
@@ -283,6 +308,7 @@ impl Rules {
         let position = u32::try_from(self.rules.len()).unwrap_or(u32::MAX);
         self.index.insert(&rule.filter, position);
         self.by_name.insert(Arc::clone(&rule.name), self.rules.len());
+        self.standing_clocks |= rule.on_downtime != OnDowntime::Count;
         self.rules.push(rule);
     }
 }
