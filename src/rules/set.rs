@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use jiff::tz::TimeZone;
 
 use super::Config;
@@ -198,7 +199,7 @@ pub struct Known {
 #[derive(Debug)]
 pub struct Rules {
     rules: Vec<Rule>,
-    by_name: HashMap<Arc<str>, usize>,
+    by_name: HashMap<Arc<str>, usize, RandomState>,
     index: TopicIndex<u32>,
     pub(super) templates: Templates,
     pub(super) payload_limits: payload::Limits,
@@ -226,7 +227,7 @@ impl Rules {
     pub fn empty(config: &Config) -> Self {
         Self {
             rules: Vec::new(),
-            by_name: HashMap::new(),
+            by_name: HashMap::default(),
             index: TopicIndex::new(),
             templates: Templates::new(config.text_bytes_max, config.text_fuel),
             payload_limits: config.payload_limits(),
