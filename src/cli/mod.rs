@@ -20,6 +20,7 @@ mod mqtt;
 mod outbox;
 mod publish;
 mod record;
+mod replay;
 mod run;
 mod send;
 mod silence;
@@ -55,6 +56,7 @@ Then:
   watchbell record --out week.jsonl --for 7d     what devices publish, to try rules on
   watchbell alert list                           what fires; then: alert ack, silence add
   watchbell explain --contact ana --since 12h    why she was told, or was not
+  watchbell replay week.jsonl                    what the rules would have made of it
   watchbell status                               lanes, outbox, listeners, rules
 
 Configuration: defaults < watchbell.toml < WATCHBELL_A__B < flags. Each command has its own --help.";
@@ -116,6 +118,8 @@ enum Command {
     Pub(publish::Publish),
     /// Write publishes to files, for `watchbell replay`
     Record(record::Record),
+    /// What rules would have made of recorded publishes: alerts, messages, what they cost
+    Replay(replay::Replay),
     /// Send a message to a contact or an address, without a rule
     Send(send::Send),
     /// Look into the outbox; retry and cancel messages
@@ -220,6 +224,7 @@ pub fn execute(
         Command::Ban(ban) => ban.run(context),
         Command::Pub(publish) => publish.run(context),
         Command::Record(record) => record.run(context),
+        Command::Replay(replay) => replay.run(context),
         Command::Send(send) => send.run(context),
         Command::Outbox(outbox) => outbox.run(context),
         Command::Alert(alert) => alert.run(context),

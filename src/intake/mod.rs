@@ -386,12 +386,8 @@ pub fn restore(
     store: &Store,
     mut pipeline: Pipeline,
 ) -> Result<(Pipeline, Option<Timestamp>), ReadError> {
-    for row in store.rows(Table::Instance) {
-        pipeline.restore_instance(row?);
-    }
-    for row in store.rows(Table::Telling) {
-        pipeline.restore_telling(row?);
-    }
+    store.each_row(Table::Instance, |row| pipeline.restore_instance(row))?;
+    store.each_row(Table::Telling, |row| pipeline.restore_telling(row))?;
     for row in store.rows(Table::Memory) {
         pipeline.restore_node(row?);
     }

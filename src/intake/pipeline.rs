@@ -206,6 +206,13 @@ impl Pipeline {
         due.len()
     }
 
+    /// Takes for written whatever the next checkpoint would write: for those who keep no rows, whose
+    /// lists of what is to be written would grow without an end.
+    pub fn discard_unsaved(&mut self) {
+        self.engine.checkpoint(usize::MAX);
+        self.engine.changed_nodes();
+    }
+
     /// Puts back what was stored of a Sparkplug node.
     pub fn restore_node(&mut self, (id, node): (String, sparkplug::Node)) {
         self.engine.restore_node(&id, node);

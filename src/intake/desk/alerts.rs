@@ -200,7 +200,7 @@ pub(super) fn show(pipeline: &Pipeline, set: &RuleSet, instance: &Instance) -> O
         (Stand::Pending, _) | (_, None) => Vec::new(),
         (Stand::Firing | Stand::Acknowledged, Some(rule)) => told(pipeline, set, rule, instance),
     };
-    let ack = instance.ack.clone().map(|Ack { by, at, note }| AckNow { by, at, note });
+    let ack = instance.ack.as_deref().cloned().map(|Ack { by, at, note }| AckNow { by, at, note });
     Some(AlertNow {
         id: instance.id,
         state,
