@@ -283,7 +283,7 @@ impl Templates {
                 .and_then(|question| question.eval(minijinja::context! { used }));
             if exists.is_ok_and(|exists| !exists.is_true()) {
                 let known = if kind == "filter" { FILTERS } else { TESTS };
-                problems.push(match closest(&used, known) {
+                problems.push(match closest(used, known) {
                     Some(near) => format!("unknown {kind} `{used}`; did you mean `{near}`?"),
                     None => format!("unknown {kind} `{used}`; known are {}", known.join(", ")),
                 });

@@ -280,7 +280,7 @@ impl Reader<'_, '_> {
                 Err(_) => {
                     let what = "unknown time zone; write an IANA name, as Europe/Berlin";
                     self.problem(&["zone".into()], what);
-                    return None;
+                    None
                 }
             },
         };
