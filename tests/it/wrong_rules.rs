@@ -109,6 +109,14 @@ fn every_problem_of_twenty_files_is_told_at_once() {
     16-tests.toml:2: test 1: `steps[0].tpoic`: unknown key; did you mean `topic`?
     16-tests.toml:6: test "names": `rules[0]`: there is no rule `ofen*`; did you mean `oven`?
     16-tests.toml:7: test "names": `start`: not a point in time; write it as "2026-11-26T08:00:00Z", or without an offset in `zone`
+    16-tests.toml:9: test "names": `steps[0].payload_hex`: expected pairs of hexadecimal digits: "01 ff 3c"
+    16-tests.toml:9: test "names": `steps[0].topic`: it holds a wildcard (+ or #), which only filters may
+    16-tests.toml:10: test "names": `steps[1].times`: `every` and `times` belong together: every = "10s", times = 30
+    16-tests.toml:11: test "names": `steps[2].ack`: there is no rule `oben`; did you mean `oven`?
+    16-tests.toml:11: test "names": `steps[2]`: `by` is missing beside `ack`; say who takes care of it
+    16-tests.toml:11: test "names": `steps[2].expect[0].to`: there is no contact `anna`; did you mean `ana`?
+    16-tests.toml:11: test "names": `steps[2].expect[0].state`: `fireing`: unknown word; did you mean `firing`?
+    16-tests.toml:11: test "names": `steps[2].expect[0].reason`: unknown reason `quiet`; docs/operating.md lists them
     16-tests.toml:16: test "nothing": `steps`: no step says what is to happen; give one `expect`, which may be empty
     17-times.toml:5: rule "times": `zone`: unknown time zone `Europe/Kiel`; write one of the IANA list, as in "Europe/Berlin"
     17-times.toml:6: rule "times": `max_age`: it needs `time`, which says when a reading was taken
