@@ -174,6 +174,7 @@ impl Reader {
             topic: topic(&mut self.topics, &line.topic)?,
             payload,
             retain: line.retain,
+            replayed: false,
             qos: qos(line.qos)?,
         })
     }
@@ -205,6 +206,7 @@ impl Reader {
             topic: topic(&mut self.topics, &line.topic)?,
             payload,
             retain: line.retain != 0,
+            replayed: line.retain != 0,
             qos: qos(line.qos)?,
         })
     }
@@ -227,6 +229,7 @@ impl Reader {
             topic: topic(&mut self.topics, name)?,
             payload: Bytes::copy_from_slice(payload),
             retain: false,
+            replayed: false,
             qos: Qos::AtMostOnce,
         })
     }

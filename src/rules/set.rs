@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use jiff::tz::TimeZone;
 
 use super::Config;
@@ -216,7 +217,7 @@ pub struct Known {
 #[derive(Debug)]
 pub struct Rules {
     rules: Vec<Rule>,
-    by_name: HashMap<Arc<str>, usize>,
+    by_name: HashMap<Arc<str>, usize, RandomState>,
     standing_clocks: bool,
     index: TopicIndex<u32>,
     pub(super) templates: Templates,
@@ -245,7 +246,7 @@ impl Rules {
     pub fn empty(config: &Config) -> Self {
         Self {
             rules: Vec::new(),
-            by_name: HashMap::new(),
+            by_name: HashMap::default(),
             standing_clocks: false,
             index: TopicIndex::new(),
             templates: Templates::new(config.text_bytes_max, config.text_fuel),

@@ -549,7 +549,7 @@ mod tests {
             ("{{ previous is none }}", "false", "true"),
             ("{{ item_key }} {{ item.x }}", "k 2", "failed: a value is missing: item_key"),
             ("{{ level }}<{{ from_level }}>", "critical<warning>", "critical<>"),
-            ("-{{ last_seen }}", "-2026-09-21T13:56:40Z", "-"),
+            ("-{{ last_seen }}", "-2026-09-21T13:56:40Z", "-never"),
             ("{{ events }} {{ replayed }}", "3 true", "1 false"),
             ("{{ at }} {{ duration }}", "2026-09-21T14:13:20Z 5m12s", "2026-09-21T14:13:20Z 5m12s"),
         ] {

@@ -58,6 +58,9 @@ impl Table {
 /// A whole key.
 pub type Key = Vec<u8>;
 
+/// A partition is less than this.
+pub(super) const PARTITIONS: u8 = 64;
+
 fn key(table: Table, partition: u8, rest: &[&[u8]]) -> Key {
     let mut key = Vec::with_capacity(2 + rest.iter().map(|part| part.len()).sum::<usize>());
     key.push(table as u8);
@@ -112,7 +115,7 @@ pub(super) fn alert_at(key: &[u8]) -> Option<Timestamp> {
 /// A row of an engine's table.
 pub(super) fn row(table: Table, partition: u8, rest: &[u8]) -> Key {
     debug_assert!(table.is_of_engines(), "{table:?} has functions of its own");
-    debug_assert!(partition < 64, "a partition is 0 to 63");
+    debug_assert!(partition < PARTITIONS, "a partition is 0 to 63");
     key(table, partition, &[rest])
 }
 

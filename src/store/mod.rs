@@ -139,12 +139,19 @@ pub struct Store {
 #[derive(Clone, Debug, Default)]
 pub struct Op {
     writes: Vec<(Key, Option<Vec<u8>>)>,
+    discards: bool,
 }
 
 impl Op {
     /// Nothing yet. An empty operation is durable as soon as all before it are.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Takes everything and keeps nothing, and encodes no value: for those who only want to know what
+    /// would happen.
+    pub const fn discarding() -> Self {
+        Self { writes: Vec::new(), discards: true }
     }
 
     /// How many keys it writes.
@@ -159,16 +166,22 @@ impl Op {
 
     /// Puts a value.
     pub fn put(&mut self, key: Key, value: &impl serde::Serialize) {
-        self.writes.push((key, Some(encode(value))));
+        if !self.discards {
+            self.writes.push((key, Some(encode(value))));
+        }
     }
 
     fn put_bytes(&mut self, key: Key, value: Vec<u8>) {
-        self.writes.push((key, Some(value)));
+        if !self.discards {
+            self.writes.push((key, Some(value)));
+        }
     }
 
     /// Takes a key out.
     pub fn remove(&mut self, key: Key) {
-        self.writes.push((key, None));
+        if !self.discards {
+            self.writes.push((key, None));
+        }
     }
 }
 

@@ -1,13 +1,19 @@
 //! What the rows hold that are no type of [`crate::model`], and the tables whose rows are the
 //! business of engines above the store.
 
+use std::sync::mpsc::sync_channel;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::keys::{self, Table};
-use super::{Op, ReadError, Store};
+use super::{Op, ReadError, Store, decode};
 use crate::clock::Timestamp;
 use crate::model::MessageId;
+
+/// Most threads that read a table, and how many rows they hand on at a time.
+const THREADS_MAX: usize = 4;
+const BATCH: usize = 512;
 
 /// What an API request with an idempotency key became.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +66,44 @@ impl Store {
         rest: &[u8],
     ) -> Result<Option<T>, ReadError> {
         self.get(&keys::row(table, partition, rest))
+    }
+
+    /// Reads all rows of a table by several threads, in no order: what a start waits for.
+    ///
+    /// # Errors
+    /// The store, or a row, cannot be read; then not all were taken.
+    pub fn each_row<T: DeserializeOwned + Send>(
+        &self,
+        table: Table,
+        mut take: impl FnMut(T),
+    ) -> Result<(), ReadError> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+        std::thread::scope(|scope| {
+            let (rows, batches) = sync_channel(2 * threads);
+            for first in 0..threads {
+                let (tree, rows) = (self.tree.clone(), rows.clone());
+                scope.spawn(move || {
+                    for partition in (0..keys::PARTITIONS).skip(first).step_by(threads) {
+                        let found = tree.scan_prefix([table as u8, partition]).values();
+                        let mut found = found.map(|value| -> Result<T, ReadError> {
+                            value.map_err(ReadError::from).and_then(|bytes| decode(&bytes))
+                        });
+                        loop {
+                            let batch: Vec<_> = found.by_ref().take(BATCH).collect();
+                            // Nobody listens any more where another row could not be read.
+                            if batch.is_empty() || rows.send(batch).is_err() {
+                                break;
+                            }
+                        }
+                    }
+                });
+            }
+            drop(rows);
+            for row in batches.into_iter().flatten() {
+                take(row?);
+            }
+            Ok(())
+        })
     }
 
     /// All rows of a table in the order of their keys; one that cannot be read is an error of its

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+mod alerts;
 mod api;
 mod attacks;
 mod auth;
