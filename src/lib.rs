@@ -43,3 +43,4 @@ pub mod certs;
 pub mod cli;
 pub mod config;
 pub mod instance;
+pub mod replay;

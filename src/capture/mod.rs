@@ -39,8 +39,11 @@ pub struct Recorded {
     pub topic: TopicName,
     /// Its payload.
     pub payload: Bytes,
-    /// RETAIN, as it was set; from mosquitto's lines: whether the broker had kept it.
+    /// RETAIN, as it was set.
     pub retain: bool,
+    /// The broker had kept it, and sent it because somebody subscribed: mosquitto's lines say so,
+    /// ours never, because `watchbell record` leaves such publishes out.
+    pub replayed: bool,
     /// Its quality of service as it came to whoever recorded it.
     pub qos: Qos,
 }

@@ -174,6 +174,7 @@ impl Reader {
             topic: topic(&mut self.topics, &line.topic)?,
             payload,
             retain: line.retain,
+            replayed: false,
             qos: qos(line.qos)?,
         })
     }
@@ -205,6 +206,7 @@ impl Reader {
             topic: topic(&mut self.topics, &line.topic)?,
             payload,
             retain: line.retain != 0,
+            replayed: line.retain != 0,
             qos: qos(line.qos)?,
         })
     }
@@ -227,6 +229,7 @@ impl Reader {
             topic: topic(&mut self.topics, name)?,
             payload: Bytes::copy_from_slice(payload),
             retain: false,
+            replayed: false,
             qos: Qos::AtMostOnce,
         })
     }
@@ -346,7 +349,11 @@ fn time(text: &str) -> Option<Timestamp> {
         nanos = digits.fold(0, |sum, digit| sum * 10 + i64::from(digit - b'0'));
         rest = fraction.get(count..)?;
     }
-    let zone = rest.strip_prefix('Z').unwrap_or(rest).replace(':', "");
+    let zone = rest.strip_prefix('Z').unwrap_or(rest);
+    let zone = match zone.contains(':') {
+        true => Cow::Owned(zone.replace(':', "")),
+        false => Cow::Borrowed(zone),
+    };
     let offset_secs = match zone.split_at_checked(1) {
         None => 0,
         Some((sign, digits)) if digits.len() == 4 => {

@@ -184,6 +184,7 @@ mod tests {
             topic: TopicName::parse("a/b", TopicLimits::default()).expect("a topic"),
             payload: Bytes::copy_from_slice(payload),
             retain: at % 2 == 1,
+            replayed: false,
             qos: if at > 1 { Qos::AtLeastOnce } else { Qos::AtMostOnce },
         }
     }

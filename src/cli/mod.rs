@@ -7,19 +7,23 @@
 //! into a running instance goes through its HTTP API ([`client`]); numbers are masked there already.
 
 mod acl;
+mod alert;
 mod ban;
 mod certs;
 mod check;
 mod client;
 mod device;
+mod explain;
 mod import;
 mod junit;
 mod mqtt;
 mod outbox;
 mod publish;
 mod record;
+mod replay;
 mod run;
 mod send;
+mod silence;
 mod status;
 mod test;
 mod text;
@@ -50,6 +54,9 @@ Then:
   watchbell device add pump-7                    a password for a device
   watchbell acl check pump-7 publish site/a/b    may it, and which line says so?
   watchbell record --out week.jsonl --for 7d     what devices publish, to try rules on
+  watchbell alert list                           what fires; then: alert ack, silence add
+  watchbell explain --contact ana --since 12h    why she was told, or was not
+  watchbell replay week.jsonl                    what the rules would have made of it
   watchbell status                               lanes, outbox, listeners, rules
 
 Configuration: defaults < watchbell.toml < WATCHBELL_A__B < flags. Each command has its own --help.";
@@ -111,10 +118,18 @@ enum Command {
     Pub(publish::Publish),
     /// Write publishes to files, for `watchbell replay`
     Record(record::Record),
+    /// What rules would have made of recorded publishes: alerts, messages, what they cost
+    Replay(replay::Replay),
     /// Send a message to a contact or an address, without a rule
     Send(send::Send),
     /// Look into the outbox; retry and cancel messages
     Outbox(outbox::Outbox),
+    /// Look at what fires; acknowledge it
+    Alert(alert::Alerts),
+    /// Have nobody told of something for a while
+    Silence(silence::Silences),
+    /// Why somebody was told, or was not
+    Explain(explain::Explain),
     /// How the running instance is
     Status(status::Status),
     /// Rules and configuration from those of mqttwarn
@@ -209,8 +224,12 @@ pub fn execute(
         Command::Ban(ban) => ban.run(context),
         Command::Pub(publish) => publish.run(context),
         Command::Record(record) => record.run(context),
+        Command::Replay(replay) => replay.run(context),
         Command::Send(send) => send.run(context),
         Command::Outbox(outbox) => outbox.run(context),
+        Command::Alert(alert) => alert.run(context),
+        Command::Silence(silence) => silence.run(context),
+        Command::Explain(explain) => explain.run(context),
         Command::Status(status) => status.run(context),
         Command::Import(import) => import.run(context),
     };

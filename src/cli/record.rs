@@ -239,6 +239,7 @@ impl Recording<'_> {
             topic,
             payload: Bytes::clone(&publish.payload),
             retain: publish.retain,
+            replayed: false,
             qos: match publish.qos {
                 QoS::AtMostOnce => Qos::AtMostOnce,
                 QoS::AtLeastOnce => Qos::AtLeastOnce,

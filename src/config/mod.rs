@@ -19,6 +19,7 @@ use crate::broker::acl::AccessEntry;
 use crate::broker::upstream::config::{Config as UpstreamConfig, Upstream};
 use crate::clock::Clock;
 use crate::dispatch::LaneSpec;
+use crate::intake::ruleset::Limits;
 use crate::model::Channel;
 use crate::problem::{Fault, Problem, Step, closest};
 use crate::provider::phone::Screen;
@@ -155,7 +156,7 @@ pub fn load(layers: &Layers, clock: &Clock) -> Result<Config, Vec<Problem>> {
         access,
         upstreams,
         api,
-        limits: crate::intake::ruleset::Limits { rules, contacts },
+        limits: Limits { rules, contacts },
         intake,
         dispatch,
         store,
@@ -220,6 +221,22 @@ pub fn names_crl(layers: &Layers) -> bool {
     let listeners = alone::<Vec<toml::Table>>(layers, "listener").unwrap_or_default();
     alone::<toml::Table>(layers, "broker").is_ok_and(|broker| has(&broker))
         || listeners.iter().any(has)
+}
+
+/// What rules and contacts are held to, and how long a message waits at most, for commands that
+/// evaluate rules by themselves: they need no provider, and none of the secrets.
+///
+/// # Errors
+/// The file cannot be read, or something is wrong with them.
+pub fn evaluation(layers: &Layers) -> Result<(Limits, Span), Vec<Problem>> {
+    let limits = Limits { rules: alone(layers, "rules")?, contacts: alone(layers, "notify")? };
+    let dispatch: crate::dispatch::Config = alone(layers, "dispatch")?;
+    let rules = limits.rules.validate().into_iter().map(|what| format!("rules.{what}"));
+    let problems: Vec<Problem> = rules
+        .chain(limits.contacts.validate().into_iter().map(|what| format!("notify.{what}")))
+        .map(|what| Problem::new("configuration", what))
+        .collect();
+    if problems.is_empty() { Ok((limits, dispatch.expires_in)) } else { Err(problems) }
 }
 
 /// The store's settings alone, for commands that open it themselves while no instance runs.

@@ -8,6 +8,7 @@
 //! in memory runs ahead of the disk only until the next sync, and if that sync fails the process
 //! ends, so memory and disk never go separate ways.
 
+pub mod desk;
 pub mod pipeline;
 pub mod ruleset;
 pub mod trial;
@@ -385,12 +386,8 @@ pub fn restore(
     store: &Store,
     mut pipeline: Pipeline,
 ) -> Result<(Pipeline, Option<Timestamp>), ReadError> {
-    for row in store.rows(Table::Instance) {
-        pipeline.restore_instance(row?);
-    }
-    for row in store.rows(Table::Telling) {
-        pipeline.restore_telling(row?);
-    }
+    store.each_row(Table::Instance, |row| pipeline.restore_instance(row))?;
+    store.each_row(Table::Telling, |row| pipeline.restore_telling(row))?;
     for row in store.rows(Table::Memory) {
         pipeline.restore_node(row?);
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use super::value::Map;
-use super::{Limits, Undecodable, Value};
+use super::{Limits, Undecodable, Value, names};
 
 pub(super) fn decode(bytes: &[u8], limits: Limits) -> Result<Value, Undecodable> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
@@ -94,7 +94,7 @@ impl Visitor<'_> for Name {
     }
 
     fn visit_str<E: Error>(self, name: &str) -> Result<Arc<str>, E> {
-        Ok(name.into())
+        Ok(names::shared(name))
     }
 }
 

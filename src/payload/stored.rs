@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
+use super::names;
 use super::value::{Map, Value, base64_text};
 
 impl Serialize for Value {
@@ -83,7 +84,7 @@ impl<'de> Visitor<'de> for Stored {
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
         let mut map: Vec<(Arc<str>, Value)> = Vec::new();
         while let Some((name, value)) = fields.next_entry::<std::borrow::Cow<'_, str>, Value>()? {
-            map.push((name.as_ref().into(), value));
+            map.push((names::shared(&name), value));
         }
         Ok(Value::Map(Arc::new(Map::new(map))))
     }

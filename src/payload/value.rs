@@ -41,7 +41,7 @@ pub enum Value {
 #[derive(Clone, Default, PartialEq)]
 pub struct Map {
     /// Sorted by name.
-    entries: Vec<(Arc<str>, Value)>,
+    entries: Box<[(Arc<str>, Value)]>,
 }
 
 impl Map {
@@ -56,7 +56,8 @@ impl Map {
             }
             same
         });
-        Self { entries }
+        // A last payload is kept for long: without the room that the list grew by.
+        Self { entries: entries.into_boxed_slice() }
     }
 
     /// The value of that name.

@@ -8,7 +8,10 @@
 //! make the effects durable must not go on, or the alert would be known here and nowhere else.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::fmt::Display;
 use std::sync::Arc;
+
+use foldhash::fast::RandomState;
 
 use super::Config;
 use super::instance::Instance;
@@ -24,6 +27,8 @@ use crate::payload::{self, Codec, Decode, Undecodable, Value, sparkplug};
 const WAKE_MAX: usize = 1_000;
 /// Undecodable payloads that are kept of each rule, to be looked at, and the bytes of each.
 const SAMPLES: (usize, usize) = (5, 256);
+/// Most texts that restored instances are looked through for.
+const SHARED_MAX: usize = 10_000;
 /// Of so many rules.
 const SAMPLED_RULES_MAX: usize = 1_000;
 
@@ -90,14 +95,45 @@ pub struct Adopted {
     pub removed: Vec<Arc<str>>,
 }
 
+/// How many instances fire, and how many are about to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// They fire.
+    pub firing: usize,
+    /// They do not, and a clock runs that will raise them.
+    pub pending: usize,
+}
+
+impl Tally {
+    /// Counts an instance that is put in. Its level changes only while it is out.
+    fn add(&mut self, instance: &Instance) {
+        match instance.life.level() {
+            Some(_) => self.firing += 1,
+            None => self.pending += usize::from(instance.life.pending_since().is_some()),
+        }
+    }
+
+    /// Counts one that is taken out no more.
+    fn remove(&mut self, instance: &Instance) {
+        match instance.life.level() {
+            Some(_) => self.firing -= 1,
+            None => self.pending -= usize::from(instance.life.pending_since().is_some()),
+        }
+    }
+}
+
+/// The instances of one rule by key. It stays where the last has gone, until the next rule set.
+type Keys = HashMap<Arc<str>, Box<Instance>, RandomState>;
+
 /// The state of every instance.
 #[derive(Debug)]
 pub struct Engine {
     pub(super) ids: IdSource,
     instances_max: usize,
     /// By rule, then by key. Keyed by names, so that it outlives a reload.
-    instances: HashMap<Arc<str>, HashMap<Arc<str>, Box<Instance>>>,
+    instances: HashMap<Arc<str>, Keys, RandomState>,
     len: usize,
+    tally: Tally,
     /// When which instance is to be looked at. An entry may be early: the instance knows better.
     timers: BTreeSet<(Timestamp, Arc<str>, Arc<str>)>,
     dirty: VecDeque<(Arc<str>, Arc<str>)>,
@@ -105,6 +141,10 @@ pub struct Engine {
     /// What the births of Sparkplug nodes said.
     nodes: sparkplug::Book,
     exercised: Option<HashSet<Exercised>>,
+    /// Where keys are put together.
+    pub(super) key: String,
+    /// Texts that many of the restored instances have in common.
+    shared: HashSet<Arc<str>, RandomState>,
 }
 
 impl Engine {
@@ -113,13 +153,16 @@ impl Engine {
         Self {
             ids,
             instances_max: config.instances_max,
-            instances: HashMap::new(),
+            instances: HashMap::default(),
             len: 0,
+            tally: Tally::default(),
             timers: BTreeSet::new(),
             dirty: VecDeque::new(),
             samples: HashMap::new(),
             nodes: sparkplug::Book::new(sparkplug::Room::default()),
             exercised: None,
+            key: String::new(),
+            shared: HashSet::default(),
         }
     }
 
@@ -137,6 +180,11 @@ impl Engine {
     /// the last, [`Engine::adopt`] and [`Engine::resume`].
     pub fn restore(&mut self, mut instance: Instance) {
         instance.upgrade();
+        instance.share(&mut |text| match self.shared.get(&**text) {
+            Some(known) => *text = Arc::clone(known),
+            None if self.shared.len() < SHARED_MAX => drop(self.shared.insert(Arc::clone(text))),
+            None => {}
+        });
         instance.is_stored = true;
         self.put(Box::new(instance));
     }
@@ -149,6 +197,11 @@ impl Engine {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// How many of them fire, and how many are about to.
+    pub fn tally(&self) -> Tally {
+        self.tally
     }
 
     /// Every instance, in no order.
@@ -277,7 +330,7 @@ impl Engine {
         let rule = rules.by_name(&name)?;
         let instance = self.instances.get_mut(&name)?.get_mut(&key)?;
         let alert = instance.alert()?;
-        instance.ack = Some(ack.clone());
+        instance.ack = Some(Box::new(ack.clone()));
         let news = News {
             alert,
             turn: Turn::Acknowledged(ack),
@@ -311,11 +364,14 @@ impl Engine {
     /// word. At the start, after the last [`Engine::restore`], and at each reload.
     pub fn adopt(&mut self, rules: &Rules, now: Timestamp) -> (Effects, Adopted) {
         let (mut effects, mut adopted) = (Effects::default(), Adopted::default());
+        self.shared = HashSet::default();
+        self.instances.retain(|_, keys| !keys.is_empty());
         let mut names: Vec<Arc<str>> = self.instances.keys().cloned().collect();
         names.sort();
         for name in names {
             let Some(keys) = self.instances.remove(&name) else { continue };
             self.len -= keys.len();
+            keys.values().for_each(|instance| self.tally.remove(instance));
             let rule = rules.by_name(&name);
             let mut is_changed = false;
             for mut instance in keys.into_values() {
@@ -422,7 +478,7 @@ impl Engine {
 
     /// Whether the rule has any instance.
     pub(super) fn has_any(&self, rule: &str) -> bool {
-        self.instances.contains_key(rule)
+        self.instances.get(rule).is_some_and(|keys| !keys.is_empty())
     }
 
     /// Takes an instance out, to be changed and put back.
@@ -430,16 +486,19 @@ impl Engine {
         let keys = self.instances.get_mut(rule)?;
         let instance = keys.remove(key)?;
         self.len -= 1;
-        if keys.is_empty() {
-            self.instances.remove(rule);
-        }
+        self.tally.remove(&instance);
         Some(instance)
     }
 
     pub(super) fn put(&mut self, instance: Box<Instance>) {
-        let keys = self.instances.entry(Arc::clone(&instance.rule)).or_default();
-        if keys.insert(Arc::clone(&instance.key), instance).is_none() {
-            self.len += 1;
+        self.tally.add(&instance);
+        let keys = match self.instances.get_mut(&instance.rule) {
+            Some(keys) => keys,
+            None => self.instances.entry(Arc::clone(&instance.rule)).or_default(),
+        };
+        match keys.insert(Arc::clone(&instance.key), instance) {
+            Some(replaced) => self.tally.remove(&replaced),
+            None => self.len += 1,
         }
     }
 
@@ -472,9 +531,9 @@ impl Engine {
         }
     }
 
-    pub(super) fn exercise(&mut self, rule: &Rule, clause: &str, came_out: bool) {
+    pub(super) fn exercise(&mut self, rule: &Rule, clause: impl Display, came_out: bool) {
         if let Some(exercised) = &mut self.exercised {
-            exercised.insert((Arc::clone(&rule.name), clause.to_owned(), came_out));
+            exercised.insert((Arc::clone(&rule.name), clause.to_string(), came_out));
         }
     }
 

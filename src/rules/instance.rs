@@ -39,15 +39,15 @@ pub struct Instance {
     /// Where it stands.
     #[serde(default, skip_serializing_if = "Life::is_idle")]
     pub life: Life,
-    /// When it fired, if it does.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// When it fired, if it does. (`at` in rows that were written before there were levels.)
+    #[serde(default, alias = "at", skip_serializing_if = "Option::is_none")]
     pub fired_at: Option<Timestamp>,
     /// When its level changed last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed_at: Option<Timestamp>,
     /// Who takes care of its alert.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ack: Option<Ack>,
+    pub ack: Option<Box<Ack>>,
     /// What its alert says.
     #[serde(default = "Arc::default", skip_serializing_if = "str::is_empty")]
     pub text: Arc<str>,
@@ -68,9 +68,6 @@ pub struct Instance {
     /// Of rows that were written before there were levels.
     #[serde(default, skip_serializing)]
     pub(super) severity: Option<Severity>,
-    /// Of such rows: when it fired.
-    #[serde(default, skip_serializing)]
-    pub(super) at: Option<Timestamp>,
     /// Whether the row in the store is older than this; never stored.
     #[serde(skip)]
     pub(super) is_dirty: bool,
@@ -101,8 +98,8 @@ pub struct Memory {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub windows: Vec<Window>,
     /// Hashes of the last `dedupe` values, the newest last.
-    #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
-    pub taken: VecDeque<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken: Option<Box<VecDeque<u64>>>,
     /// For `flapping`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flaps: Option<Flaps>,
@@ -118,7 +115,7 @@ pub struct Last {
     pub previous: Option<Value>,
     /// Of a rule with `each`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub item: Option<(Value, Value)>,
+    pub item: Option<Box<(Value, Value)>>,
     /// Who published.
     pub client_id: Arc<str>,
     /// When the reading was taken.
@@ -166,13 +163,14 @@ impl Flaps {
 impl Memory {
     /// Remembers a `dedupe` value. False: it was there before.
     pub fn take(&mut self, hash: u64) -> bool {
-        if self.taken.contains(&hash) {
+        let taken = self.taken.get_or_insert_default();
+        if taken.contains(&hash) {
             return false;
         }
-        if self.taken.len() >= DEDUPE_KEPT {
-            self.taken.pop_front();
+        if taken.len() >= DEDUPE_KEPT {
+            taken.pop_front();
         }
-        self.taken.push_back(hash);
+        taken.push_back(hash);
         true
     }
 }
@@ -197,7 +195,6 @@ impl Instance {
             events: 0,
             memory: None,
             severity: None,
-            at: None,
             is_dirty: false,
             is_stored: false,
             timer: None,
@@ -206,12 +203,27 @@ impl Instance {
 
     /// Takes over what an older version wrote.
     pub(super) fn upgrade(&mut self) {
-        if let (Some(severity), Some(at)) = (self.severity.take(), self.at.take()) {
+        if let (Some(severity), Some(at)) = (self.severity.take(), self.fired_at) {
             self.life = Life::firing(severity, at);
-            self.fired_at = Some(at);
             self.changed_at = Some(at);
             self.known_since = at;
             self.seen_at = Some(at);
+        }
+    }
+
+    /// Shows every text that instances are likely to have in common, to be replaced by one.
+    pub(super) fn share(&mut self, text: &mut dyn FnMut(&mut Arc<str>)) {
+        text(&mut self.rule);
+        // Nobody else has them yet: they have just been read.
+        for (name, value) in Arc::get_mut(&mut self.labels).into_iter().flatten() {
+            text(name);
+            if *value == self.key {
+                *value = Arc::clone(&self.key);
+            }
+        }
+        let last = self.memory.as_mut().and_then(|memory| memory.last.as_mut());
+        if let Some(last) = last {
+            text(&mut last.client_id);
         }
     }
 

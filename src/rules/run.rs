@@ -3,11 +3,12 @@
 //! An instance is taken out of the engine, changed, and put back or dropped. Nothing here decides
 //! who is told.
 
+use std::fmt::{self, Display};
 use std::sync::Arc;
 
 use super::condition::{self, Expression, Scene};
 use super::engine::{Effects, Engine, Failure, Touched};
-use super::functions::reading_time;
+use super::functions::time::reading_time;
 use super::instance::{Instance, Last, Memory};
 use super::life::Move;
 use super::named::Named;
@@ -56,6 +57,12 @@ enum Found {
     Target(Option<Severity>),
     /// No condition came to a result that decides.
     Nothing,
+}
+
+/// What holds on the first reading of an instance.
+struct First {
+    named: Named,
+    level: Severity,
 }
 
 /// What happens next with an instance without a publish; `None`: nothing.
@@ -150,31 +157,56 @@ impl Run<'_> {
 
     fn reading(&mut self, reading: &Reading<'_>) {
         let rule = self.rule;
-        let empty = Named::new();
-        let scene = self.scene(reading, None, &empty);
-        if rule.is_event() && !rule.needs.instance {
-            return self.event(reading, None, &empty);
+        let is_simple = !rule.needs.instance;
+        if rule.is_event() && is_simple {
+            let mut named = Named::new();
+            self.lets(reading, None, &mut named);
+            return self.event(reading, None, &named);
         }
         // While nothing of the rule is there, its key matters only once something holds.
-        let is_simple = !rule.needs.instance;
+        let mut first = None;
         if is_simple && !self.engine.has_any(&rule.name) {
-            match self.found(None, &scene) {
-                Found::Target(Some(_)) => {}
-                Found::Target(None) | Found::Nothing => return,
+            first = self.first(reading);
+            if first.is_none() {
+                return;
             }
         }
-        let key: Arc<str> = match key_of(rule, reading.topic, &scene) {
-            Ok(key) => key.into(),
-            Err(detail) => return self.fail_expression("key", &detail),
-        };
-        let instance = match self.engine.take(&rule.name, &key) {
-            Some(instance) => instance,
-            None => match self.make(key, reading) {
-                Some(instance) => instance,
-                None => return,
-            },
-        };
-        self.on(instance, reading);
+        let mut key = std::mem::take(&mut self.engine.key);
+        let is_known =
+            key_of(rule, reading.topic, &self.scene(reading, None, &Named::new()), &mut key);
+        match is_known {
+            Ok(()) => self.keyed(&key, reading, first),
+            Err(detail) => self.fail_expression("key", &detail),
+        }
+        self.engine.key = key;
+    }
+
+    /// A reading of the instance of this key, whether it is there or not.
+    fn keyed(&mut self, key: &str, reading: &Reading<'_>, mut first: Option<First>) {
+        let rule = self.rule;
+        if let Some(instance) = self.engine.take(&rule.name, key) {
+            return self.on(instance, reading, None);
+        }
+        if !rule.needs.instance && first.is_none() {
+            first = self.first(reading);
+            if first.is_none() {
+                return;
+            }
+        }
+        if let Some(instance) = self.make(key.into(), reading) {
+            self.on(instance, reading, first);
+        }
+    }
+
+    /// What holds for an instance that is not there, of a rule that remembers nothing; `None`:
+    /// nothing, so that none need be made.
+    fn first(&mut self, reading: &Reading<'_>) -> Option<First> {
+        let mut named = Named::new();
+        self.lets(reading, None, &mut named);
+        match self.found(None, &self.scene(reading, None, &named)) {
+            Found::Target(Some(level)) => Some(First { named, level }),
+            Found::Target(None) | Found::Nothing => None,
+        }
     }
 
     /// An instance that was not there; `None`: there are too many.
@@ -192,12 +224,12 @@ impl Run<'_> {
         let mut instance = Instance::new(id, &rule.name, key, reading.topic.clone());
         instance.meaning = rule.meaning;
         instance.known_since = self.now;
-        instance.labels = labels(&rule.filter, reading);
+        instance.labels = labels(&rule.filter, reading, &instance.key);
         Some(Box::new(instance))
     }
 
-    /// A reading of this instance.
-    fn on(&mut self, mut instance: Box<Instance>, reading: &Reading<'_>) {
+    /// A reading of this instance; `first`: what of it is known already.
+    fn on(&mut self, mut instance: Box<Instance>, reading: &Reading<'_>, first: Option<First>) {
         let rule = self.rule;
         if let Some(dedupe) = &rule.dedupe {
             let empty = Named::new();
@@ -214,8 +246,10 @@ impl Run<'_> {
             }
         }
         let is_new = !instance.is_stored && instance.seen_at.is_none() && instance.life.is_idle();
-        let before = instance.memory.take().unwrap_or_default();
-        let Memory { last: before, mut windows, taken, flaps: flaps_before } = *before;
+        let mut memory = instance.memory.take().unwrap_or_default();
+        let before = memory.last.take();
+        let mut windows = std::mem::take(&mut memory.windows);
+        let flaps_before = memory.flaps;
         let merged = match (&before, rule.merge) {
             (Some(last), true) => Some(merge(&last.payload, reading.payload, 0)),
             _ => None,
@@ -223,8 +257,13 @@ impl Run<'_> {
         let payload = merged.as_ref().unwrap_or(reading.payload);
         let previous = before.as_ref().map(|last| &last.payload).filter(|_| rule.needs.previous);
         let reading = Reading { payload, item: reading.item.clone(), ..*reading };
-        let mut named = Named::new();
-        self.lets(&reading, previous, &mut named);
+        let (mut named, first) = match first {
+            Some(First { named, level }) => (named, Some(level)),
+            None => (Named::new(), None),
+        };
+        if first.is_none() {
+            self.lets(&reading, previous, &mut named);
+        }
         let counted = self.windows(&reading, previous, &mut windows, &mut named);
 
         instance.seen_at = Some(self.now);
@@ -236,8 +275,8 @@ impl Run<'_> {
         if rule.is_event() {
             // Its memory is for `previous`, windows and `dedupe`.
         } else {
-            let target = if rule.silent.is_some() {
-                Found::Target(None)
+            let target = if rule.silent.is_some() || first.is_some() {
+                Found::Target(first)
             } else {
                 self.found(instance.life.level(), &scene)
             };
@@ -258,20 +297,17 @@ impl Run<'_> {
         if instance.life.level().is_some() {
             instance.events = instance.events.saturating_add(1);
         }
-        let memory = Memory {
-            last: rule.needs.last.then(|| Last {
-                payload: reading.payload.clone(),
-                previous: previous.cloned(),
-                item: reading.item.clone(),
-                client_id: Arc::clone(reading.client_id),
-                at: reading.at,
-                retain: reading.retain,
-                replayed: reading.replayed,
-            }),
-            windows,
-            taken,
-            flaps: flaps_now,
-        };
+        memory.last = rule.needs.last.then(|| Last {
+            payload: reading.payload.clone(),
+            previous: previous.cloned(),
+            item: reading.item.clone().map(Box::new),
+            client_id: Arc::clone(reading.client_id),
+            at: reading.at,
+            retain: reading.retain,
+            replayed: reading.replayed,
+        });
+        memory.windows = windows;
+        memory.flaps = flaps_now;
         let must_be_written = changed || counted || rule.durable || flapping.is_some();
         if rule.is_event() {
             self.event(&reading, previous, &named);
@@ -287,7 +323,7 @@ impl Run<'_> {
         if rule.forget.is_some_and(|after| heard.plus(after) <= self.now) {
             return self.forget(&instance);
         }
-        let mut memory = instance.memory.take().map(|memory| *memory).unwrap_or_default();
+        let mut memory = instance.memory.take().unwrap_or_default();
         let last = memory.last.clone();
         let nothing: (Value, Arc<str>) = (Value::Null, Arc::default());
         let topic = instance.topic.clone();
@@ -295,7 +331,7 @@ impl Run<'_> {
             topic: &topic,
             client_id: last.as_ref().map_or(&nothing.1, |last| &last.client_id),
             payload: last.as_ref().map_or(&nothing.0, |last| &last.payload),
-            item: last.as_ref().and_then(|last| last.item.clone()),
+            item: last.as_ref().and_then(|last| last.item.as_deref().cloned()),
             retain: last.as_ref().is_some_and(|last| last.retain),
             replayed: last.as_ref().is_some_and(|last| last.replayed),
             at: last.as_ref().map_or(self.now, |last| last.at),
@@ -363,7 +399,7 @@ impl Run<'_> {
     fn finish(
         &mut self,
         mut instance: Box<Instance>,
-        memory: Memory,
+        memory: Box<Memory>,
         moves: &[Move],
         flapping: Option<bool>,
         mut must_be_written: bool,
@@ -383,8 +419,8 @@ impl Run<'_> {
             let alert = self.alert(&instance, state, severity);
             self.tell(alert, Turn::Flapping(on), telling);
         }
-        if memory != Memory::default() {
-            instance.memory = Some(Box::new(memory));
+        if *memory != Memory::default() {
+            instance.memory = Some(memory);
         }
         if instance.life.is_idle() && !rule.needs.instance {
             self.engine.unschedule(&mut instance);
@@ -395,7 +431,8 @@ impl Run<'_> {
         }
         if must_be_written {
             self.touch(&mut instance);
-        } else if rule.needs.instance {
+        } else {
+            // What a text will tell of when a clock runs out: the last payload, how many there were.
             self.engine.mark(&mut instance);
         }
         self.engine.schedule(rule, &mut instance);
@@ -458,9 +495,10 @@ impl Run<'_> {
     /// A rule without a condition: the reading itself is the alert.
     fn event(&mut self, reading: &Reading<'_>, previous: Option<&Value>, named: &Named) {
         let rule = self.rule;
-        let key = key_of(rule, reading.topic, &self.scene(reading, previous, named));
-        let key: Arc<str> = match key {
-            Ok(key) => key.into(),
+        let mut key = String::new();
+        let is_known = key_of(rule, reading.topic, &self.scene(reading, previous, named), &mut key);
+        let key: Arc<str> = match is_known {
+            Ok(()) => key.into(),
             Err(detail) => {
                 // The key of an event is information only: better an alert without it than none.
                 self.fail_expression("key", &detail);
@@ -473,7 +511,7 @@ impl Run<'_> {
         self.engine.exercise(rule, "raised", true);
         let id = AlertId::next(&mut self.engine.ids, self.now, &rule.name, &key);
         let mut instance = Instance::new(id, &rule.name, key, reading.topic.clone());
-        instance.labels = labels(&rule.filter, reading);
+        instance.labels = labels(&rule.filter, reading, &instance.key);
         instance.events = 1;
         let telling = Telling { reading, previous: previous.cloned(), named };
         let mut alert = self.alert(&instance, AlertState::Firing, rule.severity);
@@ -499,7 +537,7 @@ impl Run<'_> {
         for (name, expression) in &self.rule.lets {
             match expression.evaluate_value(&self.scene(reading, previous, named)) {
                 Ok(value) => named.push(Arc::clone(name), value),
-                Err(detail) => self.fail_expression(&format!("let.{name}"), &detail),
+                Err(detail) => self.fail_expression(format_args!("let.{name}"), &detail),
             }
         }
     }
@@ -524,7 +562,7 @@ impl Run<'_> {
                 }
                 Err(detail) => {
                     window.expire(spec, self.now);
-                    self.fail_expression(&format!("window.{}", spec.name), &detail);
+                    self.fail_expression(format_args!("window.{}", spec.name), &detail);
                 }
             }
             named.push(Arc::clone(&spec.name), window.value(spec, self.now));
@@ -574,7 +612,7 @@ impl Run<'_> {
         };
         let mut has_reset = false;
         if let Some(clear) = &level.clear {
-            match self.holds(clear, &rule.clause(level, "clear"), scene) {
+            match self.holds(clear, Clause(rule, level, "clear"), scene) {
                 Some(true) => has_reset = true,
                 Some(false) => return Found::Target(active),
                 None => return Found::Nothing,
@@ -592,8 +630,7 @@ impl Run<'_> {
     }
 
     fn when(&mut self, level: &Level, scene: &Scene<'_>) -> Option<bool> {
-        let clause = self.rule.clause(level, "when");
-        self.holds(&level.when, &clause, scene)
+        self.holds(&level.when, Clause(self.rule, level, "when"), scene)
     }
 
     /// What a reading may change: one that an upstream had kept raises nothing.
@@ -611,7 +648,12 @@ impl Run<'_> {
     }
 
     /// Whether an expression holds; `None` where it failed, which is counted.
-    fn holds(&mut self, expression: &Expression, clause: &str, scene: &Scene<'_>) -> Option<bool> {
+    fn holds(
+        &mut self,
+        expression: &Expression,
+        clause: impl Display + Copy,
+        scene: &Scene<'_>,
+    ) -> Option<bool> {
         match expression.holds(scene) {
             Ok(holds) => {
                 self.engine.exercise(self.rule, clause, holds);
@@ -633,7 +675,7 @@ impl Run<'_> {
         self.effects.failures.push(Failure { rule, reason, detail });
     }
 
-    fn fail_expression(&mut self, clause: &str, detail: &str) {
+    fn fail_expression(&mut self, clause: impl Display, detail: &str) {
         self.fail(Reason::ExpressionFailed, format!("`{clause}`: {detail}"));
     }
 
@@ -736,11 +778,24 @@ struct Telling<'r, 'p> {
     named: &'r Named,
 }
 
-/// The captures of its topic, and the key of its element, sorted by name.
-fn labels(filter: &TopicFilter, reading: &Reading<'_>) -> Labels {
+/// `when`, or `critical.when` in a rule of several levels. Only written out where somebody reads it.
+#[derive(Clone, Copy)]
+struct Clause<'r>(&'r Rule, &'r Level, &'static str);
+
+impl Display for Clause<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(rule, level, key) = self;
+        if rule.levels.len() > 1 { write!(f, "{}.{key}", level.severity) } else { f.write_str(key) }
+    }
+}
+
+/// The captures of its topic, and the key of its element, sorted by name. What is the instance's key
+/// shares its text: there may be a million of them.
+fn labels(filter: &TopicFilter, reading: &Reading<'_>, instance: &Arc<str>) -> Labels {
     let captured = filter.captured(reading.topic);
+    let text = |level: &str| if level == &**instance { Arc::clone(instance) } else { level.into() };
     let mut labels: Vec<(Arc<str>, Arc<str>)> =
-        captured.map(|(name, level)| (Arc::clone(name), level.into())).collect();
+        captured.map(|(name, level)| (Arc::clone(name), text(level))).collect();
     match &reading.item {
         Some((Value::Text(key), _)) => labels.push(("item_key".into(), Arc::clone(key))),
         Some((key, _)) => labels.push(("item_key".into(), key.to_string().into())),
@@ -769,8 +824,13 @@ fn merge(known: &Value, news: &Value, depth: usize) -> Value {
 }
 
 /// The instance that a reading is about.
-fn key_of(rule: &Rule, topic: &TopicName, scene: &Scene<'_>) -> Result<String, String> {
-    let mut key = String::new();
+fn key_of(
+    rule: &Rule,
+    topic: &TopicName,
+    scene: &Scene<'_>,
+    key: &mut String,
+) -> Result<(), String> {
+    key.clear();
     let several = rule.key.len() > 1;
     for (index, part) in rule.key.iter().enumerate() {
         if index > 0 {
@@ -797,8 +857,8 @@ fn key_of(rule: &Rule, topic: &TopicName, scene: &Scene<'_>) -> Result<String, S
     if key.len() > KEY_BYTES_MAX {
         let mut hash = Fnv::new();
         hash.write(key.as_bytes());
-        template::truncate(&mut key, KEY_BYTES_MAX - 20);
+        template::truncate(key, KEY_BYTES_MAX - 20);
         key.push_str(&format!("…{:016x}", hash.finish()));
     }
-    Ok(key)
+    Ok(())
 }

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use jiff::tz::TimeZone;
 
 use super::Config;
@@ -216,7 +217,8 @@ pub struct Known {
 #[derive(Debug)]
 pub struct Rules {
     rules: Vec<Rule>,
-    by_name: HashMap<Arc<str>, usize>,
+    by_name: HashMap<Arc<str>, usize, RandomState>,
+    standing_clocks: bool,
     index: TopicIndex<u32>,
     pub(super) templates: Templates,
     pub(super) payload_limits: payload::Limits,
@@ -244,7 +246,8 @@ impl Rules {
     pub fn empty(config: &Config) -> Self {
         Self {
             rules: Vec::new(),
-            by_name: HashMap::new(),
+            by_name: HashMap::default(),
+            standing_clocks: false,
             index: TopicIndex::new(),
             templates: Templates::new(config.text_bytes_max, config.text_fuel),
             payload_limits: config.payload_limits(),
@@ -276,6 +279,11 @@ impl Rules {
         matched.positions().filter_map(|position| self.rules.get(position))
     }
 
+    /// Whether the clocks of any rule do not just go on while the process does not run.
+    pub fn has_standing_clocks(&self) -> bool {
+        self.standing_clocks
+    }
+
     /// How many rules there are.
     pub fn len(&self) -> usize {
         self.rules.len()
@@ -301,6 +309,7 @@ impl Rules {
         let position = u32::try_from(self.rules.len()).unwrap_or(u32::MAX);
         self.index.insert(&rule.filter, position);
         self.by_name.insert(Arc::clone(&rule.name), self.rules.len());
+        self.standing_clocks |= rule.on_downtime != OnDowntime::Count;
         self.rules.push(rule);
     }
 }

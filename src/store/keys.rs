@@ -14,7 +14,7 @@ pub enum Table {
     Outbox = b'o',
     /// Messages that have ended.
     History = b'h',
-    /// Alert instances that fire.
+    /// Instances of rules.
     Instance = b'i',
     /// Steps in the life of alerts.
     Trail = b'a',
@@ -58,6 +58,9 @@ impl Table {
 /// A whole key.
 pub type Key = Vec<u8>;
 
+/// A partition is less than this.
+pub(super) const PARTITIONS: u8 = 64;
+
 fn key(table: Table, partition: u8, rest: &[&[u8]]) -> Key {
     let mut key = Vec::with_capacity(2 + rest.iter().map(|part| part.len()).sum::<usize>());
     key.push(table as u8);
@@ -81,11 +84,6 @@ pub fn message(table: Table, id: MessageId) -> Key {
 /// What the keys of all of the alert's messages in `table` begin with: time and order of the id.
 pub(super) fn messages_of(table: Table, alert: AlertId) -> Key {
     key(table, alert.partition(), &[alert.as_uuid().as_bytes().get(..8).unwrap_or_default()])
-}
-
-/// The row of the instance that fires with this alert.
-pub fn instance(id: AlertId) -> Key {
-    key(Table::Instance, id.partition(), &[id.as_uuid().as_bytes()])
 }
 
 /// What the keys of all of the alert's steps begin with.
@@ -117,7 +115,7 @@ pub(super) fn alert_at(key: &[u8]) -> Option<Timestamp> {
 /// A row of an engine's table.
 pub(super) fn row(table: Table, partition: u8, rest: &[u8]) -> Key {
     debug_assert!(table.is_of_engines(), "{table:?} has functions of its own");
-    debug_assert!(partition < 64, "a partition is 0 to 63");
+    debug_assert!(partition < PARTITIONS, "a partition is 0 to 63");
     key(table, partition, &[rest])
 }
 

@@ -17,7 +17,7 @@
 //! | `M` meta | `format` | the format version, decimal text |
 //! | `o` outbox | message id, 16 bytes | [`crate::model::Message`] that has not ended |
 //! | `h` history | message id, 16 bytes | [`crate::model::Message`] that has ended, for the retention time |
-//! | `i` instance | alert id, 16 bytes | `rows::InstanceRow`: an instance that fires |
+//! | `i` instance | alert id, 16 bytes | [`crate::rules`]' instance: what fires, what a clock runs for, what is remembered; by the id of its present or next alert, because rule and key would come in no order, which sled pays several times as much for |
 //! | `a` trail | alert id, 16 bytes; time, ms; sequence, 2 bytes | [`crate::model::tell::Step`]: what happened to an alert besides its messages, for the retention time |
 //! | `e` telling | as notify says | what people were told of an alert and are still to be told |
 //! | `w` memory | as its engine says | what an engine remembers of devices: windows, Sparkplug births |
@@ -139,12 +139,19 @@ pub struct Store {
 #[derive(Clone, Debug, Default)]
 pub struct Op {
     writes: Vec<(Key, Option<Vec<u8>>)>,
+    discards: bool,
 }
 
 impl Op {
     /// Nothing yet. An empty operation is durable as soon as all before it are.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Takes everything and keeps nothing, and encodes no value: for those who only want to know what
+    /// would happen.
+    pub const fn discarding() -> Self {
+        Self { writes: Vec::new(), discards: true }
     }
 
     /// How many keys it writes.
@@ -159,16 +166,22 @@ impl Op {
 
     /// Puts a value.
     pub fn put(&mut self, key: Key, value: &impl serde::Serialize) {
-        self.writes.push((key, Some(encode(value))));
+        if !self.discards {
+            self.writes.push((key, Some(encode(value))));
+        }
     }
 
     fn put_bytes(&mut self, key: Key, value: Vec<u8>) {
-        self.writes.push((key, Some(value)));
+        if !self.discards {
+            self.writes.push((key, Some(value)));
+        }
     }
 
     /// Takes a key out.
     pub fn remove(&mut self, key: Key) {
-        self.writes.push((key, None));
+        if !self.discards {
+            self.writes.push((key, None));
+        }
     }
 }
 

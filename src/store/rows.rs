@@ -1,34 +1,19 @@
 //! What the rows hold that are no type of [`crate::model`], and the tables whose rows are the
 //! business of engines above the store.
 
-use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::keys::{self, Table};
-use super::{Op, ReadError, Store};
+use super::{Op, ReadError, Store, decode};
 use crate::clock::Timestamp;
-use crate::model::{AlertId, MessageId, Severity};
-use crate::topic::TopicName;
+use crate::model::MessageId;
 
-/// An alert instance that fires. Its row's key is the alert's id and not rule and key, which would
-/// come in no order: sled pays several times as much for those.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct InstanceRow {
-    /// The alert that fires.
-    pub(super) alert: AlertId,
-    /// The rule's name.
-    pub(super) rule: Arc<str>,
-    /// The instance key.
-    pub(super) key: Arc<str>,
-    /// How urgent it is.
-    pub(super) severity: Severity,
-    /// When it fired.
-    pub(super) at: Timestamp,
-    /// The topic of the publish that fired it.
-    pub(super) topic: TopicName,
-}
+/// Most threads that read a table, and how many rows they hand on at a time.
+const THREADS_MAX: usize = 4;
+const BATCH: usize = 512;
 
 /// What an API request with an idempotency key became.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +66,44 @@ impl Store {
         rest: &[u8],
     ) -> Result<Option<T>, ReadError> {
         self.get(&keys::row(table, partition, rest))
+    }
+
+    /// Reads all rows of a table by several threads, in no order: what a start waits for.
+    ///
+    /// # Errors
+    /// The store, or a row, cannot be read; then not all were taken.
+    pub fn each_row<T: DeserializeOwned + Send>(
+        &self,
+        table: Table,
+        mut take: impl FnMut(T),
+    ) -> Result<(), ReadError> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+        std::thread::scope(|scope| {
+            let (rows, batches) = sync_channel(2 * threads);
+            for first in 0..threads {
+                let (tree, rows) = (self.tree.clone(), rows.clone());
+                scope.spawn(move || {
+                    for partition in (0..keys::PARTITIONS).skip(first).step_by(threads) {
+                        let found = tree.scan_prefix([table as u8, partition]).values();
+                        let mut found = found.map(|value| -> Result<T, ReadError> {
+                            value.map_err(ReadError::from).and_then(|bytes| decode(&bytes))
+                        });
+                        loop {
+                            let batch: Vec<_> = found.by_ref().take(BATCH).collect();
+                            // Nobody listens any more where another row could not be read.
+                            if batch.is_empty() || rows.send(batch).is_err() {
+                                break;
+                            }
+                        }
+                    }
+                });
+            }
+            drop(rows);
+            for row in batches.into_iter().flatten() {
+                take(row?);
+            }
+            Ok(())
+        })
     }
 
     /// All rows of a table in the order of their keys; one that cannot be read is an error of its

@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
+
 use super::{FilterLevel, TopicFilter, TopicName};
 
 /// Filters with a value each; the same filter may be there many times.
@@ -17,7 +19,7 @@ pub struct TopicIndex<T> {
 
 #[derive(Clone, Debug)]
 struct Node<T> {
-    exact: HashMap<Arc<str>, Node<T>>,
+    exact: HashMap<Arc<str>, Node<T>, RandomState>,
     one: Option<Box<Node<T>>>,
     /// Values of filters that end here.
     here: Vec<T>,
@@ -27,7 +29,7 @@ struct Node<T> {
 
 impl<T> Default for Node<T> {
     fn default() -> Self {
-        Self { exact: HashMap::new(), one: None, here: Vec::new(), rest: Vec::new() }
+        Self { exact: HashMap::default(), one: None, here: Vec::new(), rest: Vec::new() }
     }
 }
 

@@ -96,12 +96,12 @@ fn load_config(name: &str, text: &str) -> Result<Config, String> {
 #[test]
 fn the_rules_of_the_papers_load() {
     let all = blocks("docs/rules.md");
-    assert_eq!(load_rules(&all).rules.len(), 6);
+    assert_eq!(load_rules(&all).rules.len(), 11);
     assert_eq!(load_rules(&blocks("docs/expressions.md")).rules.len(), 3);
     assert_eq!(load_rules(&blocks("docs/payloads.md")).rules.len(), 7);
     let readme = blocks("README.md");
     let rules: Vec<Block> = readme.into_iter().filter(is_of_rules).collect();
-    assert_eq!(load_rules(&rules).rules.len(), 1);
+    assert_eq!(load_rules(&rules).rules.len(), 4);
     let contact = "[[contact]]\nname = 'ana'\npush = 'topic:plant'".to_owned();
     let mut upstream = blocks("docs/upstream.md");
     upstream.retain(|block| block.text.contains("[[rule]]"));

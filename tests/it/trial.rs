@@ -480,3 +480,46 @@ fn the_rules_of_the_repository_pass_and_are_covered() {
     let (ok, text) = said(&dir, &["test", "--coverage-min", "100"]);
     assert!(ok, "{text}");
 }
+
+/// In one file a set of rules grows; in another it must not become wrong by that.
+#[test]
+fn a_test_is_about_the_rules_of_its_file_or_those_that_it_names() {
+    let test = |rules: &str, expect: &str| {
+        format!(
+            r#"{WARM}
+[[rule]]
+name = "beside"
+topic = "f/+"
+to = ["ben"]
+
+[[test]]
+name = "warm"
+{rules}
+steps = [{{ topic = "f/1", payload = {{ t = -20.0 }}, expect = [{expect}] }}]
+"#
+        )
+    };
+    let said = |rules: &str, expect: &str| {
+        let place = Rules::new(&test(rules, expect));
+        let other = "[[rule]]\nname = 'elsewhere'\ntopic = 'f/+'\nto = ['ben']\n";
+        std::fs::write(place.path("b.toml"), other).unwrap();
+        place.said(&["test"])
+    };
+    let (beside, elsewhere) = (r#"{ rule = "beside" }"#, r#"{ rule = "elsewhere" }"#);
+    for (rules, expect, passes) in [
+        ("", "", false),
+        ("", beside, true),
+        ("", &format!("{beside}, {elsewhere}"), true),
+        (r#"rules = ["warm"]"#, "", true),
+        (r#"rules = ["w*", "elsewhere"]"#, "", false),
+        (r#"rules = ["w*", "elsewhere"]"#, elsewhere, true),
+    ] {
+        let (ok, text) = said(rules, expect);
+        assert_eq!(ok, passes, "{rules} {expect}: {text}");
+    }
+    let (_, text) = said(r#"rules = ["wram"]"#, "");
+    assert!(
+        text.contains(r#"test "warm": `rules[0]`: there is no rule `wram`; did you mean `warm`?"#),
+        "{text}"
+    );
+}

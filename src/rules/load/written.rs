@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::super::functions::Words;
+use super::super::functions::words::Words;
 use crate::model::tell::Quota;
 use crate::span::Span;
 
@@ -99,7 +99,7 @@ pub(super) struct WrittenLevel {
 pub(super) struct WrittenFlapping {
     pub(super) low: f64,
     pub(super) high: f64,
-    pub(super) last: u8,
+    pub(super) last: u32,
 }
 
 /// Kapacitor's customary thresholds.
