@@ -315,7 +315,7 @@ pub fn happenings(
 }
 
 /// The last news of an alert, of those that say how it stands.
-fn turn_of<'a>(caused: &'a Caused, alert: AlertId, state: Option<AlertState>) -> Option<&'a News> {
+fn turn_of(caused: &Caused, alert: AlertId, state: Option<AlertState>) -> Option<&News> {
     let stands = |news: &&News| matches!(news.turn, Turn::Raised | Turn::Level(_) | Turn::Cleared);
     let of_it = caused.news.iter().rev().filter(stands).filter(|news| news.alert.id == alert);
     of_it.into_iter().find(|news| state.is_none_or(|state| news.alert.state == state))
