@@ -95,6 +95,9 @@ pub struct Adopted {
     pub removed: Vec<Arc<str>>,
 }
 
+/// The instances of one rule by key. It stays where the last has gone, until the next rule set.
+type Keys = HashMap<Arc<str>, Box<Instance>, RandomState>;
+
 /// How many instances fire, and how many are about to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -121,9 +124,6 @@ impl Tally {
         }
     }
 }
-
-/// The instances of one rule by key. It stays where the last has gone, until the next rule set.
-type Keys = HashMap<Arc<str>, Box<Instance>, RandomState>;
 
 /// The state of every instance.
 #[derive(Debug)]

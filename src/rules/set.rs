@@ -3,6 +3,7 @@
 //! Never changes once it is loaded; a reload makes another ([`super::load`]).
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -173,8 +174,8 @@ impl Rule {
 
     /// What problems call a level's expression: `when`, or `critical.when` in a rule of several
     /// levels.
-    pub(super) fn clause(&self, level: &Level, key: &str) -> String {
-        if self.levels.len() > 1 { format!("{}.{key}", level.severity) } else { key.to_owned() }
+    pub(super) fn clause(&self, level: &Level, key: &'static str) -> Clause {
+        Clause { level: (self.levels.len() > 1).then_some(level.severity), key }
     }
 
     /// The expressions that hold or do not, by the names under which the engine notes what they came
@@ -183,8 +184,8 @@ impl Rule {
         let mut clauses = Vec::new();
         clauses.extend(self.skip.is_some().then(|| "skip".to_owned()));
         for level in &self.levels {
-            clauses.push(self.clause(level, "when"));
-            clauses.extend(level.clear.is_some().then(|| self.clause(level, "clear")));
+            clauses.push(self.clause(level, "when").to_string());
+            clauses.extend(level.clear.is_some().then(|| self.clause(level, "clear").to_string()));
         }
         clauses
     }
@@ -192,6 +193,23 @@ impl Rule {
     /// The most urgent that it can be.
     pub fn worst(&self) -> Severity {
         self.levels.last().map_or(self.severity, |level| level.severity)
+    }
+}
+
+/// What problems call a level's expression; only written out where somebody reads it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clause {
+    /// In a rule of several levels: which.
+    level: Option<Severity>,
+    key: &'static str,
+}
+
+impl fmt::Display for Clause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.level {
+            Some(level) => write!(f, "{level}.{}", self.key),
+            None => f.write_str(self.key),
+        }
     }
 }
 
