@@ -171,23 +171,26 @@ impl Recording<'_> {
         let mut flush = tokio::time::interval(FLUSH_EVERY);
         flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut stop = std::pin::pin!(told_to_stop());
-        let (mut is_subscribed, mut until) = (false, None);
+        let (mut is_connected, mut is_subscribed, mut until) = (false, false, None);
         let first = Instant::now() + TIMEOUT;
         while self.left > 0 {
             let event = tokio::select! {
                 event = events.poll() => event,
-                _ = flush.tick() => {
+                // A poll that is dropped while it connects connects again, and is then taken over
+                // by itself.
+                _ = flush.tick(), if is_connected => {
                     self.flush()?;
-                    if !is_subscribed && Instant::now() >= first {
-                        bail!("{place}: no answer within {} s", TIMEOUT.as_secs());
-                    }
                     continue;
+                }
+                () = tokio::time::sleep_until(first), if !is_subscribed => {
+                    bail!("{place}: no answer within {} s", TIMEOUT.as_secs());
                 }
                 () = &mut stop => break,
                 () = reached(until) => break,
             };
             match event {
                 Ok(Event::Incoming(Packet::ConnAck(_))) => {
+                    is_connected = true;
                     // Its queue is empty: nothing else is handed in.
                     client.subscribe_many(filters.clone()).await?;
                 }
@@ -213,6 +216,7 @@ impl Recording<'_> {
                     return Err(Failed::Connection(Box::new(error)).explain(place));
                 }
                 Err(_) => {
+                    is_connected = false;
                     self.reconnects += 1;
                     self.flush()?;
                     tokio::time::sleep(RECONNECT_AFTER).await;

@@ -426,13 +426,12 @@ impl Engine {
                     OnDowntime::Pause => instance.life.shift(away),
                     OnDowntime::Reset => instance.life.restart(now),
                 }
-                // Silence is counted from when it was heard of.
-                let heard = instance.seen_at.as_mut().unwrap_or(&mut instance.known_since);
-                if *heard <= stopped_at {
-                    *heard = match rule.on_downtime {
+                let silent = instance.silent_since();
+                if silent <= stopped_at {
+                    instance.silent_from = Some(match rule.on_downtime {
                         OnDowntime::Reset => now,
-                        OnDowntime::Count | OnDowntime::Pause => heard.plus(away),
-                    };
+                        OnDowntime::Count | OnDowntime::Pause => silent.plus(away),
+                    });
                 }
                 self.mark(instance);
                 if let Some(at) = instance.timer.take() {

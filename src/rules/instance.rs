@@ -59,6 +59,10 @@ pub struct Instance {
     /// When it was heard of last; `None`: never, it is only expected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen_at: Option<Timestamp>,
+    /// Since when its silence counts, where that is later than it was heard of: after a time in which
+    /// nobody could have heard it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silent_from: Option<Timestamp>,
     /// How many publishes its present alert has counted.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub events: u32,
@@ -192,6 +196,7 @@ impl Instance {
             topic,
             known_since: Timestamp::default(),
             seen_at: None,
+            silent_from: None,
             events: 0,
             memory: None,
             severity: None,
@@ -243,6 +248,16 @@ impl Instance {
             changed_at: self.changed_at.unwrap_or(fired_at),
             text: Arc::clone(&self.text),
         })
+    }
+
+    /// When it was heard of last; of one that is only expected, since when it is known.
+    pub fn heard_at(&self) -> Timestamp {
+        self.seen_at.unwrap_or(self.known_since)
+    }
+
+    /// Since when its silence counts.
+    pub fn silent_since(&self) -> Timestamp {
+        self.silent_from.unwrap_or_else(|| self.heard_at())
     }
 
     /// What it remembers, made where there is nothing yet.

@@ -68,16 +68,15 @@ struct First {
 /// What happens next with an instance without a publish; `None`: nothing.
 pub(super) fn due(rule: &Rule, instance: &Instance) -> Option<Timestamp> {
     let level = instance.life.due(&rule.clocks);
-    let heard = instance.seen_at.unwrap_or(instance.known_since);
     let silent = rule.silent.as_ref().filter(|_| instance.life.is_idle());
-    let silent = silent.map(|silent| heard.plus(silent.after));
+    let silent = silent.map(|silent| instance.silent_since().plus(silent.after));
     let window = || {
         let memory = instance.memory.as_ref()?;
         let pairs = memory.windows.iter().zip(&rule.windows);
         pairs.filter_map(|(window, spec)| window.due(spec)).min()
     };
     let window = if rule.needs.time_window && !instance.life.is_idle() { window() } else { None };
-    let forget = rule.forget.map(|after| heard.plus(after));
+    let forget = rule.forget.map(|after| instance.heard_at().plus(after));
     [level, silent, window, forget].into_iter().flatten().min()
 }
 
@@ -267,6 +266,7 @@ impl Run<'_> {
         let counted = self.windows(&reading, previous, &mut windows, &mut named);
 
         instance.seen_at = Some(self.now);
+        instance.silent_from = None;
         instance.topic = reading.topic.clone();
         let scene = self.scene(&reading, previous, &named);
         let mut changed = is_new && rule.silent.is_some();
@@ -319,8 +319,7 @@ impl Run<'_> {
     /// Lets time pass for an instance.
     pub(super) fn time(&mut self, mut instance: Box<Instance>) {
         let rule = self.rule;
-        let heard = instance.seen_at.unwrap_or(instance.known_since);
-        if rule.forget.is_some_and(|after| heard.plus(after) <= self.now) {
+        if rule.forget.is_some_and(|after| instance.heard_at().plus(after) <= self.now) {
             return self.forget(&instance);
         }
         let mut memory = instance.memory.take().unwrap_or_default();
@@ -349,7 +348,7 @@ impl Run<'_> {
         }
         let mut changed = false;
         if let Some(silent) = &rule.silent {
-            if heard.plus(silent.after) <= self.now {
+            if instance.silent_since().plus(silent.after) <= self.now {
                 let target = Some(rule.severity);
                 changed |= instance.life.observe(&rule.clocks, target, self.now);
             }

@@ -679,8 +679,8 @@ fn a_dead_man_knows_its_devices_after_a_restart_and_does_not_blame_them_for_it()
             (
                 Till(4500),
                 &[
-                    "silent kiel/1 firing: kiel pump 1 is silent (last 2026-09-21T15:13:20Z)",
-                    "silent kiel/2 firing: kiel pump 2 is silent (last 2026-09-21T15:13:20Z)",
+                    "silent kiel/1 firing: kiel pump 1 is silent (last 2026-09-21T14:13:20Z)",
+                    "silent kiel/2 firing: kiel pump 2 is silent (last 2026-09-21T14:13:20Z)",
                 ],
             ),
             (Kill(10), &[]),

@@ -253,13 +253,12 @@ fn rule_facts(
     }
     found.sort_by_key(order);
     let instance = |instance: &Instance| {
-        let heard = instance.seen_at.unwrap_or(instance.known_since);
         let silent = rule.silent.as_ref().filter(|_| instance.life.is_idle());
         InstanceFacts {
             key: Arc::clone(&instance.key),
             topic: instance.topic.as_str().into(),
             seen_at: instance.seen_at,
-            silent_at: silent.map(|silent| heard.plus(silent.after)),
+            silent_at: silent.map(|silent| instance.silent_since().plus(silent.after)),
             alert: alerts::show(pipeline, set, instance),
         }
     };
