@@ -103,41 +103,52 @@ impl TomlFile {
 
     /// The line of `path`, or of as much of it as there is; counted from 1.
     pub fn line(&self, path: &[Step]) -> usize {
+        self.lines(&[path]).first().copied().unwrap_or(1)
+    }
+
+    /// The lines of several paths, for the price of little more than one.
+    pub fn lines(&self, paths: &[impl AsRef<[Step]>]) -> Vec<usize> {
         let Ok(root) = toml::de::DeTable::parse(&self.text) else {
-            return 1;
+            return vec![1; paths.len()];
         };
-        let mut at = 0;
-        let mut table = Some(root.get_ref());
-        let mut array: Option<&toml::de::DeArray<'_>> = None;
-        for step in path {
-            let value = match step {
-                Step::Key(key) => {
-                    let Some((name, value)) = table
-                        .and_then(|table| table.iter().find(|(name, _)| name.get_ref() == key))
-                    else {
-                        break;
-                    };
-                    at = name.span().start;
-                    value
-                }
-                Step::Index(index) => {
-                    let Some(value) = array.and_then(|array| array.get(*index)) else {
-                        break;
-                    };
-                    at = value.span().start;
-                    value
-                }
-            };
-            table = value.get_ref().as_table();
-            array = value.get_ref().as_array();
-        }
-        line_at(&self.text, at)
+        let offsets = paths.iter().map(|path| offset(root.get_ref(), path.as_ref()));
+        offsets.map(|at| line_at(&self.text, at)).collect()
     }
 
     /// A problem at `path`.
     pub fn problem(&self, path: &[Step], what: impl Into<String>) -> Problem {
         Problem::new(format!("{}:{}", self.name, self.line(path)), what)
     }
+}
+
+/// Where `path`, or as much of it as there is, begins in the text.
+fn offset(root: &toml::de::DeTable<'_>, path: &[Step]) -> usize {
+    let mut at = 0;
+    let mut table = Some(root);
+    let mut array: Option<&toml::de::DeArray<'_>> = None;
+    for step in path {
+        let value = match step {
+            Step::Key(key) => {
+                let Some((name, value)) =
+                    table.and_then(|table| table.iter().find(|(name, _)| name.get_ref() == key))
+                else {
+                    break;
+                };
+                at = name.span().start;
+                value
+            }
+            Step::Index(index) => {
+                let Some(value) = array.and_then(|array| array.get(*index)) else {
+                    break;
+                };
+                at = value.span().start;
+                value
+            }
+        };
+        table = value.get_ref().as_table();
+        array = value.get_ref().as_array();
+    }
+    at
 }
 
 fn line_at(text: &str, offset: usize) -> usize {

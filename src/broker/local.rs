@@ -160,6 +160,8 @@ impl LocalSession {
             hub.subscribe(&self.session, self.owner, &subscribed, &wanted, None)
                 .map_err(|_| Reason::TakenOver)??;
         }
+        // Before anything waits in it: what waits is found again by its session's row.
+        hub.save(&self.session, self.owner).map_err(|_| Reason::TakenOver)?;
         Ok(())
     }
 

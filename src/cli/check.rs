@@ -6,6 +6,7 @@ use clap::Args;
 use super::Context;
 use crate::config;
 use crate::intake::ruleset::{Limits, RuleSet};
+use crate::intake::trial;
 use crate::problem::Problem;
 
 const EXAMPLES: &str = "\
@@ -13,8 +14,9 @@ Examples:
   watchbell check
   watchbell check --config /etc/watchbell.toml && systemctl restart watchbell
 
-Reads what `watchbell run` would read, secrets and certificates included, and opens nothing. Exit code 1 where
-something is wrong.";
+Reads what `watchbell run` would read, secrets and certificates included, and opens nothing. Tests in rule files are
+run, and expressions told that fail on what they publish; whether they pass is what `watchbell test` says. Exit code 1
+where something is wrong.";
 
 /// Report every problem of configuration and rules
 #[derive(Args)]
@@ -51,9 +53,11 @@ impl Check {
                 (rules_dir.unwrap_or_else(|_| "rules".into()), Limits::default(), None)
             }
         };
-        match RuleSet::load_dir(&rules_dir, &limits) {
-            Ok(set) => {
+        match RuleSet::load_dir_with_files(&rules_dir, &limits) {
+            Ok((set, files)) => {
                 let place = rules_dir.display().to_string();
+                let (trials, _) = trial::read::read(&files, true);
+                problems.extend(trial::surprise::surprises(&set, &limits, &files, &trials));
                 // What channels are served is only known from a configuration that is right.
                 let unserved = routes.map_or_else(Vec::new, |routes| {
                     set.unserved(|channel| {

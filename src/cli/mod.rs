@@ -13,6 +13,7 @@ mod check;
 mod client;
 mod device;
 mod import;
+mod junit;
 mod mqtt;
 mod outbox;
 mod publish;
@@ -21,6 +22,7 @@ mod replay;
 mod run;
 mod send;
 mod status;
+mod test;
 mod text;
 
 use std::ffi::OsString;
@@ -44,6 +46,7 @@ Try it, with no account anywhere:
 
 Then:
   watchbell check                                is the configuration right? are the rules?
+  watchbell test                                 do the rules do what their tests say?
   watchbell certs issue pump-7                   a certificate for a device
   watchbell device add pump-7                    a password for a device
   watchbell acl check pump-7 publish site/a/b    may it, and which line says so?
@@ -96,6 +99,8 @@ enum Command {
     Run(run::Run),
     /// Report every problem of configuration and rules
     Check(check::Check),
+    /// Try rules out: run the tests in the rule files
+    Test(test::Test),
     /// Make, list, renew and revoke TLS certificates
     Certs(certs::Certs),
     /// Devices: those that log in with a password, and those that are connected
@@ -201,6 +206,7 @@ pub fn execute(
     let result = match cli.command.unwrap_or(Command::Run(run::Run {})) {
         Command::Run(run) => run.run(context),
         Command::Check(check) => check.run(context),
+        Command::Test(test) => test.run(context),
         Command::Certs(certs) => certs.run(context),
         Command::Device(device) => device.run(context),
         Command::Acl(acl) => return acl.run(context, err),

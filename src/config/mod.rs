@@ -198,6 +198,15 @@ pub fn rules_dir(layers: &Layers) -> Result<PathBuf, Vec<Problem>> {
     Ok(alone::<Option<PathBuf>>(layers, "rules_dir")?.unwrap_or_else(default_rules_dir))
 }
 
+/// The bounds on a rule set alone, for commands that need no secrets.
+///
+/// # Errors
+/// The file cannot be read, or something in `[rules]` or `[notify]` is of the wrong kind.
+pub fn limits(layers: &Layers) -> Result<crate::intake::ruleset::Limits, Vec<Problem>> {
+    let (rules, contacts) = (alone(layers, "rules")?, alone(layers, "notify")?);
+    Ok(crate::intake::ruleset::Limits { rules, contacts })
+}
+
 /// The broker's settings alone, unchecked, for commands that say what to type next.
 ///
 /// # Errors

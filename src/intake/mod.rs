@@ -10,6 +10,7 @@
 
 pub mod pipeline;
 pub mod ruleset;
+pub mod trial;
 mod worker;
 
 use std::sync::Arc;

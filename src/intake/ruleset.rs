@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
+use super::trial;
 use crate::model::Channel;
 use crate::notify;
 use crate::notify::book::Book;
@@ -75,38 +76,20 @@ impl RuleSet {
     /// # Errors
     /// Every problem of every file.
     pub fn load_dir(dir: &Path, limits: &Limits) -> Result<Self, Vec<Problem>> {
-        let paths = match toml_files(dir) {
-            Ok(paths) => paths,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                let what = "there is no such directory, so there are no rules; make it, or name another with --rules-dir";
-                return Err(vec![Problem::new(dir.display().to_string(), what)]);
-            }
-            Err(error) => {
-                let what = format!("cannot read the directory: {error}");
-                return Err(vec![Problem::new(dir.display().to_string(), what)]);
-            }
-        };
-        if paths.len() > limits.rules.files_max {
-            let what = format!(
-                "holds {} rule files, more than {}; raise rules.files_max",
-                paths.len(),
-                limits.rules.files_max
-            );
-            return Err(vec![Problem::new(dir.display().to_string(), what)]);
-        }
-        let mut files = Vec::new();
-        let mut problems = Vec::new();
-        for path in paths {
-            let name = path.display().to_string();
-            let read = read_bounded(&path, limits.rules.file_bytes_max)
-                .map_err(|what| Problem::new(name.clone(), what))
-                .and_then(|text| TomlFile::parse(name, text));
-            match read {
-                Ok(file) => files.push(file),
-                Err(problem) => problems.push(problem),
-            }
-        }
+        let (files, problems) = read_dir(dir, limits)?;
         Self::build(&files, problems, limits)
+    }
+
+    /// The same, with the files, to be looked into further: their tests are no part of the set.
+    ///
+    /// # Errors
+    /// Every problem of every file.
+    pub fn load_dir_with_files(
+        dir: &Path,
+        limits: &Limits,
+    ) -> Result<(Self, Vec<TomlFile>), Vec<Problem>> {
+        let (files, problems) = read_dir(dir, limits)?;
+        Ok((Self::build(&files, problems, limits)?, files))
     }
 
     /// The set that these files make.
@@ -140,6 +123,8 @@ impl RuleSet {
             })
             .collect();
         problems.extend(contact_problems);
+        // A test that fails is no reason not to load; one that makes no sense is.
+        problems.extend(trial::read::read(files, complete).1);
         match Rules::load(files, complete.then_some(&known), &limits.rules) {
             Ok(rules) if problems.is_empty() => Ok(Self { rules, book, files: files.len() }),
             Ok(_) => Err(in_order(problems)),
@@ -149,6 +134,42 @@ impl RuleSet {
             }
         }
     }
+}
+
+/// The files of a directory that are TOML, and what is wrong with the others.
+fn read_dir(dir: &Path, limits: &Limits) -> Result<(Vec<TomlFile>, Vec<Problem>), Vec<Problem>> {
+    let paths = match toml_files(dir) {
+        Ok(paths) => paths,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let what = "there is no such directory, so there are no rules; make it, or name another with --rules-dir";
+            return Err(vec![Problem::new(dir.display().to_string(), what)]);
+        }
+        Err(error) => {
+            let what = format!("cannot read the directory: {error}");
+            return Err(vec![Problem::new(dir.display().to_string(), what)]);
+        }
+    };
+    if paths.len() > limits.rules.files_max {
+        let what = format!(
+            "holds {} rule files, more than {}; raise rules.files_max",
+            paths.len(),
+            limits.rules.files_max
+        );
+        return Err(vec![Problem::new(dir.display().to_string(), what)]);
+    }
+    let mut files = Vec::new();
+    let mut problems = Vec::new();
+    for path in paths {
+        let name = path.display().to_string();
+        let read = read_bounded(&path, limits.rules.file_bytes_max)
+            .map_err(|what| Problem::new(name.clone(), what))
+            .and_then(|text| TomlFile::parse(name, text));
+        match read {
+            Ok(file) => files.push(file),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    Ok((files, problems))
 }
 
 /// By file and line, as they are mended.

@@ -164,10 +164,10 @@ impl Worker {
         now: Timestamp,
         batch: &mut Batch,
     ) {
-        self.set = Arc::clone(&set);
         self.rules.store(Arc::clone(&set));
+        self.set = set;
         let mut op = Op::new();
-        let (caused, adopted) = self.pipeline.adopt(&set, None, now, &mut op);
+        let (caused, adopted) = self.pipeline.adopt(&self.set, None, now, &mut op);
         self.caused(caused, op, batch);
         batch.answers.push(Box::new(move |_| drop(answer.send(adopted))));
     }
@@ -180,7 +180,9 @@ impl Worker {
         self.checkpointed_at = now;
         let limit = if is_last { usize::MAX } else { CHECKPOINT_MAX };
         self.pipeline.checkpoint(limit, &mut |op| batch.ops.push(op));
-        if now.since(self.alive_at) >= ALIVE_EVERY || is_last {
+        // Nobody asks where no clock stands still while nothing runs.
+        let is_asked = self.set.rules.has_standing_clocks() && !self.pipeline.engine().is_empty();
+        if is_asked && (now.since(self.alive_at) >= ALIVE_EVERY || is_last) {
             self.alive_at = now;
             let mut op = Op::new();
             op.put_row(Table::Engine, 0, ALIVE, &now);

@@ -1,93 +1,18 @@
-//! One piece of news and the directory of contacts -> the messages that go out.
+//! What is to be said to one recipient -> the message that goes out: fitted to its channel.
 //!
-//! Each contact gets one message, by the first of the asked-for channels that it has; the others
-//! follow in `message.then`, should that one fail for good. Ids are derived from what the message
-//! is, so planning the same news twice plans the same rows.
+//! A contact is told by the first of the asked-for channels that it has; the others follow in
+//! `message.then`, should that one fail for good. Ids are derived from what the message is, so
+//! planning the same news twice plans the same rows.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::contact::Directory;
 use crate::channel::{self, push, sms, whatsapp};
 use crate::clock::Timestamp;
 use crate::model::{
-    Alert, AlertId, AlertRef, AlertState, Channel, Content, Message, MessageId, Reason, Severity,
-    Status, Target, Template,
+    AlertId, AlertRef, AlertState, Channel, Content, Message, MessageId, Severity, Status, Target,
+    Template,
 };
-
-/// An alert that somebody should hear of.
-#[derive(Clone, Copy, Debug)]
-pub struct News<'a> {
-    /// The alert as it stands now.
-    pub alert: &'a Alert,
-    /// A short headline.
-    pub title: Option<&'a Arc<str>>,
-    /// Contacts by name.
-    pub to: &'a [Arc<str>],
-    /// Channels in order; empty: each contact's own.
-    pub by: &'a [Channel],
-    /// How long a message may wait to be sent.
-    pub expires_in: Duration,
-}
-
-/// What [`plan`] found.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Planned {
-    /// The messages, queued and due at once.
-    pub messages: Vec<Message>,
-    /// Contacts that none of the channels reaches, or that are not in the directory any more.
-    pub unreached: Vec<Arc<str>>,
-    /// Set where nobody at all is told: [`Reason::NoRecipient`].
-    pub suppressed: Option<Reason>,
-}
-
-/// Plans the messages of one alert.
-pub fn plan(directory: &Directory, news: &News<'_>, now: Timestamp) -> Planned {
-    let mut planned = Planned::default();
-    for name in news.to {
-        let Ok(targets) = directory.targets(name, news.by) else {
-            planned.unreached.push(Arc::clone(name));
-            continue;
-        };
-        let mut targets = targets.into_iter();
-        let Some(target) = targets.next() else {
-            continue;
-        };
-        let alert = news.alert;
-        let id = MessageId::derive(alert.id, alert.state, target.channel, &target.address);
-        // Two contacts may share a phone: it rings once.
-        if planned.messages.iter().any(|message| message.id == id) {
-            continue;
-        }
-        planned.messages.push(compose(
-            Draft {
-                id,
-                alert: Some(AlertRef {
-                    id: alert.id,
-                    rule: Arc::clone(&alert.rule),
-                    key: Arc::clone(&alert.key),
-                    state: alert.state,
-                    topic: alert.topic.clone(),
-                }),
-                contact: Some(Arc::clone(name)),
-                target,
-                then: targets.collect(),
-                severity: alert.severity,
-                content: Content {
-                    title: news.title.cloned(),
-                    text: Arc::clone(&alert.text),
-                    template: None,
-                },
-                expires_in: news.expires_in,
-            },
-            now,
-        ));
-    }
-    if planned.messages.is_empty() {
-        planned.suppressed = Some(Reason::NoRecipient);
-    }
-    planned
-}
 
 /// What makes a message, before it is fitted to its channel.
 #[derive(Clone, Debug)]
@@ -190,8 +115,12 @@ fn segments(channel: Channel, content: &Content) -> Option<crate::model::Segment
 #[cfg(test)]
 mod tests {
     use super::super::Config;
+    use super::super::book::Book;
+    use super::super::contact::Directory;
+    use super::super::notifier::{Notifier, Outcome};
     use super::*;
-    use crate::model::{IdSource, SmsEncoding};
+    use crate::model::tell::{News, Policy, StepKind, Turn};
+    use crate::model::{Alert, IdSource, SmsEncoding};
     use crate::problem::TomlFile;
     use crate::topic::{TopicLimits, TopicName};
 
@@ -233,21 +162,27 @@ mod tests {
         }
     }
 
-    fn planned(to: &[&str], by: &[Channel], text: &str) -> Planned {
-        let to: Vec<Arc<str>> = to.iter().map(|name| Arc::from(*name)).collect();
-        let news = News {
-            alert: &alert(text),
-            title: None,
-            to: &to,
-            by,
-            expires_in: Duration::from_secs(60),
+    /// What notify makes of an alert that fires.
+    fn told(to: &[&str], by: &[Channel], text: &str) -> Outcome {
+        let policy = Policy {
+            to: to.iter().map(|name| Arc::from(*name)).collect(),
+            by: by.into(),
+            expires_in: Some(Duration::from_secs(60)),
+            ..Policy::default()
         };
-        plan(&directory(), &news, NOW)
+        let news =
+            News { alert: alert(text), turn: Turn::Raised, title: None, policy: policy.into() };
+        let book = Book { directory: directory(), ..Book::default() };
+        Notifier::new(&Config::default(), Duration::ZERO).handle(&book, &news, NOW)
+    }
+
+    fn planned(to: &[&str], by: &[Channel], text: &str) -> Vec<Message> {
+        told(to, by, text).messages
     }
 
     fn check(to: &[&str], by: &[Channel], expected: &str) {
-        let planned = planned(to, by, "warm");
-        let mut lines: Vec<String> = planned
+        let told = told(to, by, "warm");
+        let mut lines: Vec<String> = told
             .messages
             .iter()
             .map(|message| {
@@ -256,8 +191,11 @@ mod tests {
                 format!("{contact} {} {then:?}", message.target.channel)
             })
             .collect();
-        lines.extend(planned.unreached.iter().map(|name| format!("not {name}")));
-        lines.extend(planned.suppressed.map(|reason| reason.to_string()));
+        let steps = told.steps.iter().filter(|step| step.what == StepKind::Dropped);
+        lines.extend(steps.filter_map(|step| {
+            let contact = step.contact.as_deref().unwrap_or("all");
+            step.reason.map(|reason| format!("{contact}: {reason}"))
+        }));
         assert_eq!(lines.join(", "), expected);
     }
 
@@ -277,7 +215,7 @@ mod tests {
     #[test]
     fn a_message_is_a_whole_row() {
         let planned = planned(&["ben"], &[], "21 °C");
-        let message = &planned.messages[0];
+        let message = &planned[0];
         assert_eq!(message.status, Status::Queued);
         assert_eq!(message.created_at, NOW);
         assert_eq!(message.due_at, NOW);
@@ -293,7 +231,7 @@ mod tests {
     fn planning_twice_plans_the_same_rows() {
         let ids = |to: &[&str]| -> Vec<MessageId> {
             let planned = planned(to, &[], "warm");
-            planned.messages.iter().map(|message| message.id).collect()
+            planned.iter().map(|message| message.id).collect()
         };
         assert_eq!(ids(&["ana", "ben"]), ids(&["ana", "ben"]));
     }
@@ -301,7 +239,7 @@ mod tests {
     #[test]
     fn too_long_a_text_is_cut_and_the_next_channel_fits_it_again() {
         let planned = planned(&["ana"], &[], &"warm °C ".repeat(400));
-        let pushed = &planned.messages[0];
+        let pushed = &planned[0];
         assert!(pushed.content.text.len() <= push::TEXT_BYTES_MAX);
         assert_eq!(pushed.segments, None);
         let later = NOW.plus(Duration::from_secs(30));
@@ -316,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_repetition_that_goes_on_by_the_next_channel_took_the_place_of_the_first() {
-        let first = planned(&["ana"], &[], "warm").messages.remove(0);
+        let first = planned(&["ana"], &[], "warm").remove(0);
         let alert = first.alert.as_ref().expect("it tells of one").id;
         let Target { channel, address } = &first.target;
         let id = MessageId::derive_nth(alert, AlertState::Firing, 1, *channel, address);
@@ -328,7 +266,7 @@ mod tests {
 
     #[test]
     fn template_parameters_are_cleaned() {
-        let mut failed = planned(&["ana"], &[], "warm").messages.remove(0);
+        let mut failed = planned(&["ana"], &[], "warm").remove(0);
         failed.content.template = Some(Template {
             name: "alarm".to_owned(),
             language: "en".to_owned(),

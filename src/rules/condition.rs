@@ -14,7 +14,7 @@ use cel::context::VariableResolver;
 use cel::{Context, Env, ExecutionError};
 
 use super::direct::{self, Direct};
-use super::functions::{self, Words};
+use super::functions::{self, words::Words};
 use super::lower::{self, Reads};
 use super::named::Named;
 use super::pattern::{self, Pattern};
@@ -211,8 +211,7 @@ impl Expression {
     /// Its result, whatever it is: for `let`, windows and `each`.
     ///
     /// A whole number comes back as one, whether it is CEL's `int` or `double`; what is not finite
-    /// and an empty optional are null; a time is RFC 3339 text, a duration its seconds, bytes are
-    /// base64 text.
+    /// and an empty optional are null; a time is RFC 3339 text, a duration its seconds.
     ///
     /// # Errors
     /// The evaluation failed, or its result is too large or nothing that can be kept, such as a type.

@@ -301,7 +301,7 @@ impl Node {
                 Seen::Number(number, from) => {
                     number.is_finite().then_some(Seen::Number(number, from))
                 }
-                Seen::Text(text, _) => match functions::number_in(text).ok()? {
+                Seen::Text(text, _) => match functions::number::number_in(text).ok()? {
                     #[expect(clippy::cast_precision_loss, reason = "only done where it is exact")]
                     Value::Int(whole) if whole.unsigned_abs() <= EXACT_MAX => {
                         Some(Seen::Number(whole as f64, None))

@@ -71,6 +71,7 @@ impl Val for Pattern {
 
 impl StaticVal for Pattern {}
 
+#[expect(clippy::needless_pass_by_value, reason = "the type of function that CEL calls")]
 fn matches<'b, 'v>(arguments: Vec<CowVal<'b, 'v>>) -> Result<CowVal<'b, 'v>, ExecutionError> {
     let [text, pattern] = arguments.as_slice() else {
         return Err(ExecutionError::MissingArgumentOrTarget);

@@ -3,12 +3,12 @@
 //! An instance is taken out of the engine, changed, and put back or dropped. Nothing here decides
 //! who is told.
 
-use std::fmt::{self, Display};
+use std::fmt::Display;
 use std::sync::Arc;
 
 use super::condition::{self, Expression, Scene};
 use super::engine::{Effects, Engine, Failure, Touched};
-use super::functions::reading_time;
+use super::functions::time::reading_time;
 use super::instance::{Instance, Last, Memory};
 use super::life::Move;
 use super::named::Named;
@@ -611,7 +611,7 @@ impl Run<'_> {
         };
         let mut has_reset = false;
         if let Some(clear) = &level.clear {
-            match self.holds(clear, Clause(rule, level, "clear"), scene) {
+            match self.holds(clear, rule.clause(level, "clear"), scene) {
                 Some(true) => has_reset = true,
                 Some(false) => return Found::Target(active),
                 None => return Found::Nothing,
@@ -629,7 +629,7 @@ impl Run<'_> {
     }
 
     fn when(&mut self, level: &Level, scene: &Scene<'_>) -> Option<bool> {
-        self.holds(&level.when, Clause(self.rule, level, "when"), scene)
+        self.holds(&level.when, self.rule.clause(level, "when"), scene)
     }
 
     /// What a reading may change: one that an upstream had kept raises nothing.
@@ -775,17 +775,6 @@ struct Telling<'r, 'p> {
     reading: &'r Reading<'p>,
     previous: Option<Value>,
     named: &'r Named,
-}
-
-/// `when`, or `critical.when` in a rule of several levels. Only written out where somebody reads it.
-#[derive(Clone, Copy)]
-struct Clause<'r>(&'r Rule, &'r Level, &'static str);
-
-impl Display for Clause<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(rule, level, key) = self;
-        if rule.levels.len() > 1 { write!(f, "{}.{key}", level.severity) } else { f.write_str(key) }
-    }
 }
 
 /// The captures of its topic, and the key of its element, sorted by name. What is the instance's key

@@ -3,6 +3,7 @@
 //! Never changes once it is loaded; a reload makes another ([`super::load`]).
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -171,9 +172,44 @@ impl Rule {
         self.policy.shadow
     }
 
+    /// What problems call a level's expression: `when`, or `critical.when` in a rule of several
+    /// levels.
+    pub(super) fn clause(&self, level: &Level, key: &'static str) -> Clause {
+        Clause { level: (self.levels.len() > 1).then_some(level.severity), key }
+    }
+
+    /// The expressions that hold or do not, by the names under which the engine notes what they came
+    /// to.
+    pub fn clauses(&self) -> Vec<String> {
+        let mut clauses = Vec::new();
+        clauses.extend(self.skip.is_some().then(|| "skip".to_owned()));
+        for level in &self.levels {
+            clauses.push(self.clause(level, "when").to_string());
+            clauses.extend(level.clear.is_some().then(|| self.clause(level, "clear").to_string()));
+        }
+        clauses
+    }
+
     /// The most urgent that it can be.
     pub fn worst(&self) -> Severity {
         self.levels.last().map_or(self.severity, |level| level.severity)
+    }
+}
+
+/// What problems call a level's expression; only written out where somebody reads it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clause {
+    /// In a rule of several levels: which.
+    level: Option<Severity>,
+    key: &'static str,
+}
+
+impl fmt::Display for Clause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.level {
+            Some(level) => write!(f, "{level}.{}", self.key),
+            None => f.write_str(self.key),
+        }
     }
 }
 
@@ -200,6 +236,7 @@ pub struct Known {
 pub struct Rules {
     rules: Vec<Rule>,
     by_name: HashMap<Arc<str>, usize, RandomState>,
+    standing_clocks: bool,
     index: TopicIndex<u32>,
     pub(super) templates: Templates,
     pub(super) payload_limits: payload::Limits,
@@ -228,6 +265,7 @@ impl Rules {
         Self {
             rules: Vec::new(),
             by_name: HashMap::default(),
+            standing_clocks: false,
             index: TopicIndex::new(),
             templates: Templates::new(config.text_bytes_max, config.text_fuel),
             payload_limits: config.payload_limits(),
@@ -259,6 +297,11 @@ impl Rules {
         matched.positions().filter_map(|position| self.rules.get(position))
     }
 
+    /// Whether the clocks of any rule do not just go on while the process does not run.
+    pub fn has_standing_clocks(&self) -> bool {
+        self.standing_clocks
+    }
+
     /// How many rules there are.
     pub fn len(&self) -> usize {
         self.rules.len()
@@ -284,6 +327,7 @@ impl Rules {
         let position = u32::try_from(self.rules.len()).unwrap_or(u32::MAX);
         self.index.insert(&rule.filter, position);
         self.by_name.insert(Arc::clone(&rule.name), self.rules.len());
+        self.standing_clocks |= rule.on_downtime != OnDowntime::Count;
         self.rules.push(rule);
     }
 }

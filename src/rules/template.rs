@@ -117,7 +117,7 @@ impl Object for Scene {
             "level" => self.level.as_str().into(),
             // Empty, so that `{% if from_level %}` asks whether there was one.
             "from_level" => self.from_level.map_or("", Severity::as_str).into(),
-            "last_seen" => self.last_seen.map_or_else(String::new, moment).into(),
+            "last_seen" => self.last_seen.map_or_else(|| "never".to_owned(), moment).into(),
             "events" => self.events.into(),
             "replayed" => self.replayed.into(),
             "at" => moment(self.at).into(),

@@ -629,7 +629,7 @@ fn a_dead_man_alarms_for_the_expected_and_for_the_known() {
         SILENT,
         &[
             (Till(899), &[]),
-            (Till(900), &["silent kiel/1 firing: kiel pump 1 is silent (last )"]),
+            (Till(900), &["silent kiel/1 firing: kiel pump 1 is silent (last never)"]),
             (Pub(1000, "site/kiel/pump/2", "1"), &[]),
             (Pub(1100, "site/kiel/pump/1", "1"), &["silent kiel/1 cleared: kiel pump 1 is back"]),
             (Pub(1800, "site/kiel/pump/2", "1"), &[]),
@@ -919,4 +919,167 @@ fn only_what_an_alert_depends_on_is_written_at_once() {
     let mut bench = Bench::new(&durable);
     bench.effects("f/1", "6");
     assert!(!bench.effects("f/1", "7").touched.is_empty());
+}
+
+/// What happens in the property test.
+#[derive(Clone, Debug)]
+enum Event {
+    Publish(u8, i64),
+    Pass(u64),
+    Acknowledge,
+    Restart(bool, u64),
+    Reload,
+}
+
+/// One instance by its whole history: every publish with its second, read again at each question.
+#[derive(Clone, Default)]
+struct Naive {
+    /// When, and the worst level that was found to hold.
+    seen: Vec<(u64, Option<Severity>)>,
+    /// How many of `seen` there were when the level changed last.
+    moved: usize,
+    level: Option<Severity>,
+    acked: bool,
+    told: Vec<(u64, Option<Severity>)>,
+}
+
+const WHEN: [(Severity, i64, i64); 2] = [(Severity::Warning, 5, 3), (Severity::Critical, 8, 6)];
+const HOLD: u64 = 30;
+const CLEAR: u64 = 20;
+
+impl Naive {
+    /// Since which second all that was seen fits `fits`, without a gap until now.
+    fn since(&self, from: usize, fits: impl Fn(Option<Severity>) -> bool) -> Option<u64> {
+        let run = self.seen.iter().skip(from).rev().take_while(|(_, target)| fits(*target));
+        run.last().map(|(second, _)| *second)
+    }
+
+    fn step(&mut self, second: u64) {
+        loop {
+            let ready = WHEN.iter().rev().map(|(level, ..)| *level).find(|level| {
+                let since = self.since(0, |target| target >= Some(*level));
+                since.is_some_and(|since| since + HOLD <= second)
+            });
+            let active = self.level;
+            let drops = self.since(self.moved, |target| target < active);
+            let next = if ready > active {
+                ready
+            } else if active.is_some() && drops.is_some_and(|since| since + CLEAR <= second) {
+                self.seen.last().and_then(|(_, target)| *target)
+            } else {
+                return;
+            };
+            if next != active {
+                self.acked &= next.is_some() && next < active;
+                self.told.push((second, next));
+            }
+            self.moved = self.seen.len();
+            self.level = next;
+        }
+    }
+
+    fn publish(&mut self, second: u64, value: i64) {
+        let holds = |level: &&(Severity, i64, i64)| value > level.1;
+        let worse = WHEN.iter().rev().filter(|(level, ..)| Some(*level) > self.level).find(holds);
+        let reset = WHEN.iter().find(|(level, ..)| Some(*level) == self.level);
+        let target = match (worse, reset) {
+            (Some((level, ..)), _) => Some(*level),
+            (None, Some((level, _, reset))) if value >= *reset => Some(*level),
+            (None, _) => {
+                let held = WHEN.iter().rev().filter(|(level, ..)| Some(*level) <= self.level);
+                held.clone().find(holds).map(|(level, ..)| *level)
+            }
+        };
+        self.seen.push((second, target));
+        self.step(second);
+    }
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let event = prop_oneof![
+        6 => (0_u8..2, 0_i64..11).prop_map(|(unit, value)| Event::Publish(unit, value)),
+        4 => (1_u64..40).prop_map(Event::Pass),
+        1 => Just(Event::Acknowledge),
+        1 => (any::<bool>(), 0_u64..50).prop_map(|(clean, away)| Event::Restart(clean, away)),
+        1 => Just(Event::Reload),
+    ];
+    prop::collection::vec(event, 0..40)
+}
+
+proptest! {
+    /// For any sequence of publishes, acknowledgements, restarts, kills and reloads, what fires and
+    /// what was told is what the whole history says.
+    #[test]
+    fn the_state_is_that_of_the_whole_history(events in events()) {
+        let text = |says: &str| format!(
+            "[[rule]]\nname = 'r'\ntopic = 'u/{{unit}}'\nfor = '30s'\nclear_for = '20s'\nwarning = {{ when = 'payload > 5', clear = 'payload < 3' }}\ncritical = {{ when = 'payload > 8', clear = 'payload < 6' }}\ntext = '{says}'\nto = ['ana']\n"
+        );
+        let mut bench = Bench::new(&text("a"));
+        let mut naive: BTreeMap<u8, Naive> = BTreeMap::new();
+        let mut told: BTreeMap<u8, Vec<(u64, Option<Severity>)>> = BTreeMap::new();
+        let mut second = 0;
+        let mut note = |effects: &Effects, second: u64| {
+            for news in &effects.news {
+                let unit: u8 = news.alert.key.parse().expect("a unit");
+                let level = match news.turn {
+                    Turn::Raised | Turn::Level(_) => Some(news.alert.severity),
+                    Turn::Cleared => None,
+                    _ => continue,
+                };
+                told.entry(unit).or_default().push((second, level));
+            }
+        };
+        for event in events {
+            match event {
+                Event::Publish(unit, value) => {
+                    let effects = bench.at_once(&publish(&format!("u/{unit}"), &value.to_string()));
+                    note(&effects, second);
+                    naive.entry(unit).or_default().publish(second, value);
+                }
+                Event::Pass(time) => {
+                    for _ in 0..time {
+                        second += 1;
+                        bench.now = bench.now.plus(Duration::from_secs(1));
+                        let effects = bench.engine.wake(&bench.rules, bench.now);
+                        bench.write(&effects);
+                        note(&effects, second);
+                        naive.values_mut().for_each(|one| one.step(second));
+                    }
+                }
+                Event::Acknowledge => {
+                    let ids: Vec<AlertId> = bench.engine.firing().map(|alert| alert.id).collect();
+                    for id in ids {
+                        let ack = Ack { by: "ana".into(), at: bench.now, note: None };
+                        let effects = bench.engine.acknowledge(&bench.rules, id, ack).expect("fires");
+                        bench.write(&effects);
+                    }
+                    naive.values_mut().for_each(|one| one.acked = one.level.is_some());
+                }
+                Event::Restart(clean, away) => {
+                    bench.restart(clean, Duration::from_secs(away));
+                    second += away;
+                    let effects = bench.engine.wake(&bench.rules, bench.now);
+                    bench.write(&effects);
+                    note(&effects, second);
+                    // Nobody looked meanwhile: what was due comes now, and is of now.
+                    naive.values_mut().for_each(|one| one.step(second));
+                }
+                Event::Reload => {
+                    let says = if second % 2 == 0 { "b" } else { "c" };
+                    let (lines, _) = bench.reload(&text(says));
+                    prop_assert!(lines.is_empty());
+                }
+            }
+            for (unit, one) in &naive {
+                let found = bench.engine.instance("r", &unit.to_string());
+                let level = found.and_then(|instance| instance.life.level());
+                prop_assert_eq!(level, one.level, "unit {} at {}", unit, second);
+                let acked = found.is_some_and(|instance| instance.ack.is_some());
+                prop_assert_eq!(acked, one.acked, "unit {} at {}", unit, second);
+            }
+        }
+        for (unit, one) in &naive {
+            prop_assert_eq!(told.get(unit).cloned().unwrap_or_default(), one.told.clone());
+        }
+    }
 }

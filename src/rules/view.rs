@@ -8,8 +8,6 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use cel::ExecutionError;
 use cel::common::traits::{Container, Indexer, Iterable, Iterator as CelIterator, Sizer};
 use cel::common::types::{
@@ -93,7 +91,9 @@ impl Keeping {
         } else if value.downcast_ref::<CelNull>().is_some() {
             Ok(Value::Null)
         } else if let Some(bytes) = value.downcast_ref::<CelBytes<'_>>() {
-            Ok(Value::Text(self.text(&BASE64.encode(bytes.inner()))?))
+            let bytes = bytes.inner();
+            self.bytes = self.bytes.checked_sub(bytes.len()).ok_or(Unusable::TooLarge)?;
+            Ok(Value::Bytes(bytes.into()))
         } else if let Some(time) = value.downcast_ref::<CelTimestamp>() {
             let time = Timestamp::from_millis(time.inner().timestamp_millis());
             Ok(Value::Text(time.to_string().into()))

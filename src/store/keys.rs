@@ -14,7 +14,7 @@ pub enum Table {
     Outbox = b'o',
     /// Messages that have ended.
     History = b'h',
-    /// Alert instances that fire.
+    /// Instances of rules.
     Instance = b'i',
     /// Steps in the life of alerts.
     Trail = b'a',
@@ -84,11 +84,6 @@ pub fn message(table: Table, id: MessageId) -> Key {
 /// What the keys of all of the alert's messages in `table` begin with: time and order of the id.
 pub(super) fn messages_of(table: Table, alert: AlertId) -> Key {
     key(table, alert.partition(), &[alert.as_uuid().as_bytes().get(..8).unwrap_or_default()])
-}
-
-/// The row of the instance that fires with this alert.
-pub fn instance(id: AlertId) -> Key {
-    key(Table::Instance, id.partition(), &[id.as_uuid().as_bytes()])
 }
 
 /// What the keys of all of the alert's steps begin with.

@@ -5,14 +5,13 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::keys::{self, Table};
-use super::rows::{Device, Idempotency, InstanceRow};
+use super::rows::{Device, Idempotency};
 use super::{Ban, CommitError, Op, ReadError, Store, decode};
 use crate::clock::Timestamp;
-use crate::model::{Alert, AlertId, AlertState, Channel, Message, MessageId, Status};
+use crate::model::{AlertId, Channel, Message, MessageId, Status};
 
 /// Which messages to list. Empty: all.
 #[derive(Clone, Debug, Default)]
@@ -63,24 +62,6 @@ impl Op {
     pub fn put_reference(&mut self, provider: &str, provider_ref: &str, message: MessageId) {
         let value = message.as_uuid().as_bytes().to_vec();
         self.put_bytes(keys::reference(provider, provider_ref), value);
-    }
-
-    /// Notes that an instance fires.
-    pub fn put_instance(&mut self, alert: &Alert) {
-        let row = InstanceRow {
-            alert: alert.id,
-            rule: Arc::clone(&alert.rule),
-            key: Arc::clone(&alert.key),
-            severity: alert.severity,
-            at: alert.fired_at,
-            topic: alert.topic.clone(),
-        };
-        self.put(keys::instance(alert.id), &row);
-    }
-
-    /// Notes that the instance that fired with this alert no longer does.
-    pub fn remove_instance(&mut self, id: AlertId) {
-        self.remove(keys::instance(id));
     }
 
     /// Notes what an API request became.
@@ -138,27 +119,6 @@ impl Store {
     /// All messages that have not ended, partition by partition.
     pub fn outbox(&self) -> impl Iterator<Item = Result<Message, ReadError>> + use<> {
         self.scan(Table::Outbox)
-    }
-
-    /// The alerts of all instances that fire, as the rules engine needs them: without their text.
-    pub fn instances(&self) -> impl Iterator<Item = Result<Alert, ReadError>> + use<> {
-        self.scan(Table::Instance).map(|row: Result<InstanceRow, ReadError>| {
-            let InstanceRow { alert: id, rule, key, severity, at, topic } = row?;
-            let (state, text) = (AlertState::Firing, Arc::default());
-            let labels = Arc::default();
-            Ok(Alert {
-                id,
-                rule,
-                key,
-                severity,
-                state,
-                labels,
-                topic,
-                fired_at: at,
-                changed_at: at,
-                text,
-            })
-        })
     }
 
     /// The message that a provider knows by this id.

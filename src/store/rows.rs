@@ -1,7 +1,6 @@
 //! What the rows hold that are no type of [`crate::model`], and the tables whose rows are the
 //! business of engines above the store.
 
-use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
 use serde::de::DeserializeOwned;
@@ -10,30 +9,11 @@ use serde::{Deserialize, Serialize};
 use super::keys::{self, Table};
 use super::{Op, ReadError, Store, decode};
 use crate::clock::Timestamp;
-use crate::model::{AlertId, MessageId, Severity};
-use crate::topic::TopicName;
+use crate::model::MessageId;
 
 /// Most threads that read a table, and how many rows they hand on at a time.
 const THREADS_MAX: usize = 4;
 const BATCH: usize = 512;
-
-/// An alert instance that fires. Its row's key is the alert's id and not rule and key, which would
-/// come in no order: sled pays several times as much for those.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct InstanceRow {
-    /// The alert that fires.
-    pub(super) alert: AlertId,
-    /// The rule's name.
-    pub(super) rule: Arc<str>,
-    /// The instance key.
-    pub(super) key: Arc<str>,
-    /// How urgent it is.
-    pub(super) severity: Severity,
-    /// When it fired.
-    pub(super) at: Timestamp,
-    /// The topic of the publish that fired it.
-    pub(super) topic: TopicName,
-}
 
 /// What an API request with an idempotency key became.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

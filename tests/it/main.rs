@@ -32,6 +32,7 @@ mod sessions;
 mod store;
 mod tidy;
 mod transports;
+mod trial;
 mod upstream;
 
 /// Waits until a level is reached; never for a fixed time. Generous, so that a slow machine only

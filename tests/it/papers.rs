@@ -93,7 +93,6 @@ fn the_rules_of_the_papers_load() {
     let readme = blocks("README.md");
     let rules: Vec<Block> = readme.into_iter().filter(|b| b.text.contains("[[rule]]")).collect();
     assert_eq!(load_rules(&rules).rules.len(), 1);
-    assert_eq!(load_rules(&blocks("docs/payloads.md")).rules.len(), 5);
     let contact = "[[contact]]\nname = 'ana'\npush = 'topic:plant'".to_owned();
     let mut upstream = blocks("docs/upstream.md");
     upstream.retain(|block| block.text.contains("[[rule]]"));

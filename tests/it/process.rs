@@ -127,6 +127,7 @@ impl Process {
         command
             .args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\"")])
             .arg(env!("CARGO_BIN_EXE_watchbell"))
+            .env_remove("WATCHBELL_MOSQUITTO")
             .current_dir(place.path(""));
         let (child, instance) = listening(spawn_by(command, &place), &place).await;
         let api = Api::of(&place.path("data"));

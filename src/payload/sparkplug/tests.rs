@@ -50,7 +50,7 @@ impl Book {
             Err(error) => return format!("! {error}"),
         };
         let field = |name| match value.get(name) {
-            Some(Value::Bool(true)) => format!("{name}"),
+            Some(Value::Bool(true)) => name.to_string(),
             Some(Value::Bool(false)) => format!("!{name}"),
             Some(other) => other.to_string(),
             None => format!("no {name}"),
@@ -184,7 +184,7 @@ fn history_and_quality_are_told_by_name() {
     let mut book = Book::with_birth();
     let fields = "historical is_historical quality";
     let old = Metric { is_historical: Some(true), ..by_alias(13, 1) };
-    let data = payload(1, &[old.clone()]);
+    let data = payload(1, std::slice::from_ref(&old));
     assert_eq!(book.told("NDATA/e", &data, fields), r#"{"Offset":true} is_historical {}"#);
     let quality = PropertyValue { int_value: Some(500), long_value: None };
     let properties = PropertySet {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 
 use super::super::condition::{Expression, Scope};
+use super::super::functions::words::Words;
 use super::super::life::{Clock, Clocks};
 use super::super::set::{
     Expected, Flapping, KeyPart, Level, Needs, OnDowntime, Replayed, Rule, Silent,
@@ -82,6 +83,8 @@ impl<'a> Loader<'a> {
         let windows = compiler.windows(&mut names, self.config.window_points_max);
         let (levels, clocks) = compiler.levels(&names, severity.unwrap_or_default());
         let zone = compiler.zone();
+        let words = written.words.as_ref().map(Words::problems).unwrap_or_default();
+        compiler.entry.problems(&["words".into()], words);
         compiler.sense(&key);
         let (on_downtime, replayed, is_shadow) = compiler.words();
         let flapping = compiler.flapping();

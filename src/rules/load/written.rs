@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::super::functions::Words;
+use super::super::functions::words::Words;
 use crate::model::tell::Quota;
 use crate::span::Span;
 

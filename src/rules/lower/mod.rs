@@ -1,9 +1,7 @@
 //! What is checked and settled in a CEL expression when its rule is loaded.
 //!
-//! Checked: every name and function exists, no regular expression comes from a payload, and the work
-//! grows with the payload and not with its square: no loop runs inside a loop, and nothing inside a
-//! loop walks through a list or text from outside of it (`cel` has no limit on cost, and a device
-//! chooses how long a list is).
+//! Checked: every name and function exists, no regular expression comes from a payload, no loop runs
+//! inside a loop, and what a loop does costs what its list costs ([`cost`]).
 //!
 //! Settled: a whole number beside a payload's number becomes a `double`, because every number of a
 //! payload is one ([`super::view`]) and CEL adds only like to like: `payload.count + 1` means what
@@ -11,10 +9,13 @@
 //! `matches` gets its pattern compiled, `is_on` its rule's words, and `changed(e)` becomes a
 //! comparison of `e` with itself in the previous payload.
 
+mod cost;
+mod rewrite;
+
 use cel::common::ast::{
     CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators,
 };
-use cel::common::types::{CelDouble, CelString};
+use rewrite::{ident_node, make_double, text_node};
 
 use super::condition::Scope;
 use super::functions::{self, Gives};
@@ -116,29 +117,6 @@ const DEPTH_MAX: usize = 64;
 /// it is given.
 const LOOPS_MAX: usize = 8;
 
-/// The variable in which CEL's macros gather their result.
-const GATHERED: &str = "@result";
-
-/// Functions of CEL that look at all of a text.
-const WALKING: &[&str] = &[
-    "bytes",
-    "contains",
-    "double",
-    "duration",
-    "endsWith",
-    "int",
-    "matches",
-    "size",
-    "startsWith",
-    "string",
-    "timestamp",
-    "uint",
-];
-
-/// Functions of CEL whose result may be as large as what they were given.
-const LARGE: &[&str] =
-    &["bytes", "dyn", "string", "of", "ofNonZeroValue", "or", "orValue", "value"];
-
 /// Checks `root` and settles it in place.
 ///
 /// # Errors
@@ -177,17 +155,6 @@ pub(super) struct Reads {
     pub(super) paths: Vec<String>,
     /// Patterns of `matches`, by the numbers in their names.
     pub(super) patterns: Vec<Pattern>,
-}
-
-/// How large a value may be, and how often it is looked at while a loop runs.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Weight {
-    /// A literal, a number, true or false, a time, a level of the topic.
-    Small,
-    /// What the loop is at: all rounds together look at each element once.
-    Element,
-    /// As large as a device likes, and looked at in each round.
-    Outside,
 }
 
 /// What is known of the number that an expression gives, should it give one.
@@ -407,15 +374,7 @@ impl Lowering<'_> {
             _ => Number::Unknown,
         };
         let arguments: Vec<Number> = call.args.iter_mut().map(|arg| self.walk(arg)).collect();
-        let walks = ours.map_or_else(|| WALKING.contains(&name.as_str()), |ours| ours.walks);
-        if self.loops > 0 && walks {
-            let mut all = call.target.iter().map(|target| target.as_ref()).chain(&call.args);
-            if all.any(|argument| self.weight(argument) == Weight::Outside) {
-                self.problems.push(format!(
-                    "in a loop, `{name}` would go through a text or list from outside of the loop in each round; give it a name with `let` first"
-                ));
-            }
-        }
+        self.walks(&name, call);
         match name.as_str() {
             "matches" => {
                 self.pattern(call);
@@ -424,7 +383,7 @@ impl Lowering<'_> {
             functions::IS_ON => {
                 let (on, off) = match self.seen.words {
                     Some(words) => words.lines(),
-                    None => functions::Words::default().lines(),
+                    None => functions::words::Words::default().lines(),
                 };
                 call.args.extend([on, off].map(text_node));
                 Number::Unknown
@@ -468,144 +427,15 @@ impl Lowering<'_> {
     fn zone(&mut self, zone: Option<&IdedExpr>) {
         match zone.map(|zone| &zone.expr) {
             None => {}
-            Some(Expr::Literal(LiteralValue::String(name))) => {
-                if jiff::tz::TimeZone::get(name.inner()).is_err() {
-                    self.problems.push(format!(
-                        "there is no time zone `{}`; write one as in \"Europe/Berlin\"",
-                        name.inner()
-                    ));
-                }
-            }
+            Some(Expr::Literal(LiteralValue::String(name)))
+                if jiff::tz::TimeZone::get(name.inner()).is_ok() => {}
+            Some(Expr::Literal(LiteralValue::String(name))) => self.problems.push(format!(
+                "there is no time zone `{}`; write one as in \"Europe/Berlin\"",
+                name.inner()
+            )),
             Some(_) => self.problems.push(
                 "`time` takes its zone as text in quotes, not from a payload or topic".to_owned(),
             ),
-        }
-    }
-
-    /// `changed(e)`, written out: there is a previous payload, `e` has a value, and it is not what it
-    /// was, or there was none.
-    fn changed(&mut self, expr: &mut Expr) {
-        let Expr::Call(call) = expr else { return };
-        let [now] = call.args.as_mut_slice() else { return };
-        let now = std::mem::take(now);
-        let mut names = Vec::new();
-        free_names(&now, &mut names);
-        if !names.contains(&"payload") {
-            self.problems.push(
-                "`changed` compares with the previous payload; name a field of it, as in changed(payload.state)"
-                    .to_owned(),
-            );
-        }
-        let other = ["previous", "now", "at", "retain", "replayed"]
-            .iter()
-            .chain(NAMES_EACH)
-            .chain(self.seen.named);
-        for name in other {
-            if names.contains(name) {
-                self.problems.push(format!(
-                    "`changed` knows what `payload` was before, not what `{name}` was; leave it out of `changed`"
-                ));
-            }
-        }
-        let mut before = now.clone();
-        rename_payload(&mut before);
-        let differs = call_node(operators::NOT_EQUALS, vec![now.clone(), before]);
-        *expr = call_node(
-            operators::LOGICAL_AND,
-            vec![
-                ident_node(HAS_PREVIOUS),
-                call_node(
-                    operators::LOGICAL_AND,
-                    vec![
-                        call_node(functions::PRESENT, vec![now]),
-                        call_node(operators::NOT_STRICTLY_FALSE, vec![differs]),
-                    ],
-                ),
-            ],
-        )
-        .expr;
-    }
-
-    /// How large what `node` gives may be, seen from inside a loop.
-    fn weight(&self, node: &IdedExpr) -> Weight {
-        match &node.expr {
-            Expr::Ident(name) => {
-                let name = name.strip_prefix('.').unwrap_or(name);
-                if self.scope.iter().any(|(bound, _)| bound == name) {
-                    Weight::Element
-                } else if ["payload", "previous", "item"].contains(&name)
-                    || self.seen.named.contains(&name)
-                {
-                    Weight::Outside
-                } else {
-                    Weight::Small
-                }
-            }
-            Expr::Select(select) if !select.test => self.weight(&select.operand),
-            Expr::Call(call) => {
-                let heaviest = |nodes: &[IdedExpr]| {
-                    nodes.iter().map(|node| self.weight(node)).max().unwrap_or(Weight::Small)
-                };
-                let name = call.func_name.as_str();
-                match (name, call.args.as_slice()) {
-                    (operators::INDEX | operators::OPT_INDEX | operators::OPT_SELECT, [of, _]) => {
-                        self.weight(of)
-                    }
-                    (operators::ADD, sides @ [_, _]) => heaviest(sides),
-                    (operators::CONDITIONAL, [_, choices @ ..]) => heaviest(choices),
-                    (_, arguments) => {
-                        let large = match functions::find(name) {
-                            Some(function) => function.gives == Gives::Large,
-                            None => LARGE.contains(&name),
-                        };
-                        let target = call.target.iter().map(|target| self.weight(target)).max();
-                        if large {
-                            heaviest(arguments).max(target.unwrap_or(Weight::Small))
-                        } else {
-                            Weight::Small
-                        }
-                    }
-                }
-            }
-            Expr::List(list) => {
-                list.elements.iter().map(|node| self.weight(node)).max().unwrap_or(Weight::Small)
-            }
-            Expr::Map(_) | Expr::Comprehension(_) => Weight::Outside,
-            Expr::Select(_) | Expr::Literal(_) | Expr::Struct(_) | Expr::Unspecified => {
-                Weight::Small
-            }
-        }
-    }
-
-    /// What an operator would cost inside of a loop.
-    fn cost(&mut self, operator: &str, first: &IdedExpr, second: &IdedExpr) {
-        if self.in_lambda == 0 {
-            return;
-        }
-        let (one, other) = (self.weight(first), self.weight(second));
-        let gathers = matches!(&first.expr, Expr::Ident(name) if name == GATHERED);
-        match operator {
-            operators::ADD if !gathers && one.min(other) > Weight::Small => {
-                self.problems.push(
-                    "in a loop, `+` takes a literal or a number on one side at least; write num(...) around one if it is a number"
-                        .to_owned(),
-                );
-            }
-            operators::IN if self.loops > 0 && other == Weight::Outside => {
-                self.problems.push(
-                    "in a loop, `in` would go through a list from outside of the loop in each round"
-                        .to_owned(),
-                );
-            }
-            operators::EQUALS | operators::NOT_EQUALS
-                if self.loops > 0 && one.min(other) == Weight::Outside =>
-            {
-                self.problems.push(
-                    "in a loop, two values from outside of it would be compared in each round; move that out of the loop"
-                        .to_owned(),
-                );
-            }
-            _ => {}
         }
     }
 
@@ -760,100 +590,4 @@ impl Lowering<'_> {
 
 fn too_deep() -> String {
     format!("it is nested deeper than {DEPTH_MAX} levels; split the rule")
-}
-
-fn node(expr: Expr) -> IdedExpr {
-    IdedExpr { id: 0, expr }
-}
-
-fn ident_node(name: &str) -> IdedExpr {
-    node(Expr::Ident(name.to_owned()))
-}
-
-fn text_node(text: String) -> IdedExpr {
-    node(Expr::Literal(LiteralValue::String(CelString::from(text))))
-}
-
-fn call_node(function: &str, args: Vec<IdedExpr>) -> IdedExpr {
-    node(Expr::Call(CallExpr { func_name: function.to_owned(), target: None, args }))
-}
-
-/// What is directly inside of `node`.
-fn children(node: &IdedExpr) -> Vec<&IdedExpr> {
-    match &node.expr {
-        Expr::Select(select) => vec![select.operand.as_ref()],
-        Expr::Call(call) => call.target.as_deref().into_iter().chain(&call.args).collect(),
-        Expr::List(list) => list.elements.iter().collect(),
-        Expr::Map(map) => map
-            .entries
-            .iter()
-            .flat_map(|entry| match &entry.expr {
-                EntryExpr::MapEntry(entry) => vec![&entry.key, &entry.value],
-                EntryExpr::StructField(_) => Vec::new(),
-            })
-            .collect(),
-        Expr::Comprehension(comprehension) => vec![
-            &comprehension.iter_range,
-            &comprehension.accu_init,
-            &comprehension.loop_cond,
-            &comprehension.loop_step,
-            &comprehension.result,
-        ],
-        Expr::Ident(_) | Expr::Literal(_) | Expr::Struct(_) | Expr::Unspecified => Vec::new(),
-    }
-}
-
-/// Every name in `node`; a loop's own too, of which none is one of ours.
-fn free_names<'n>(node: &'n IdedExpr, names: &mut Vec<&'n str>) {
-    if let Expr::Ident(name) = &node.expr {
-        names.push(name.strip_prefix('.').unwrap_or(name));
-    }
-    for child in children(node) {
-        free_names(child, names);
-    }
-}
-
-/// Makes `payload` in `node` the previous payload.
-fn rename_payload(node: &mut IdedExpr) {
-    match &mut node.expr {
-        Expr::Ident(name) if name.strip_prefix('.').unwrap_or(name) == "payload" => {
-            "previous".clone_into(name);
-        }
-        Expr::Select(select) => rename_payload(&mut select.operand),
-        Expr::Call(call) => {
-            call.target.iter_mut().for_each(|target| rename_payload(target));
-            call.args.iter_mut().for_each(rename_payload);
-        }
-        Expr::List(list) => list.elements.iter_mut().for_each(rename_payload),
-        Expr::Map(map) => {
-            for entry in &mut map.entries {
-                if let EntryExpr::MapEntry(entry) = &mut entry.expr {
-                    rename_payload(&mut entry.key);
-                    rename_payload(&mut entry.value);
-                }
-            }
-        }
-        Expr::Comprehension(comprehension) => {
-            rename_payload(&mut comprehension.iter_range);
-            rename_payload(&mut comprehension.accu_init);
-            rename_payload(&mut comprehension.loop_cond);
-            rename_payload(&mut comprehension.loop_step);
-            rename_payload(&mut comprehension.result);
-        }
-        Expr::Ident(_) | Expr::Literal(_) | Expr::Struct(_) | Expr::Unspecified => {}
-    }
-}
-
-/// Turns an `int` expression into a `double` one.
-fn make_double(node: &mut IdedExpr) {
-    if let Expr::Literal(LiteralValue::Int(value)) = &node.expr {
-        #[expect(clippy::cast_precision_loss, reason = "what CEL's double() does")]
-        let double = *value.inner() as f64;
-        node.expr = Expr::Literal(LiteralValue::Double(CelDouble::from(double)));
-        return;
-    }
-    let inner = std::mem::take(node);
-    node.id = inner.id;
-    node.expr =
-        Expr::Call(CallExpr { func_name: "double".to_owned(), target: None, args: vec![inner] });
 }
