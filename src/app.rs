@@ -432,6 +432,7 @@ fn rules_in_force(set: &RuleSet, now: Timestamp, problems: &[Problem]) -> RulesI
         name: rule.name.to_string(),
         topic: rule.filter.as_str().to_owned(),
         severity: rule.severity,
+        shadow: rule.is_shadow(),
     };
     RulesInForce {
         rules: set.rules.rules().iter().map(rule).collect(),

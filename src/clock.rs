@@ -92,6 +92,32 @@ impl fmt::Display for Timestamp {
     }
 }
 
+/// For serde: a time as people and the API see it.
+pub mod rfc_3339 {
+    use serde::Serializer;
+
+    use super::Timestamp;
+
+    /// Writes it as RFC 3339.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn serialize<S: Serializer>(time: &Timestamp, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(time)
+    }
+
+    /// The same for a time that may be missing: then it is `null`.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn or_null<S: Serializer>(time: &Option<Timestamp>, to: S) -> Result<S::Ok, S::Error> {
+        match time {
+            Some(time) => to.collect_str(time),
+            None => to.serialize_none(),
+        }
+    }
+}
+
 /// Where `now` comes from.
 #[derive(Clone, Debug, Default)]
 pub enum Clock {

@@ -4,6 +4,7 @@
 //! types, so a field that is added needs a serde default, and one that is renamed needs an upgrade.
 
 pub mod tell;
+pub mod why;
 
 use std::fmt;
 use std::sync::Arc;

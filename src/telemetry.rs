@@ -248,6 +248,14 @@ metrics! {
     alerts_fired: Counter = "alerts_fired", Counter::default();
     /// Alerts that cleared.
     alerts_cleared: Counter = "alerts_cleared", Counter::default();
+    /// Alerts that fire now.
+    alerts_firing: Gauge<i64, AtomicI64> = "alerts_firing", Gauge::default();
+    /// Alerts that are about to fire: what they are about holds, and not for long enough yet.
+    alerts_pending: Gauge<i64, AtomicI64> = "alerts_pending", Gauge::default();
+    /// Instances of rules that are remembered.
+    instances: Gauge<i64, AtomicI64> = "instances", Gauge::default();
+    /// Silences in force.
+    silences: Gauge<i64, AtomicI64> = "silences", Gauge::default();
     /// Alerts of which nobody is told, by reason.
     alerts_suppressed: Family<ByReason, Counter> = "alerts_suppressed", Family::default();
     /// Messages that entered the outbox, by channel.

@@ -279,7 +279,7 @@ pub(super) fn parse_query(query: &str) -> Result<Vec<(String, String)>, Refusal>
 }
 
 /// Reads from the store off the async threads, a bounded number at a time.
-async fn read<T: Send + 'static>(
+pub(super) async fn read<T: Send + 'static>(
     state: &Shared,
     work: impl FnOnce(&ApiState) -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {

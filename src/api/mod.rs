@@ -19,18 +19,25 @@
 //! | `GET /v1/clients?identity=&prefix=&listener=&limit=&after=` | who is connected, by client id |
 //! | `POST /v1/clients/{client_id}/disconnect` | 204 |
 //! | `GET`, `POST /v1/bans`, `DELETE /v1/bans/{kind}/{value}` | who is not let in |
+//! | `GET /v1/alerts?state=&rule=&key=&severity=&limit=`, `/v1/alerts/{id}` | what fires, or is about to |
+//! | `POST /v1/alerts/{id}/ack`, `/forget` | the alert as it then stands; 204 |
+//! | `GET`, `POST /v1/silences`, `DELETE /v1/silences/{id}` | what nobody is told of for a while |
+//! | `GET /v1/explain?id=`, `?contact=&topic=&rule=&key=&since=` | why somebody was told, or was not |
 //! | `GET /v1/phone`, `/v1/phone/events` | what the virtual phone showed; live as server-sent events |
 //! | `GET /healthz`, `/readyz`, `/metrics` | for machines |
 
+mod alerts;
 mod auth;
 mod bans;
 mod body;
 mod clients;
 mod devices;
+mod explain;
 mod messages;
 mod phone;
 mod refusal;
 mod serve;
+mod silences;
 mod status;
 mod view;
 
@@ -67,7 +74,7 @@ pub struct Config {
     /// Whether `listen` may be an address that others reach, although HTTP here is not encrypted
     /// and the key crosses the wire; default false.
     pub allow_plain_remote: bool,
-    /// Who reads messages, phone and status without a key: `loopback`, programs and browsers on
+    /// Who reads messages, alerts, phone and status without a key: `loopback`, programs and browsers on
     /// this machine; or `never`. Default `loopback`.
     pub open_reads: OpenReads,
     /// Longest request body, bytes; default 65536, 1024 to 1048576.
@@ -248,6 +255,8 @@ pub struct RuleInForce {
     pub topic: String,
     /// How urgent.
     pub severity: Severity,
+    /// Whether it only counts what it would do.
+    pub shadow: bool,
 }
 
 /// It cannot listen.
@@ -332,6 +341,8 @@ fn router(state: &Shared) -> Router {
         .route("/v1/messages", get(messages::list))
         .route("/v1/messages/{id}", get(messages::show))
         .route("/v1/status", get(status::show))
+        .route("/v1/alerts", get(alerts::list))
+        .route("/v1/alerts/{id}", get(alerts::show))
         .route("/v1/phone", get(phone::recent))
         .route("/v1/phone/events", get(phone::events))
         .route_layer(from_fn_with_state(Arc::clone(state), auth::reader));
@@ -344,6 +355,11 @@ fn router(state: &Shared) -> Router {
         .route("/v1/clients", get(clients::list))
         .route("/v1/clients/{client_id}/disconnect", post(clients::disconnect))
         .route("/v1/devices/{user}", axum::routing::delete(devices::remove))
+        .route("/v1/alerts/{id}/ack", post(alerts::acknowledge))
+        .route("/v1/alerts/{id}/forget", post(alerts::forget))
+        .route("/v1/silences", get(silences::list).post(silences::add))
+        .route("/v1/silences/{id}", axum::routing::delete(silences::end))
+        .route("/v1/explain", get(explain::explain))
         .route("/v1/bans", get(bans::list).post(bans::add))
         .route("/v1/bans/{kind}/{value}", axum::routing::delete(bans::remove))
         .route_layer(from_fn_with_state(Arc::clone(state), auth::holder));

@@ -52,6 +52,7 @@ struct StatusView<'a> {
     ready: bool,
     /// Why it is not ready.
     reason: Option<Reason>,
+    alerts: Alerts,
     outbox: Outbox,
     lanes: Vec<LaneView>,
     upstreams: Vec<UpstreamView>,
@@ -69,6 +70,17 @@ struct UpstreamView {
     queued: Option<usize>,
     #[serde(flatten)]
     state: UpstreamState,
+}
+
+/// As the last checkpoint of the engine found them, within `intake.checkpoint`.
+#[derive(Serialize)]
+struct Alerts {
+    firing: i64,
+    pending: i64,
+    /// Instances that are remembered.
+    instances: i64,
+    /// Silences in force.
+    silences: i64,
 }
 
 #[derive(Serialize)]
@@ -102,6 +114,12 @@ pub(super) async fn show(State(state): State<Shared>) -> Response {
         uptime_secs: now.since(parts.about.started_at).as_secs(),
         ready: reason.is_none(),
         reason,
+        alerts: Alerts {
+            firing: parts.metrics.alerts_firing.get(),
+            pending: parts.metrics.alerts_pending.get(),
+            instances: parts.metrics.instances.get(),
+            silences: parts.metrics.silences.get(),
+        },
         outbox: Outbox {
             waiting: parts.dispatch.waiting(),
             oldest_at: parts.dispatch.oldest_at().map(|at| at.to_string()),

@@ -7,11 +7,13 @@
 //! into a running instance goes through its HTTP API ([`client`]); numbers are masked there already.
 
 mod acl;
+mod alert;
 mod ban;
 mod certs;
 mod check;
 mod client;
 mod device;
+mod explain;
 mod import;
 mod junit;
 mod mqtt;
@@ -21,6 +23,7 @@ mod record;
 mod replay;
 mod run;
 mod send;
+mod silence;
 mod status;
 mod test;
 mod text;
@@ -52,6 +55,8 @@ Then:
   watchbell acl check pump-7 publish site/a/b    may it, and which line says so?
   watchbell record --out week.jsonl --for 7d     what devices publish, to try rules on
   watchbell replay week.jsonl                    what the rules would have made of it
+  watchbell alert list                           what fires; then: alert ack, silence add
+  watchbell explain --contact ana --since 12h    why she was told, or was not
   watchbell status                               lanes, outbox, listeners, rules
 
 Configuration: defaults < watchbell.toml < WATCHBELL_A__B < flags. Each command has its own --help.";
@@ -119,6 +124,12 @@ enum Command {
     Send(send::Send),
     /// Look into the outbox; retry and cancel messages
     Outbox(outbox::Outbox),
+    /// Look at what fires; acknowledge it
+    Alert(alert::Alerts),
+    /// Have nobody told of something for a while
+    Silence(silence::Silences),
+    /// Why somebody was told, or was not
+    Explain(explain::Explain),
     /// How the running instance is
     Status(status::Status),
     /// Rules and configuration from those of mqttwarn
@@ -216,6 +227,9 @@ pub fn execute(
         Command::Replay(replay) => replay.run(context),
         Command::Send(send) => send.run(context),
         Command::Outbox(outbox) => outbox.run(context),
+        Command::Alert(alert) => alert.run(context),
+        Command::Silence(silence) => silence.run(context),
+        Command::Explain(explain) => explain.run(context),
         Command::Status(status) => status.run(context),
         Command::Import(import) => import.run(context),
     };

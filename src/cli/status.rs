@@ -33,6 +33,7 @@ struct Answer {
     listeners: Vec<Listener>,
     uptime_secs: u64,
     reason: Option<String>,
+    alerts: Alerts,
     outbox: Outbox,
     lanes: Vec<Lane>,
     #[serde(default)]
@@ -48,6 +49,13 @@ struct Listener {
     name: String,
     protocol: String,
     address: String,
+}
+
+#[derive(Deserialize)]
+struct Alerts {
+    firing: u64,
+    pending: u64,
+    silences: u64,
 }
 
 #[derive(Deserialize)]
@@ -84,9 +92,15 @@ struct Upstream {
 
 #[derive(Deserialize)]
 struct Rules {
-    rules: Vec<Value>,
+    rules: Vec<Rule>,
     loaded_at: String,
     problems: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Rule {
+    name: String,
+    shadow: bool,
 }
 
 impl Status {
@@ -124,6 +138,23 @@ impl Answer {
         for problem in &self.rules.problems {
             writeln!(out, "         last reload refused: {problem}")?;
         }
+        let shadow: Vec<&str> = self
+            .rules
+            .rules
+            .iter()
+            .filter(|rule| rule.shadow)
+            .map(|rule| rule.name.as_str())
+            .collect();
+        if !shadow.is_empty() {
+            writeln!(out, "         in shadow, nobody is told: {}", shadow.join(", "))?;
+        }
+        let Alerts { firing, pending, silences } = self.alerts;
+        let silences = match silences {
+            0 => String::new(),
+            1 => "; 1 silence in force".to_owned(),
+            several => format!("; {several} silences in force"),
+        };
+        writeln!(out, "alerts   {firing} firing, {pending} pending{silences}")?;
         let dead: Vec<String> =
             self.outbox.dead.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
         let dead = match dead.as_slice() {

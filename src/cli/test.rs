@@ -161,7 +161,8 @@ impl TestResult<'_> {
             cut(&mut lines, difference.unexpected.iter().map(happened('+')));
             cut(&mut lines, difference.matched.iter().map(happened(' ')));
             cut(&mut lines, difference.passed.iter().map(happened('~')));
-            if difference.unexpected.is_empty() && difference.matched.is_empty() {
+            let nothing = difference.unexpected.is_empty() && difference.matched.is_empty();
+            if nothing && difference.trouble.is_none() {
                 lines.push("    (nothing happened)".to_owned());
             }
         }

@@ -8,6 +8,7 @@ const POLL_MS = 3000;
 const RECONNECT_MS = [1000, 2000, 5000, 10000];
 const SCREEN_MAX = 200;
 const KEY = "watchbell-key";
+const NAME = "watchbell-name"; // who acknowledges
 
 const byId = (id) => document.getElementById(id);
 const open = new Set(); // the messages whose trail is shown
@@ -29,11 +30,16 @@ function setPill(pill, kind, text) {
 
 class KeyNeeded extends Error {}
 
-async function ask(path, signal) {
+async function fetched(path, options) {
   const key = sessionStorage.getItem(KEY);
   const headers = key ? { authorization: "Bearer " + key } : {};
-  const response = await fetch(path, { headers, signal, cache: "no-store" });
+  const response = await fetch(path, { headers, cache: "no-store", ...options });
   if (response.status === 401) throw new KeyNeeded();
+  return response;
+}
+
+async function ask(path, signal) {
+  const response = await fetched(path, { signal });
   if (!response.ok) throw new Error(path + ": " + response.status);
   return response;
 }
@@ -170,8 +176,11 @@ async function refreshSoon() {
 
 async function refresh() {
   try {
-    const [status, page] = await Promise.all([json("/v1/status"), json("/v1/messages?limit=100")]);
+    const [status, page, alerts] = await Promise.all([
+      json("/v1/status"), json("/v1/messages?limit=100"), json("/v1/alerts?limit=100"),
+    ]);
     showStatus(status);
+    showAlerts(alerts);
     showMessages(page.messages);
   } catch (error) {
     if (error instanceof KeyNeeded) {
@@ -207,6 +216,98 @@ function showStatus(status) {
   byId("problem-list").replaceChildren(...rules.problems.map((text) => element("li", null, text)));
   showHints(status);
 }
+
+// Alerts -----------------------------------------------------------------------------------------
+
+let acknowledging = null; // the alert that the form is about
+
+function showAlerts(page) {
+  byId("alerts-card").hidden = page.total === 0;
+  const more = page.total > page.alerts.length ? ", the worst " + page.alerts.length + " of them here" : "";
+  byId("alerts-count").textContent = page.total + more;
+  byId("alerts").replaceChildren(...page.alerts.map(alertRow));
+  if (!page.alerts.some((alert) => alert.id === acknowledging && alert.state === "firing")) closeAck();
+}
+
+function alertRow(alert) {
+  const row = element("tr");
+  const state = element("td");
+  const kind = { firing: "bad", acknowledged: "good" }[alert.state] || "slow";
+  state.append(element("span", "pill " + kind, alert.state));
+  if (alert.state === "pending" && alert.next_at) {
+    state.append(element("div", "because", "fires at " + new Date(alert.next_at).toLocaleTimeString()));
+  }
+  if (alert.ack) {
+    state.append(element("div", "because", [alert.ack.by, alert.ack.note].filter(Boolean).join(": ")));
+  }
+  const what = element("td", "text");
+  what.append(element("span", "sev-" + alert.severity, "● "), alert.text || alert.topic);
+  what.append(element("div", "because", (alert.rule + " " + alert.key).trim() + (alert.shadow ? ", in shadow" : "")));
+  const told = element("td", "to");
+  for (const one of alert.told) {
+    const held = one.held ? ": " + one.held.reason : one.knows ? "" : ": nothing";
+    told.append(element("div", "because", one.contact + held));
+  }
+  const act = element("td");
+  if (alert.state === "firing") {
+    const button = element("button", null, "Acknowledge");
+    button.type = "button";
+    button.addEventListener("click", () => openAck(alert));
+    act.append(button);
+  }
+  row.append(state, element("td", "when", new Date(alert.since).toLocaleString()), what, told, act);
+  return row;
+}
+
+function openAck(alert) {
+  acknowledging = alert.id;
+  byId("ack-what").textContent = (alert.rule + " " + alert.key).trim();
+  byId("ack-form").hidden = false;
+  byId("ack-problem").hidden = true;
+  byId("ack-by").value = byId("ack-by").value || sessionStorage.getItem(NAME) || "";
+  byId(byId("ack-by").value ? "ack-note" : "ack-by").focus();
+}
+
+function closeAck() {
+  acknowledging = null;
+  byId("ack-form").hidden = true;
+}
+
+byId("ack-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const id = acknowledging;
+  const by = byId("ack-by").value.trim();
+  const note = byId("ack-note").value.trim();
+  if (!id || !by) return;
+  sessionStorage.setItem(NAME, by);
+  try {
+    await acknowledge(id, by, note);
+    byId("ack-note").value = "";
+    closeAck();
+  } catch (error) {
+    byId("ack-problem").textContent = error.message;
+    byId("ack-problem").hidden = false;
+  }
+  refreshSoon();
+});
+
+/** Changes need the key also on this machine: it is asked for where it is missing. */
+async function acknowledge(id, by, note) {
+  const options = { method: "POST", body: JSON.stringify(note ? { by, note } : { by }) };
+  for (;;) {
+    try {
+      const response = await fetched("/v1/alerts/" + encodeURIComponent(id) + "/ack", options);
+      if (response.ok) return;
+      const problem = await response.json().catch(() => ({}));
+      throw new Error(problem.detail || "not acknowledged: " + response.status);
+    } catch (error) {
+      if (!(error instanceof KeyNeeded)) throw error;
+      await needKey();
+    }
+  }
+}
+
+// Lanes and what to type -------------------------------------------------------------------------
 
 function lane(lane) {
   const row = element("tr");

@@ -8,6 +8,7 @@
 //! in memory runs ahead of the disk only until the next sync, and if that sync fails the process
 //! ends, so memory and disk never go separate ways.
 
+pub mod desk;
 pub mod pipeline;
 pub mod ruleset;
 pub mod trial;

@@ -177,6 +177,13 @@ impl Pipeline {
         Some(caused)
     }
 
+    /// How many silences are in force, those of operators and those of files.
+    pub fn silences_in_force(&self, set: &RuleSet, now: Timestamp) -> usize {
+        let of_files = set.book.silences.iter().filter(|silence| silence.until(now).is_some());
+        let of_operators = self.notifier.silences().filter(|silence| silence.is_active(now));
+        of_files.count() + of_operators.count()
+    }
+
     /// Writes instances whose rows are older than they are, at most `limit`. How many it were.
     pub fn checkpoint(&mut self, limit: usize, op: &mut dyn FnMut(Op)) -> usize {
         let due = self.engine.checkpoint(limit);

@@ -12,7 +12,7 @@ use super::trial;
 use crate::model::Channel;
 use crate::notify;
 use crate::notify::book::Book;
-use crate::problem::{Problem, Step, TomlFile, unknown_key};
+use crate::problem::{Problem, Step, TomlFile, closest, unknown_key};
 use crate::rules;
 use crate::rules::set::{Known, Rules};
 
@@ -105,9 +105,9 @@ impl RuleSet {
         mut problems: Vec<Problem>,
         limits: &Limits,
     ) -> Result<Self, Vec<Problem>> {
-        problems.extend(files.iter().flat_map(unknown_tables));
         // Contacts may stand in what could not be read; nobody is missed on that ground.
-        let complete = problems.is_empty();
+        let complete = problems.is_empty() && !files.iter().any(has_mistyped_contacts);
+        problems.extend(files.iter().flat_map(unknown_tables));
         let (book, contact_problems) = Book::load(files, &limits.contacts);
         let known: Vec<Known> = book
             .directory
@@ -179,6 +179,12 @@ fn in_order(mut problems: Vec<Problem>) -> Vec<Problem> {
         (file.to_owned(), line.parse::<usize>().unwrap_or(0))
     });
     problems
+}
+
+/// Whether a table that nobody knows was probably meant to hold contacts.
+fn has_mistyped_contacts(file: &TomlFile) -> bool {
+    let mut unknown = file.table().keys().filter(|key| !TABLES.contains(&key.as_str()));
+    unknown.any(|key| closest(key, TABLES) == Some("contact"))
 }
 
 fn unknown_tables(file: &TomlFile) -> Vec<Problem> {

@@ -178,6 +178,7 @@ impl Worker {
             return;
         }
         self.checkpointed_at = now;
+        self.gauge(now);
         let limit = if is_last { usize::MAX } else { CHECKPOINT_MAX };
         self.pipeline.checkpoint(limit, &mut |op| batch.ops.push(op));
         // Nobody asks where no clock stands still while nothing runs.
@@ -188,6 +189,17 @@ impl Worker {
             op.put_row(Table::Engine, 0, ALIVE, &now);
             batch.ops.push(op);
         }
+    }
+
+    /// Shows how much there is now.
+    fn gauge(&self, now: Timestamp) {
+        let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let tally = self.pipeline.engine().tally();
+        self.metrics.alerts_firing.set(count(tally.firing));
+        self.metrics.alerts_pending.set(count(tally.pending));
+        self.metrics.instances.set(count(self.pipeline.engine().len()));
+        let silences = self.pipeline.silences_in_force(&self.set, now);
+        self.metrics.silences.set(count(silences));
     }
 
     /// Why nothing new is taken now.

@@ -320,6 +320,7 @@ fn explain_parse(error: &cel::ParseError) -> String {
         ("'and'", "; and is written &&"),
         ("'or'", "; or is written ||"),
         ("'not'", "; not is written !"),
+        ("the end", ": something is missing there; complete it"),
     ]
     .iter()
     .find(|(sign, _)| message.contains(sign))
@@ -570,7 +571,7 @@ mod tests {
 
             it is empty
         payload.temp >
-            column 15: mismatched input the end
+            column 15: mismatched input the end: something is missing there; complete it
         payload.temp = 5
             column 14: token recognition error at: '= '; equality is written ==
         payload.temp > 5 and true

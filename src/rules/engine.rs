@@ -98,6 +98,33 @@ pub struct Adopted {
 /// The instances of one rule by key. It stays where the last has gone, until the next rule set.
 type Keys = HashMap<Arc<str>, Box<Instance>, RandomState>;
 
+/// How many instances fire, and how many are about to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// They fire.
+    pub firing: usize,
+    /// They do not, and a clock runs that will raise them.
+    pub pending: usize,
+}
+
+impl Tally {
+    /// Counts an instance that is put in. Its level changes only while it is out.
+    fn add(&mut self, instance: &Instance) {
+        match instance.life.level() {
+            Some(_) => self.firing += 1,
+            None => self.pending += usize::from(instance.life.pending_since().is_some()),
+        }
+    }
+
+    /// Counts one that is taken out no more.
+    fn remove(&mut self, instance: &Instance) {
+        match instance.life.level() {
+            Some(_) => self.firing -= 1,
+            None => self.pending -= usize::from(instance.life.pending_since().is_some()),
+        }
+    }
+}
+
 /// The state of every instance.
 #[derive(Debug)]
 pub struct Engine {
@@ -106,6 +133,7 @@ pub struct Engine {
     /// By rule, then by key. Keyed by names, so that it outlives a reload.
     instances: HashMap<Arc<str>, Keys, RandomState>,
     len: usize,
+    tally: Tally,
     /// When which instance is to be looked at. An entry may be early: the instance knows better.
     timers: BTreeSet<(Timestamp, Arc<str>, Arc<str>)>,
     dirty: VecDeque<(Arc<str>, Arc<str>)>,
@@ -127,6 +155,7 @@ impl Engine {
             instances_max: config.instances_max,
             instances: HashMap::default(),
             len: 0,
+            tally: Tally::default(),
             timers: BTreeSet::new(),
             dirty: VecDeque::new(),
             samples: HashMap::new(),
@@ -168,6 +197,11 @@ impl Engine {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// How many of them fire, and how many are about to.
+    pub fn tally(&self) -> Tally {
+        self.tally
     }
 
     /// Every instance, in no order.
@@ -337,6 +371,7 @@ impl Engine {
         for name in names {
             let Some(keys) = self.instances.remove(&name) else { continue };
             self.len -= keys.len();
+            keys.values().for_each(|instance| self.tally.remove(instance));
             let rule = rules.by_name(&name);
             let mut is_changed = false;
             for mut instance in keys.into_values() {
@@ -451,16 +486,19 @@ impl Engine {
         let keys = self.instances.get_mut(rule)?;
         let instance = keys.remove(key)?;
         self.len -= 1;
+        self.tally.remove(&instance);
         Some(instance)
     }
 
     pub(super) fn put(&mut self, instance: Box<Instance>) {
+        self.tally.add(&instance);
         let keys = match self.instances.get_mut(&instance.rule) {
             Some(keys) => keys,
             None => self.instances.entry(Arc::clone(&instance.rule)).or_default(),
         };
-        if keys.insert(Arc::clone(&instance.key), instance).is_none() {
-            self.len += 1;
+        match keys.insert(Arc::clone(&instance.key), instance) {
+            Some(replaced) => self.tally.remove(&replaced),
+            None => self.len += 1,
         }
     }
 

@@ -38,7 +38,8 @@ impl Clocks {
         }
     }
 
-    fn get(&self, level: Severity) -> Option<Clock> {
+    /// The clock of a level.
+    pub fn get(&self, level: Severity) -> Option<Clock> {
         self.0.get(index(level)).copied().flatten()
     }
 
@@ -152,6 +153,14 @@ impl Life {
             .min();
         let drop = self.drop_since.map(|since| self.drops_at(clocks, since));
         [raise, drop].into_iter().flatten().min()
+    }
+
+    /// The level that the next step raises it to, where a clock runs that will.
+    pub fn next_level(&self, clocks: &Clocks) -> Option<Severity> {
+        let above = Severity::ALL.iter().copied().filter(|level| Some(*level) > self.level);
+        let at = |level: &Severity| self.raises_at(clocks, *level);
+        let first = above.clone().filter_map(|level| at(&level)).min()?;
+        above.filter(|level| at(level) == Some(first)).max()
     }
 
     /// Lets every running clock begin `by` later: the time that does not count.

@@ -431,7 +431,8 @@ impl Run<'_> {
         }
         if must_be_written {
             self.touch(&mut instance);
-        } else if rule.needs.instance {
+        } else {
+            // What a text will tell of when a clock runs out: the last payload, how many there were.
             self.engine.mark(&mut instance);
         }
         self.engine.schedule(rule, &mut instance);

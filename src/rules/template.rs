@@ -42,6 +42,58 @@ pub(super) const NAMES: &[&str] = &[
     "duration",
 ];
 
+/// The filters of minijinja that people use, for the message about one that there is not.
+const FILTERS: &[&str] = &[
+    "abs",
+    "bool",
+    "capitalize",
+    "default",
+    "dictsort",
+    "first",
+    "float",
+    "format",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "max",
+    "min",
+    "replace",
+    "reverse",
+    "round",
+    "slice",
+    "sort",
+    "split",
+    "sum",
+    "title",
+    "tojson",
+    "trim",
+    "unique",
+    "upper",
+];
+
+/// And its tests.
+const TESTS: &[&str] = &[
+    "boolean",
+    "containing",
+    "defined",
+    "divisibleby",
+    "endingwith",
+    "even",
+    "false",
+    "in",
+    "none",
+    "number",
+    "odd",
+    "startingwith",
+    "string",
+    "true",
+    "undefined",
+];
+
 /// What minijinja itself brings.
 const GLOBALS: &[&str] = &["range", "dict", "namespace", "loop"];
 
@@ -230,7 +282,11 @@ impl Templates {
                 .compile_expression(&question)
                 .and_then(|question| question.eval(minijinja::context! { used }));
             if exists.is_ok_and(|exists| !exists.is_true()) {
-                problems.push(format!("unknown {kind} `{used}`; see minijinja's built-in {kind}s"));
+                let known = if kind == "filter" { FILTERS } else { TESTS };
+                problems.push(match closest(&used, known) {
+                    Some(near) => format!("unknown {kind} `{used}`; did you mean `{near}`?"),
+                    None => format!("unknown {kind} `{used}`; known are {}", known.join(", ")),
+                });
             }
         }
         problems
@@ -536,9 +592,9 @@ mod tests {
             refused: unknown name `code`; a field of the payload is written payload.code, and known are payload, topic, client_id, key, rule, severity, now, time, duration, site | unknown name `temp`; did you mean `time`?
         a
         b {{ site | uper }}
-            refused: unknown filter `uper`; see minijinja's built-in filters
+            refused: unknown filter `uper`; did you mean `upper`?
         {{ site is emty }} {{ site is not defned }}
-            refused: unknown test `emty`; see minijinja's built-in tests | unknown test `defned`; see minijinja's built-in tests
+            refused: unknown test `emty`; known are boolean, containing, defined, divisibleby, endingwith, even, false, in, none, number, odd, startingwith, string, true, undefined | unknown test `defned`; did you mean `defined`?
         {% include 'x' %}
             refused: syntax error: unknown statement include
         {{ debug() }}

@@ -531,6 +531,27 @@ fn for_must_hold_and_tells_the_last_reading() {
 }
 
 #[test]
+fn after_a_restart_the_text_told_of_the_first_reading_and_not_of_the_last() {
+    script(
+        HELD,
+        &[
+            (Pub(0, "f/1", "6"), &[]),
+            (Pub(200, "f/1", "9"), &[]),
+            (Restart(10), &[]),
+            (Till(300), &["warm 1 firing: 1 has 9"]),
+        ],
+    );
+    let text = HELD.replace("over after {{ duration }}", "{{ events }} events");
+    let mut bench = Bench::new(&text.replace("for = \"5m\"", "for = \"0s\""));
+    for _ in 0..3 {
+        bench.effects("f/1", "6");
+    }
+    bench.restart(true, Duration::ZERO);
+    bench.effects("f/1", "1");
+    assert_eq!(bench.pass(Duration::from_secs(60)), ["warm 1 cleared: 4 events"]);
+}
+
+#[test]
 fn for_counts_over_a_restart_and_a_kill() {
     script(
         HELD,
@@ -718,31 +739,37 @@ fn windows_are_named_values_and_survive_a_clean_restart() {
 }
 
 #[test]
-fn a_let_had_no_value_in_a_rule_that_remembers_nothing() {
-    let text = r#"
+fn named_values_of_a_rule_without_instances_had_no_value() {
+    check(
+        r#"
         [[rule]]
-        name = "hot"
-        topic = "d/{unit}"
-        let = { c = "(payload.f - 32) / 1.8" }
-        when = "c > 50.0"
-        text = "{{ c | round(0) }}"
+        name = "frost"
+        topic = "t/{unit}"
+        let = { temp_c = "celsius(num(payload.f))", gone = "payload.gone" }
+        when = "temp_c < 4.0"
+        text = "{{ temp_c }} C"
         to = ["ana"]
 
         [[rule]]
-        name = "said"
-        topic = "e/{unit}"
-        let = { c = "(payload.f - 32) / 1.8" }
-        text = "{{ c | round(0) }}"
+        name = "event"
+        topic = "e"
+        let = { twice = "payload * 2.0" }
+        text = "{{ twice }}"
         to = ["ana"]
-    "#;
-    script(
-        text,
+        "#,
         &[
-            (Pub(0, "d/1", r#"{"f":50}"#), &[]),
-            (Pub(1, "d/1", r#"{"f":212}"#), &["hot 1 firing: 100"]),
-            (Pub(2, "d/2", r#"{"f":50}"#), &[]),
-            (Pub(3, "d/2", r#"{"f":212}"#), &["hot 2 firing: 100"]),
-            (Pub(4, "e/1", r#"{"f":212}"#), &["said 1 firing: 100"]),
+            ("t/1", r#"{"f":"50","gone":1}"#, &[]),
+            ("t/1", r#"{"f":"32","gone":1}"#, &["frost 1 firing: 0 C"]),
+            ("t/1", r#"{"f":"50","gone":1}"#, &["frost 1 cleared (quiet): 0 C"]),
+            (
+                "t/2",
+                r#"{"f":"32"}"#,
+                &[
+                    "frost 2 firing: 0 C",
+                    "! frost expression_failed: `let.gone`: the payload has no field `gone`; guard it with has(...) if it may be absent",
+                ],
+            ),
+            ("e", "4", &["event  firing: 8"]),
         ],
     );
 }

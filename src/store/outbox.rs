@@ -24,6 +24,8 @@ pub struct MessageFilter {
     pub rule: Option<String>,
     /// Only to this contact.
     pub contact: Option<String>,
+    /// Only those that were made or have changed since.
+    pub since: Option<Timestamp>,
 }
 
 impl MessageFilter {
@@ -38,6 +40,7 @@ impl MessageFilter {
                 .contact
                 .as_deref()
                 .is_none_or(|contact| message.contact.as_deref() == Some(contact))
+            && self.since.is_none_or(|since| message.created_at.max(message.updated_at) >= since)
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+mod alerts;
 mod api;
 mod attacks;
 mod auth;
@@ -34,6 +35,7 @@ mod tidy;
 mod transports;
 mod trial;
 mod upstream;
+mod wrong_rules;
 
 /// Waits until a level is reached; never for a fixed time. Generous, so that a slow machine only
 /// makes the test slow.

@@ -7,6 +7,7 @@ use watchbell::clock::Clock;
 use watchbell::config::layers::{FileLayer, Layers};
 use watchbell::config::{self, Config};
 use watchbell::intake::ruleset::{Limits, RuleSet};
+use watchbell::intake::trial;
 use watchbell::problem::TomlFile;
 
 use crate::harness::Place;
@@ -54,12 +55,20 @@ fn lines(problems: &[impl ToString]) -> String {
 }
 
 fn load_rules(blocks: &[Block]) -> RuleSet {
-    let file = |block: &Block| TomlFile::parse(block.name.clone(), block.text.clone()).unwrap();
-    let files: Vec<TomlFile> = blocks.iter().map(file).collect();
-    match RuleSet::parse(&files, &Limits::default()) {
+    match RuleSet::parse(&files(blocks), &Limits::default()) {
         Ok(set) => set,
         Err(problems) => panic!("{}", lines(&problems)),
     }
+}
+
+fn files(blocks: &[Block]) -> Vec<TomlFile> {
+    let file = |block: &Block| TomlFile::parse(block.name.clone(), block.text.clone()).unwrap();
+    blocks.iter().map(file).collect()
+}
+
+/// Whether a block stands in a rule file, and not in the configuration.
+fn is_of_rules(block: &Block) -> bool {
+    block.text.contains("[[rule]]") || block.text.contains("[[test]]")
 }
 
 /// Secrets that are elsewhere, as if they were there.
@@ -87,12 +96,12 @@ fn load_config(name: &str, text: &str) -> Result<Config, String> {
 #[test]
 fn the_rules_of_the_papers_load() {
     let all = blocks("docs/rules.md");
-    assert_eq!(load_rules(&all).rules.len(), 6);
+    assert_eq!(load_rules(&all).rules.len(), 11);
     assert_eq!(load_rules(&blocks("docs/expressions.md")).rules.len(), 3);
     assert_eq!(load_rules(&blocks("docs/payloads.md")).rules.len(), 7);
     let readme = blocks("README.md");
-    let rules: Vec<Block> = readme.into_iter().filter(|b| b.text.contains("[[rule]]")).collect();
-    assert_eq!(load_rules(&rules).rules.len(), 1);
+    let rules: Vec<Block> = readme.into_iter().filter(is_of_rules).collect();
+    assert_eq!(load_rules(&rules).rules.len(), 4);
     let contact = "[[contact]]\nname = 'ana'\npush = 'topic:plant'".to_owned();
     let mut upstream = blocks("docs/upstream.md");
     upstream.retain(|block| block.text.contains("[[rule]]"));
@@ -100,12 +109,29 @@ fn the_rules_of_the_papers_load() {
     assert_eq!(load_rules(&upstream).rules.len(), 1);
 }
 
+/// The tests that the papers show pass, with the rules beside them.
+#[test]
+fn the_tests_of_the_papers_pass() {
+    for (paper, count) in [("README.md", 1), ("docs/testing.md", 4)] {
+        let mut blocks = blocks(paper);
+        blocks.retain(is_of_rules);
+        let set = load_rules(&blocks);
+        let (trials, problems) = trial::read::read(&files(&blocks), true);
+        assert_eq!((trials.len(), lines(&problems)), (count, String::new()), "{paper}");
+        for test in trials {
+            let ran = trial::run::run(&set, &Limits::default(), &test);
+            assert!(ran.passed(), "{paper}, {}: {:#?}", test.name, ran.failed);
+            assert_eq!(ran.failures, [], "{paper}, {}", test.name);
+        }
+    }
+}
+
 #[test]
 fn the_configuration_of_the_papers_loads() {
     let mut checked = 0;
     for block in ["README.md", "docs/operating.md", "docs/upstream.md"].into_iter().flat_map(blocks)
     {
-        if block.text.contains("[[rule]]") {
+        if is_of_rules(&block) {
             continue;
         }
         checked += 1;

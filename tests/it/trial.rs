@@ -27,8 +27,9 @@ impl Rules {
 fn said(dir: &Path, arguments: &[&str]) -> (bool, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let place = dir.to_str().unwrap();
-    let line = ["watchbell"].iter().chain(arguments).chain(&["--rules-dir", place]);
-    let code = watchbell::cli::execute(line.map(OsString::from), Vec::new(), &mut out, &mut err);
+    let line = [&["watchbell"], arguments, &["--rules-dir", place]].concat();
+    let line = line.into_iter().map(OsString::from);
+    let code = watchbell::cli::execute(line, Vec::new(), &mut out, &mut err);
     let text = [out, err].concat();
     let text = String::from_utf8(text).unwrap().replace(&format!("{place}/"), "rules/");
     (code == ExitCode::SUCCESS, text)
@@ -82,7 +83,17 @@ steps = [
 ]
 "#
     );
-    insta::assert_snapshot!(passing(&text), @"");
+    insta::assert_snapshot!(passing(&text), @r#"
+    ok      five warm minutes reach Ana once (rules/a.toml)
+
+    coverage: 2 of 6 clauses
+      warm: never cleared
+      warm: `when` never false
+      warm: `clear` never true
+      warm: `clear` never false
+
+    1 passed, 0 failed
+    "#);
 }
 
 #[test]
@@ -109,16 +120,132 @@ steps = [{{ topic = "f/1", payload = {{ t = -18 }}, expect = [] }}]
     let rules = Rules::new(&text);
     let (ok, said) = rules.said(&["test"]);
     assert!(!ok);
-    insta::assert_snapshot!(said, @"");
+    insta::assert_snapshot!(said, @r#"
+    FAILED  it says "cold" <at once> & to Ben (rules/a.toml:20)
+      rules/a.toml:24: step 2, at 5m
+        - { rule = "warm", key = "1", to = "ben", text_contains = "-10" }
+        - { rule = "warm", key = "1", times = 3 }  # 2 more
+        + { rule = "warm", reason = "expression_failed" }  # at 5m: `when`: the payload has no field `t`; guard it with has(...) if it may be absent; the test payload has temp
+          { rule = "warm", key = "1", state = "firing", severity = "warning", to = "ana", by = "push", text = "1: -10 °C" }  # at 5m
+      rules/a.toml:28: step 3, at 6m
+        ! no alert of `warm` fires that could be acknowledged
+      rules/a.toml:29: step 4, at 7m
+        + { rule = "warm", key = "1", state = "cleared", severity = "warning", to = "ana", by = "push", text = "1 is cold" }  # at 7m
+    ok      this one passes (rules/a.toml)
+
+    coverage: 5 of 6 clauses
+      warm: `clear` never false
+
+    1 passed, 1 failed
+    error: 1 test failed
+    "#);
     let junit = rules.path("junit.xml");
     let (ok, _) = rules.said(&["test", "--junit", junit.to_str().unwrap()]);
     assert!(!ok);
     let junit = std::fs::read_to_string(junit).unwrap();
     let place = rules.path("").display().to_string();
-    insta::assert_snapshot!(junit.replace(&place, "rules/"), @"");
+    insta::assert_snapshot!(junit.replace(&place, "rules/"), @r#"
+    <?xml version="1.0" encoding="UTF-8"?>
+    <testsuites name="watchbell" tests="2" failures="1" errors="0" time="0">
+      <testsuite name="rules/a.toml" tests="2" failures="1" errors="0" skipped="0" time="0">
+        <testcase name="it says &quot;cold&quot; &lt;at once&gt; &amp; to Ben" classname="rules/a.toml" file="rules/a.toml" line="20" time="0">
+          <failure type="expectation" message="rules/a.toml:24: step 2, at 5m">  rules/a.toml:24: step 2, at 5m
+        - { rule = &quot;warm&quot;, key = &quot;1&quot;, to = &quot;ben&quot;, text_contains = &quot;-10&quot; }
+        - { rule = &quot;warm&quot;, key = &quot;1&quot;, times = 3 }  # 2 more
+        + { rule = &quot;warm&quot;, reason = &quot;expression_failed&quot; }  # at 5m: `when`: the payload has no field `t`; guard it with has(...) if it may be absent; the test payload has temp
+          { rule = &quot;warm&quot;, key = &quot;1&quot;, state = &quot;firing&quot;, severity = &quot;warning&quot;, to = &quot;ana&quot;, by = &quot;push&quot;, text = &quot;1: -10 °C&quot; }  # at 5m
+      rules/a.toml:28: step 3, at 6m
+        ! no alert of `warm` fires that could be acknowledged
+      rules/a.toml:29: step 4, at 7m
+        + { rule = &quot;warm&quot;, key = &quot;1&quot;, state = &quot;cleared&quot;, severity = &quot;warning&quot;, to = &quot;ana&quot;, by = &quot;push&quot;, text = &quot;1 is cold&quot; }  # at 7m</failure>
+        </testcase>
+        <testcase name="this one passes" classname="rules/a.toml" file="rules/a.toml" line="32" time="0"/>
+      </testsuite>
+    </testsuites>
+    "#);
     let (ok, json) = rules.said(&["test", "--json", "--filter", "cold"]);
     assert!(!ok);
-    insta::assert_snapshot!(json, @"");
+    insta::assert_snapshot!(json, @r#"
+    {
+      "coverage": null,
+      "failed": 1,
+      "passed": 0,
+      "tests": [
+        {
+          "failed_steps": [
+            {
+              "at": "5m",
+              "line": 24,
+              "matched": [
+                {
+                  "at": "5m",
+                  "key": "1",
+                  "note": null,
+                  "reason": null,
+                  "rule": "warm",
+                  "what": "{ rule = \"warm\", key = \"1\", state = \"firing\", severity = \"warning\", to = \"ana\", by = \"push\", text = \"1: -10 °C\" }"
+                }
+              ],
+              "missing": [
+                {
+                  "count": 1,
+                  "what": "{ rule = \"warm\", key = \"1\", to = \"ben\", text_contains = \"-10\" }"
+                },
+                {
+                  "count": 2,
+                  "what": "{ rule = \"warm\", key = \"1\", times = 3 }"
+                }
+              ],
+              "step": 2,
+              "trouble": null,
+              "unexpected": [
+                {
+                  "at": "5m",
+                  "key": null,
+                  "note": "`when`: the payload has no field `t`; guard it with has(...) if it may be absent; the test payload has temp",
+                  "reason": "expression_failed",
+                  "rule": "warm",
+                  "what": "{ rule = \"warm\", reason = \"expression_failed\" }"
+                }
+              ]
+            },
+            {
+              "at": "6m",
+              "line": 28,
+              "matched": [],
+              "missing": [],
+              "step": 3,
+              "trouble": "no alert of `warm` fires that could be acknowledged",
+              "unexpected": []
+            },
+            {
+              "at": "7m",
+              "line": 29,
+              "matched": [],
+              "missing": [],
+              "step": 4,
+              "trouble": null,
+              "unexpected": [
+                {
+                  "at": "7m",
+                  "key": "1",
+                  "note": null,
+                  "reason": null,
+                  "rule": "warm",
+                  "what": "{ rule = \"warm\", key = \"1\", state = \"cleared\", severity = \"warning\", to = \"ana\", by = \"push\", text = \"1 is cold\" }"
+                }
+              ]
+            }
+          ],
+          "file": "rules/a.toml",
+          "line": 20,
+          "name": "it says \"cold\" <at once> & to Ben",
+          "passed": false
+        }
+      ]
+    }
+    error: 1 test failed
+    "#);
 }
 
 /// Everything that a step can do, each with what follows from it.
@@ -159,7 +286,7 @@ text = "{{ unit }} is silent"
 name = "bytes"
 topic = "bytes"
 decode = "binary"
-layout = { x = "u16be" }
+layout = { fields = [{ name = "x", at = 0, type = "u16be" }] }
 to = ["ana"]
 by = ["sms"]
 text = "x = {{ payload.x }}, {{ client_id }}"
@@ -253,7 +380,31 @@ name = "b"
 steps = [{{ at = "1m", topic = "f/1" }}]
 "#
     );
-    insta::assert_snapshot!(failing(&text, &["test"]), @"");
+    insta::assert_snapshot!(failing(&text, &["test"]), @r#"
+    error: rules/a.toml:20: test 1: `name` is missing; say in a few words what it shows
+    rules/a.toml:21: test 1: `steps[0].at`: `5` has no unit; write 5s for seconds (units are ms, s, m, h, d)
+    rules/a.toml:21: test 1: `steps[0].tpoic`: unknown key; did you mean `topic`?
+    rules/a.toml:23: test "a": `steps` is missing; write steps = [{ at = "0s", topic = "a/b", payload = 1, expect = [] }]
+    rules/a.toml:25: test "a": `start`: not a point in time; write it as "2026-11-26T08:00:00Z", or without an offset in `zone`
+    rules/a.toml:26: test "a": `zone`: unknown time zone; write an IANA name, as Europe/Berlin
+    rules/a.toml:30: test "a": `name`: the name is taken by the test at rules/a.toml:23; choose another
+    rules/a.toml:32: test "a": `steps[0].payload`: JSON has no nan and no inf; write the payload as text
+    rules/a.toml:32: test "a": `steps[0].topic`: it holds a wildcard (+ or #), which only filters may
+    rules/a.toml:33: test "a": `steps[1].ack`: it has `topic` already; make two steps of it
+    rules/a.toml:34: test "a": `steps[2].retain`: it does not go with `ack`
+    rules/a.toml:34: test "a": `steps[2].ack`: there is no rule `wram`; did you mean `warm`?
+    rules/a.toml:35: test "a": `steps[3].event`: `gone`: unknown word; known here are connected, disconnected, refused, taken_over, will
+    rules/a.toml:36: test "a": `steps[4].silence.rul`: unknown key; did you mean `rule`?
+    rules/a.toml:38: test "a": `steps[6].at`: the step before ends at 12m only; steps stand in the order of time
+    rules/a.toml:38: test "a": `steps[6].payload_hex`: expected pairs of hexadecimal digits: "01 ff 3c"
+    rules/a.toml:38: test "a": `steps[6].times`: `every` and `times` belong together: every = "10s", times = 30
+    rules/a.toml:39: test "a": `steps[6].expect[0].to`: there is no contact `anna`; did you mean `ana`?
+    rules/a.toml:39: test "a": `steps[6].expect[0].state`: `fireing`: unknown word; did you mean `firing`?
+    rules/a.toml:39: test "a": `steps[6].expect[0].times`: expected a whole number of at least 1; leave the line out
+    rules/a.toml:39: test "a": `steps[6].expect[0].reason`: unknown reason `silence`; did you mean `silenced`?
+    rules/a.toml:40: test "a": `steps[6].expect[1].state`: what is pending has told nobody anything yet; give it `rule` and, if there are several, `key`
+    rules/a.toml:46: test "b": `steps`: no step says what is to happen; give one `expect`, which may be empty
+    "#);
 }
 
 #[test]
@@ -286,7 +437,12 @@ steps = [
   { topic = "f/1", payload = { temp = 5, unit = "C" }, expect = [{ rule = "meant", reason = "expression_failed" }] },
 ]
 "#;
-    insta::assert_snapshot!(failing(text, &["check"]), @"");
+    insta::assert_snapshot!(failing(text, &["check"]), @r#"
+    rules/a.toml:12: rule "warm": `when`: the payload has no field `tmp`; guard it with has(...) if it may be absent; the test payload has temp, unit (test "a hot one", step 1, at 0s; if that is meant, expect { rule = "warm", reason = "expression_failed" })
+    rules/a.toml:18: rule "typed": `let.big`: `add` does not take operands of these types (test "a hot one", step 1, at 0s; if that is meant, expect { rule = "typed", reason = "expression_failed" })
+    rules/a.toml:20: rule "typed": `text`: a value is missing: payload.nothing (test "a hot one", step 1, at 0s; if that is meant, expect { rule = "typed", reason = "template_failed" })
+    error: 3 problems
+    "#);
 }
 
 #[test]
@@ -296,11 +452,25 @@ fn coverage_is_a_number_that_can_be_asked_for() {
     ));
     let (ok, said) = rules.said(&["test", "--coverage-min", "17"]);
     assert!(!ok);
-    insta::assert_snapshot!(said, @"");
+    insta::assert_snapshot!(said, @r#"
+    ok      a (rules/a.toml)
+
+    coverage: 1 of 6 clauses
+      warm: never fired
+      warm: never cleared
+      warm: `when` never false
+      warm: `clear` never true
+      warm: `clear` never false
+
+    1 passed, 0 failed
+    error: the tests exercise 16 % of the rules, less than 17 %
+    "#);
     assert!(rules.said(&["test", "--coverage-min", "16"]).0);
     let (ok, said) = rules.said(&["test", "--filter", "b"]);
     assert!(!ok);
-    insta::assert_snapshot!(said, @"");
+    insta::assert_snapshot!(said, @r#"
+    error: no test has "b" in its name; `watchbell test` alone runs all
+    "#);
 }
 
 /// What everybody starts from is tested throughout.
@@ -309,4 +479,47 @@ fn the_rules_of_the_repository_pass_and_are_covered() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("rules");
     let (ok, text) = said(&dir, &["test", "--coverage-min", "100"]);
     assert!(ok, "{text}");
+}
+
+/// In one file a set of rules grows; in another it must not become wrong by that.
+#[test]
+fn a_test_is_about_the_rules_of_its_file_or_those_that_it_names() {
+    let test = |rules: &str, expect: &str| {
+        format!(
+            r#"{WARM}
+[[rule]]
+name = "beside"
+topic = "f/+"
+to = ["ben"]
+
+[[test]]
+name = "warm"
+{rules}
+steps = [{{ topic = "f/1", payload = {{ t = -20.0 }}, expect = [{expect}] }}]
+"#
+        )
+    };
+    let said = |rules: &str, expect: &str| {
+        let place = Rules::new(&test(rules, expect));
+        let other = "[[rule]]\nname = 'elsewhere'\ntopic = 'f/+'\nto = ['ben']\n";
+        std::fs::write(place.path("b.toml"), other).unwrap();
+        place.said(&["test"])
+    };
+    let (beside, elsewhere) = (r#"{ rule = "beside" }"#, r#"{ rule = "elsewhere" }"#);
+    for (rules, expect, passes) in [
+        ("", "", false),
+        ("", beside, true),
+        ("", &format!("{beside}, {elsewhere}"), true),
+        (r#"rules = ["warm"]"#, "", true),
+        (r#"rules = ["w*", "elsewhere"]"#, "", false),
+        (r#"rules = ["w*", "elsewhere"]"#, elsewhere, true),
+    ] {
+        let (ok, text) = said(rules, expect);
+        assert_eq!(ok, passes, "{rules} {expect}: {text}");
+    }
+    let (_, text) = said(r#"rules = ["wram"]"#, "");
+    assert!(
+        text.contains(r#"test "warm": `rules[0]`: there is no rule `wram`; did you mean `warm`?"#),
+        "{text}"
+    );
 }

@@ -414,8 +414,13 @@ pub fn compare(expected: &[Expected], happened: Vec<Happening>) -> Difference {
         .collect();
     let mut pairs = Pairs { fitting: &fitting, most: &most, taken: vec![Vec::new(); most.len()] };
     let mut is_matched = vec![false; happened.len()];
-    for (index, matched) in is_matched.iter_mut().enumerate() {
-        *matched = pairs.place(index, &mut vec![false; most.len()]);
+    // What has to be expected comes first: once it has a place it keeps one.
+    for optional in [false, true] {
+        for (index, matched) in is_matched.iter_mut().enumerate() {
+            if happened.get(index).is_some_and(|one| one.optional == optional) {
+                *matched = pairs.place(index, &mut vec![false; most.len()]);
+            }
+        }
     }
     let mut difference = Difference::default();
     for (one, taken) in expected.iter().zip(&pairs.taken) {

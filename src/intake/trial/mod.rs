@@ -10,6 +10,9 @@
 //! ]
 //! ```
 //!
+//! A test is about the rules of its own file, or those that its `rules` names (`*` is any characters):
+//! whatever they do has to be expected. What others do may be expected and need not be.
+//!
 //! - [`read`]: the tables of all files, and whatever is wrong with them.
 //! - [`run`]: one test from an empty state, through the same [`super::pipeline`] as live publishes;
 //!   timers are met at their time, a restart goes through the rows as they are stored.
@@ -25,6 +28,7 @@ pub mod read;
 pub mod run;
 pub mod surprise;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use self::happening::Expected;
@@ -44,6 +48,8 @@ pub struct Trial {
     pub index: usize,
     /// When it begins.
     pub start: Timestamp,
+    /// The rules whose every doing is to be expected; `None`: all. Of the others nothing has to be.
+    pub about: Option<BTreeSet<String>>,
     /// In order of time.
     pub steps: Vec<Step>,
 }

@@ -18,6 +18,7 @@ use super::happening::{Expected, State};
 use super::{Act, Step, Trial};
 use crate::clock::Timestamp;
 use crate::model::{Publish, Qos, Reason};
+use crate::notify::pattern::Pattern;
 use crate::notify::silence::Matcher;
 use crate::problem::{self, Problem, Step as PathStep, TomlFile, closest, path_text, unknown_key};
 use crate::span::Span;
@@ -40,6 +41,7 @@ struct WrittenTest {
     name: Option<String>,
     start: Option<Value>,
     zone: Option<String>,
+    rules: Option<Vec<String>>,
     steps: Vec<WrittenStep>,
 }
 
@@ -204,6 +206,7 @@ impl Reader<'_, '_> {
             }
         }
         let start = self.start(&written);
+        let about = self.about(written.rules.as_deref());
         let raw = table.get("steps").and_then(Value::as_array);
         if written.steps.is_empty() && !faults.iter().any(|fault| is_steps(&fault.path)) {
             let what = "`steps` is missing; write steps = [{ at = \"0s\", topic = \"a/b\", payload = 1, expect = [] }]";
@@ -221,11 +224,12 @@ impl Reader<'_, '_> {
             let what = "no step says what is to happen; give one `expect`, which may be empty";
             self.problem(&["steps".into()], what);
         }
-        let start = start?;
+        // Steps are looked at all the same.
+        let begins_at = start.unwrap_or_default();
         let (mut steps, mut now, mut publishes) = (Vec::new(), Duration::ZERO, 0_u64);
         for (index, step) in written.steps.iter().enumerate() {
             let raw = raw.and_then(|raw| raw.get(index)).and_then(Value::as_table);
-            let Some(step) = self.step(index, step, raw, (start, now)) else { continue };
+            let Some(step) = self.step(index, step, raw, (begins_at, now)) else { continue };
             now = step.ends_at();
             if let Act::Publish { times, .. } = &step.act {
                 publishes += u64::from(*times);
@@ -239,7 +243,33 @@ impl Reader<'_, '_> {
         if now > LONGEST {
             self.problem(&["steps".into()], "it lasts longer than 400 days");
         }
-        Some(Trial { name: written.name?, file: 0, index: 0, start, steps })
+        Some(Trial { name: written.name?, file: 0, index: 0, start: start?, about, steps })
+    }
+
+    /// The rules that the test is about: those that it names, else those of its file, else all.
+    fn about(&mut self, written: Option<&[String]>) -> Option<BTreeSet<String>> {
+        let own = || {
+            let tables = self.file.table().get("rule").and_then(Value::as_array);
+            let names = tables.into_iter().flatten().filter_map(|one| one.get("name")?.as_str());
+            names.map(str::to_owned).collect::<BTreeSet<String>>()
+        };
+        let Some(written) = written else { return Some(own()).filter(|own| !own.is_empty()) };
+        if written.is_empty() {
+            let what = "it is empty; name rules, as rules = [\"freezer-*\"], or leave it out for those of this file";
+            self.problem(&["rules".into()], what);
+        }
+        let names = self.names?;
+        let mut about = BTreeSet::new();
+        for (index, text) in written.iter().enumerate() {
+            let pattern = Pattern::new(text);
+            let before = about.len();
+            about.extend(names.rules.iter().filter(|name| pattern.matches(name)).cloned());
+            if about.len() == before && !names.rules.iter().any(|name| pattern.matches(name)) {
+                let what = format!("there is no rule `{text}`{}", near(text, &names.rules));
+                self.problem(&["rules".into(), index.into()], &what);
+            }
+        }
+        Some(about)
     }
 
     fn start(&mut self, written: &WrittenTest) -> Option<Timestamp> {
@@ -250,7 +280,7 @@ impl Reader<'_, '_> {
                 Err(_) => {
                     let what = "unknown time zone; write an IANA name, as Europe/Berlin";
                     self.problem(&["zone".into()], what);
-                    return None;
+                    None
                 }
             },
         };

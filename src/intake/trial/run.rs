@@ -64,6 +64,7 @@ pub fn run(set: &RuleSet, limits: &Limits, trial: &Trial) -> Ran {
         runs: 1,
         silences: 0,
         wakes: 0,
+        about: trial.about.as_ref(),
         happened: Vec::new(),
         trouble: None,
         ran: Ran::default(),
@@ -96,6 +97,7 @@ struct Bench<'a> {
     runs: u64,
     silences: u32,
     wakes: u32,
+    about: Option<&'a BTreeSet<String>>,
     /// Since the last step that says what is expected.
     happened: Vec<Happening>,
     trouble: Option<String>,
@@ -322,6 +324,10 @@ impl Bench<'_> {
             }
         }
         let mut found = happenings(caused, self.set, self.now, (self.start, self.step));
+        for happening in &mut found {
+            let is_about = |rule| self.about.is_none_or(|about| about.contains(rule));
+            happening.optional |= happening.rule.as_deref().is_some_and(|rule| !is_about(rule));
+        }
         if let Some(publish) = publish {
             for happening in &mut found {
                 self.explain(happening, publish);

@@ -15,7 +15,7 @@ use super::super::set::{
 use super::super::window::{Function, Reach, Spec};
 use super::super::{lower, template};
 use super::written::{LastOrExpression, TELLING, Written, WrittenLevel, WrittenWindow};
-use super::{Entry, Loader, RESERVED, channels, filter};
+use super::{Entry, Loader, RESERVED, channels, filter, in_words};
 use crate::model::tell::{Group, Policy};
 use crate::model::{Fnv, Labels, Severity};
 use crate::payload::layout::Layout;
@@ -331,16 +331,21 @@ impl Compiler<'_, '_> {
 
     fn lets(&mut self, names: &mut Names) -> Vec<(Arc<str>, Expression)> {
         let mut lets = Vec::new();
-        for (name, value) in self.written.lets.iter().flatten() {
+        let written: Vec<_> = self.written.lets.iter().flatten().collect();
+        for (index, (name, value)) in written.iter().enumerate() {
             let below = ["let".into(), name.as_str().into()];
+            let later: Vec<&str> =
+                written.iter().skip(index).map(|(name, _)| name.as_str()).collect();
             let Some(name) = self.new_name(names, &below, name) else { continue };
             let Some(source) = value.as_str() else {
                 self.entry.problem(&below, "write an expression in quotes");
                 continue;
             };
+            let before = self.entry.problems.len();
             if let Some(expression) = self.expression(names, &below, Some(&source.to_owned())) {
                 lets.push((Arc::clone(&name), expression));
             }
+            self.entry.say_written_later(before, &later);
             names.named.push(name);
         }
         lets
@@ -359,7 +364,7 @@ impl Compiler<'_, '_> {
                     for fault in faults {
                         let mut path = below.to_vec();
                         path.extend(fault.path);
-                        self.entry.problem(&path, &fault.what);
+                        self.entry.problem(&path, &in_words(&fault.what));
                     }
                 }
             }
@@ -658,14 +663,14 @@ impl Compiler<'_, '_> {
         let written = self.written.flapping.as_ref()?;
         let good = (0.0..=1.0).contains(&written.low)
             && (0.0..=1.0).contains(&written.high)
-            && written.low < written.high
-            && (3..=64).contains(&written.last);
-        if !good {
+            && written.low < written.high;
+        let last = u8::try_from(written.last).ok().filter(|last| good && (3..=64).contains(last));
+        let Some(last) = last else {
             let what = "write flapping = { low = 0.25, high = 0.5, last = 21 }: shares from 0 to 1, low below high, of the last 3 to 64 evaluations";
             self.entry.problem(&["flapping".into()], what);
             return None;
-        }
-        Some(Flapping { low: written.low, high: written.high, last: written.last })
+        };
+        Some(Flapping { low: written.low, high: written.high, last })
     }
 
     fn expect(&mut self, filter: &TopicFilter, key: &[KeyPart]) -> Vec<Expected> {

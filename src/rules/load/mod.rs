@@ -31,7 +31,7 @@ use super::lower;
 use super::set::{Known, Rules};
 use super::template;
 use crate::model::{Channel, is_name};
-use crate::problem::{Problem, Step, TomlFile, closest, read};
+use crate::problem::{Problem, Step, TomlFile, closest, path_text, read};
 use crate::topic::{TopicFilter, TopicLimits};
 
 /// Names that a capture cannot have: words of CEL and of templates.
@@ -125,9 +125,11 @@ impl Entry<'_> {
     }
 
     fn problem(&mut self, below: &[Step], what: &str) {
-        let text = match below.first() {
-            Some(Step::Key(key)) => format!("{}: `{key}`: {what}", self.who),
-            _ => format!("{}: {what}", self.who),
+        // The number of an element says less than its line does.
+        let named = below.iter().rposition(|step| matches!(step, Step::Key(_)));
+        let text = match named.and_then(|last| below.get(..=last)) {
+            Some(path) => format!("{}: `{}`: {what}", self.who, path_text(path)),
+            None => format!("{}: {what}", self.who),
         };
         let line = self.file.line(&self.path(below));
         let place = format!("{}:{line}", self.file.name());
@@ -137,6 +139,20 @@ impl Entry<'_> {
     fn problems(&mut self, below: &[Step], all: Vec<String>) {
         for what in all {
             self.problem(below, &what);
+        }
+    }
+
+    /// Of the problems after the first `before`: a name that is unknown because it is written
+    /// further down, or in the place where it is looked for.
+    fn say_written_later(&mut self, before: usize, later: &[&str]) {
+        for (_, problem) in self.problems.iter_mut().skip(before) {
+            for name in later {
+                if let Some((head, _)) = problem.what.split_once(&format!("unknown name `{name}`;"))
+                {
+                    problem.what =
+                        format!("{head}`{name}` is not known here yet; write it above this");
+                }
+            }
         }
     }
 
@@ -209,8 +225,7 @@ impl<'a> Loader<'a> {
             };
             let mut removed = false;
             for fault in faults {
-                let what =
-                    fault.what.replace("expected a sequence", "expected a list, as in [\"...\"]");
+                let what = in_words(&fault.what);
                 entry.problem(&fault.path, &what);
                 if let (Some(Step::Key(key)), Some(table)) =
                     (fault.path.first(), table.as_table_mut())
@@ -326,6 +341,14 @@ impl<'a> Loader<'a> {
             }
         }
     }
+}
+
+/// What serde expects, as people write it.
+fn in_words(what: &str) -> String {
+    what.replace("expected a sequence", "expected a list, as in [\"...\"]")
+        .replace("expected a string", "expected text in quotes")
+        .replace("expected a boolean", "expected true or false without quotes")
+        .replace("expected a map", "expected a table, as in { name = \"...\" }")
 }
 
 fn channels(entry: &mut Entry<'_>, written: &[String]) -> Vec<Channel> {
@@ -472,7 +495,7 @@ to = "ana"
 "#), @r#"
         rules/a.toml:3: rule "Oven hot": `name`: a name has 1 to 64 of a-z, 0-9, - _ . and nothing else
         rules/a.toml:4: rule "Oven hot": `topic`: `#` must be the last level, alone in it
-        rules/a.toml:5: rule "Oven hot": `when`: invalid type: integer `5`, expected a string
+        rules/a.toml:5: rule "Oven hot": `when`: invalid type: integer `5`, expected text in quotes
         rules/a.toml:6: rule "Oven hot": `to`: invalid type: string "ana", expected a list, as in ["..."]
         "#);
         insta::assert_snapshot!(problems(r#"
@@ -523,8 +546,8 @@ to = ["ana"]
 "#), @r#"
         rules/a.toml:5: rule "expressions": `when`: unknown name `paylod`; did you mean `payload`?
         rules/a.toml:5: rule "expressions": `when`: unknown name `sites`; did you mean `site`?
-        rules/a.toml:6: rule "expressions": `clear`: column 15: mismatched input the end
-        rules/a.toml:7: rule "expressions": `key`: column 13: mismatched input the end
+        rules/a.toml:6: rule "expressions": `clear`: column 15: mismatched input the end: something is missing there; complete it
+        rules/a.toml:7: rule "expressions": `key`: column 13: mismatched input the end: something is missing there; complete it
         rules/a.toml:7: rule "expressions": `key`: unknown name `nit`; did you mean `site`?
         "#);
         insta::assert_snapshot!(problems(r#"
@@ -546,7 +569,7 @@ to = ["ana"]
 "#), @r#"
         rules/a.toml:5: rule "texts": `text`: syntax error: unexpected end of input, expected end of variable block
         rules/a.toml:6: rule "texts": `title`: unknown name `sit`; did you mean `site`?
-        rules/a.toml:8: rule "texts": `text_clear`: unknown filter `uper`; see minijinja's built-in filters
+        rules/a.toml:8: rule "texts": `text_clear`: unknown filter `uper`; did you mean `upper`?
         "#);
         insta::assert_snapshot!(problems(r#"
 [[rule]]

@@ -99,7 +99,7 @@ pub(super) struct WrittenLevel {
 pub(super) struct WrittenFlapping {
     pub(super) low: f64,
     pub(super) high: f64,
-    pub(super) last: u8,
+    pub(super) last: u32,
 }
 
 /// Kapacitor's customary thresholds.
