@@ -23,8 +23,8 @@ Examples:
   watchbell explain --contact ana --topic site/kiel/freezer/1/telemetry
   watchbell explain --rule freezer-warm --key kiel/1
 
-Why did Ana get nothing for freezer 1 last night? The second last line is for that question; the last
-line of the answer is the conclusion.";
+Why did Ana get nothing for freezer 1 last night? Ask with --contact and --topic, or --rule and --key.
+The last line of the answer is what it comes to.";
 
 /// How many alerts and messages the part of an id is looked for in.
 const PAGE: usize = 500;

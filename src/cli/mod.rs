@@ -54,9 +54,9 @@ Then:
   watchbell device add pump-7                    a password for a device
   watchbell acl check pump-7 publish site/a/b    may it, and which line says so?
   watchbell record --out week.jsonl --for 7d     what devices publish, to try rules on
-  watchbell replay week.jsonl                    what the rules would have made of it
   watchbell alert list                           what fires; then: alert ack, silence add
   watchbell explain --contact ana --since 12h    why she was told, or was not
+  watchbell replay week.jsonl                    what the rules would have made of it
   watchbell status                               lanes, outbox, listeners, rules
 
 Configuration: defaults < watchbell.toml < WATCHBELL_A__B < flags. Each command has its own --help.";

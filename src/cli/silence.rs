@@ -65,7 +65,7 @@ struct Add {
     #[arg(long, value_name = "FILTER")]
     topic: Option<String>,
     /// With this label; may be repeated
-    #[arg(long, value_name = "NAME=PATTERN", value_parser = super::key_value)]
+    #[arg(long, value_name = "NAME=PATTERN", value_parser = name_value)]
     label: Vec<(String, String)>,
     /// Only so urgent; may be repeated
     #[arg(long)]
@@ -85,6 +85,13 @@ struct Add {
     /// What people call it
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+}
+
+fn name_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write NAME=PATTERN, as unit=1 or site=ki*".to_owned()),
+    }
 }
 
 /// A silence as the API shows it.

@@ -74,7 +74,8 @@ impl Test {
         } else {
             text(&results, failed, coverage.as_ref())
         };
-        write!(context.out, "{text}")?;
+        let out = context.out;
+        write!(out, "{text}")?;
         let covered = coverage.map_or(100, |coverage| coverage.percent());
         let too_little = self.coverage_min.filter(|least| covered < usize::from(*least));
         match (failed, too_little) {

@@ -283,7 +283,7 @@ impl Templates {
                 .and_then(|question| question.eval(minijinja::context! { used }));
             if exists.is_ok_and(|exists| !exists.is_true()) {
                 let known = if kind == "filter" { FILTERS } else { TESTS };
-                problems.push(match closest(&used, known) {
+                problems.push(match closest(used, known) {
                     Some(near) => format!("unknown {kind} `{used}`; did you mean `{near}`?"),
                     None => format!("unknown {kind} `{used}`; known are {}", known.join(", ")),
                 });
@@ -549,7 +549,7 @@ mod tests {
             ("{{ previous is none }}", "false", "true"),
             ("{{ item_key }} {{ item.x }}", "k 2", "failed: a value is missing: item_key"),
             ("{{ level }}<{{ from_level }}>", "critical<warning>", "critical<>"),
-            ("-{{ last_seen }}", "-2026-09-21T13:56:40Z", "-"),
+            ("-{{ last_seen }}", "-2026-09-21T13:56:40Z", "-never"),
             ("{{ events }} {{ replayed }}", "3 true", "1 false"),
             ("{{ at }} {{ duration }}", "2026-09-21T14:13:20Z 5m12s", "2026-09-21T14:13:20Z 5m12s"),
         ] {

@@ -775,6 +775,36 @@ fn named_values_of_a_rule_without_instances_had_no_value() {
 }
 
 #[test]
+fn a_let_had_no_value_in_a_rule_that_remembers_nothing() {
+    let text = r#"
+        [[rule]]
+        name = "hot"
+        topic = "d/{unit}"
+        let = { c = "(payload.f - 32) / 1.8" }
+        when = "c > 50.0"
+        text = "{{ c | round(0) }}"
+        to = ["ana"]
+
+        [[rule]]
+        name = "said"
+        topic = "e/{unit}"
+        let = { c = "(payload.f - 32) / 1.8" }
+        text = "{{ c | round(0) }}"
+        to = ["ana"]
+    "#;
+    script(
+        text,
+        &[
+            (Pub(0, "d/1", r#"{"f":50}"#), &[]),
+            (Pub(1, "d/1", r#"{"f":212}"#), &["hot 1 firing: 100"]),
+            (Pub(2, "d/2", r#"{"f":50}"#), &[]),
+            (Pub(3, "d/2", r#"{"f":212}"#), &["hot 2 firing: 100"]),
+            (Pub(4, "e/1", r#"{"f":212}"#), &["said 1 firing: 100"]),
+        ],
+    );
+}
+
+#[test]
 fn previous_and_merge_look_back() {
     let text = r#"
         [[rule]]

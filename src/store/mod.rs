@@ -17,7 +17,7 @@
 //! | `M` meta | `format` | the format version, decimal text |
 //! | `o` outbox | message id, 16 bytes | [`crate::model::Message`] that has not ended |
 //! | `h` history | message id, 16 bytes | [`crate::model::Message`] that has ended, for the retention time |
-//! | `i` instance | alert id, 16 bytes | [`crate::rules`]' instance: what fires, what a clock runs for, what is remembered; by the id of its present or next alert, because rule and key would come in no order, which sled pays several times as much for |
+//! | `i` instance | alert id, 16 bytes | an instance of a rule: what fires, what a clock runs for, what is remembered; by the id of its present or next alert, because rule and key would come in no order, which sled pays several times as much for |
 //! | `a` trail | alert id, 16 bytes; time, ms; sequence, 2 bytes | [`crate::model::tell::Step`]: what happened to an alert besides its messages, for the retention time |
 //! | `e` telling | as notify says | what people were told of an alert and are still to be told |
 //! | `w` memory | as its engine says | what an engine remembers of devices: windows, Sparkplug births |

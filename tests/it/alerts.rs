@@ -195,6 +195,18 @@ async fn a_silence_holds_and_its_end_tells() {
     let conclusion = steady(explained.lines().last().unwrap());
     insta::assert_snapshot!(conclusion, @"ana was not told of freezer-warm kiel/1 at TIME: silenced, silence defrost of ana: we defrost; until THEN. A silence covers the alert.");
 
+    let mut device = process.anonymous("device").connect().await;
+    device.publishes("site/kiel/freezer/2", r#"{"t": -10.0}"#).await;
+    sent_at_least(&process.api, 2, "kiel freezer 2 is warm").await;
+    let explained = process.done(&["explain", "--contact", "ana", "--since", "12h"]).await;
+    let conclusion = explained.lines().last().unwrap();
+    for part in ["ana was told ", "Not told of freezer-warm kiel/1 at "] {
+        assert!(conclusion.contains(part), "{explained}");
+    }
+    let ack = format!("/v1/alerts/{}/ack", id(&freezer));
+    let (status, _) = process.api.keyless().ask("POST", &ack, Some(&json!({"by": "ana"}))).await;
+    assert_eq!(status, 401);
+
     process.done(&["silence", "end", "defrost"]).await;
     sent_at_least(&process.api, 2, "kiel freezer 1 is warm").await;
     let conclusion = process.done(&question).await;

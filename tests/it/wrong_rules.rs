@@ -100,10 +100,24 @@ fn every_problem_of_twenty_files_is_told_at_once() {
     15-payloads.toml:5: rule "decode": `compression`: unknown word `gz`; did you mean `gzip`?
     15-payloads.toml:11: rule "no-layout": `decode`: `binary` needs a `layout`, as in layout = { fields = [ { name = "temp_c", at = 0, type = "i16be" } ] }
     15-payloads.toml:18: rule "layout": `layout`: it belongs to decode = "binary"
-    16-layouts.toml:10: rule "layouts": `layout.fields[0].type`: say which byte comes first: `i16be` (the high one) or `i16le`
-    16-layouts.toml:11: rule "layouts": `layout.fields[1].name`: another field is called `temp` too
-    16-layouts.toml:12: rule "layouts": `layout.fields[2].bits`: write the first bit, counted from the lowest, and how many, as in bits = [3, 1]; there are 8
-    16-layouts.toml:13: rule "layouts": `layout.fields`: `at` is missing; the first byte is at = 0
+    15-payloads.toml:30: rule "layouts": `layout.fields[0].type`: say which byte comes first: `i16be` (the high one) or `i16le`
+    15-payloads.toml:31: rule "layouts": `layout.fields[1].name`: another field is called `temp` too
+    15-payloads.toml:32: rule "layouts": `layout.fields[2].bits`: write the first bit, counted from the lowest, and how many, as in bits = [3, 1]; there are 8
+    15-payloads.toml:33: rule "layouts": `layout.fields`: `at` is missing; the first byte is at = 0
+    16-tests.toml:1: test 1: `name` is missing; say in a few words what it shows
+    16-tests.toml:2: test 1: `steps[0].at`: `5` has no unit; write 5s for seconds (units are ms, s, m, h, d)
+    16-tests.toml:2: test 1: `steps[0].tpoic`: unknown key; did you mean `topic`?
+    16-tests.toml:6: test "names": `rules[0]`: there is no rule `ofen*`; did you mean `oven`?
+    16-tests.toml:7: test "names": `start`: not a point in time; write it as "2026-11-26T08:00:00Z", or without an offset in `zone`
+    16-tests.toml:9: test "names": `steps[0].payload_hex`: expected pairs of hexadecimal digits: "01 ff 3c"
+    16-tests.toml:9: test "names": `steps[0].topic`: it holds a wildcard (+ or #), which only filters may
+    16-tests.toml:10: test "names": `steps[1].times`: `every` and `times` belong together: every = "10s", times = 30
+    16-tests.toml:11: test "names": `steps[2].ack`: there is no rule `oben`; did you mean `oven`?
+    16-tests.toml:11: test "names": `steps[2]`: `by` is missing beside `ack`; say who takes care of it
+    16-tests.toml:11: test "names": `steps[2].expect[0].to`: there is no contact `anna`; did you mean `ana`?
+    16-tests.toml:11: test "names": `steps[2].expect[0].state`: `fireing`: unknown word; did you mean `firing`?
+    16-tests.toml:11: test "names": `steps[2].expect[0].reason`: unknown reason `quiet`; docs/operating.md lists them
+    16-tests.toml:16: test "nothing": `steps`: no step says what is to happen; give one `expect`, which may be empty
     17-times.toml:5: rule "times": `zone`: unknown time zone `Europe/Kiel`; write one of the IANA list, as in "Europe/Berlin"
     17-times.toml:6: rule "times": `max_age`: it needs `time`, which says when a reading was taken
     17-times.toml:7: rule "times": `replayed`: unknown word `yes`; known are state, raise, ignore

@@ -1,8 +1,8 @@
 //! What it comes to, in one line: who was told, who was not, and why.
 //!
-//! The last word of each contact counts: the newest message, or the newest decision against one.
+//! Of each alert and contact the last word counts: a message, or a decision against one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Past;
 use super::timeline::{because, name, shown};
@@ -10,7 +10,7 @@ use crate::clock::Timestamp;
 use crate::intake::desk::alerts::{AlertNow, Stand};
 use crate::intake::desk::why::{Asked, Facts, RuleFacts};
 use crate::model::tell::{Step, StepKind};
-use crate::model::{Message, Reason, Status};
+use crate::model::{AlertId, Message, Reason, Status};
 
 /// Most contacts that a conclusion names.
 const NAMED_MAX: usize = 5;
@@ -112,35 +112,61 @@ fn plural(fate: &str) -> String {
 fn fate(contact: &str, past: &Past) -> String {
     let is_for = |message: &&Message| message.contact.as_deref() == Some(contact);
     let messages: Vec<&Message> = past.messages.iter().filter(is_for).collect();
-    let told_at = messages.iter().map(|message| message.created_at).max();
-    let held = last_word(contact, past).filter(|step| told_at.is_none_or(|at| step.at > at));
-    match (of_messages(&messages), held.map(against)) {
+    let against = against(&last_words(contact, past));
+    match (of_messages(&messages), against) {
         (Some(told), None) => told,
-        (Some(told), Some(against)) => format!("{told} Since then: {against}"),
-        (None, Some(against)) => format!("was {against}"),
+        (Some(told), Some(against)) => format!("{told} Not told{against}"),
+        (None, Some(against)) => format!("was not told{against}"),
         (None, None) => "was told nothing, and no decision is on record.".to_owned(),
     }
 }
 
-/// The newest decision on the contact, where it was one against telling it.
-fn last_word<'a>(contact: &str, past: &'a Past) -> Option<&'a Step> {
-    let is_for = |step: &&Step| step.contact.as_deref().is_none_or(|named| named == contact);
-    let decides = |step: &&Step| match step.what {
-        StepKind::Held | StepKind::Dropped | StepKind::Released | StepKind::Grouped => true,
-        StepKind::Raised => step.reason == Some(Reason::Shadow),
-        StepKind::Level | StepKind::Cleared | StepKind::Acknowledged => false,
+/// Of each alert the newest decision on the contact, where it was one against telling it and no
+/// message has gone out since; the oldest first.
+fn last_words<'a>(contact: &str, past: &'a Past) -> Vec<&'a Step> {
+    let mut last: BTreeMap<AlertId, &Step> = BTreeMap::new();
+    for step in &past.steps {
+        let is_for = step.contact.as_deref().is_none_or(|named| named == contact);
+        let decides = match step.what {
+            StepKind::Held | StepKind::Dropped | StepKind::Released | StepKind::Grouped => true,
+            StepKind::Raised => step.reason == Some(Reason::Shadow),
+            StepKind::Level | StepKind::Cleared | StepKind::Acknowledged => false,
+        };
+        if is_for && decides {
+            last.insert(step.alert, step);
+        }
+    }
+    let is_told = |step: &Step| {
+        let says_it = |message: &Message| {
+            message.contact.as_deref() == Some(contact)
+                && message.created_at >= step.at
+                && message.alert.as_ref().is_some_and(|alert| alert.id == step.alert)
+        };
+        matches!(step.what, StepKind::Released | StepKind::Grouped)
+            || past.messages.iter().any(says_it)
     };
-    let last = past.steps.iter().rev().filter(is_for).find(decides)?;
-    let told = matches!(last.what, StepKind::Released | StepKind::Grouped);
-    Some(last).filter(|_| !told)
+    let mut against: Vec<&Step> = last.into_values().filter(|step| !is_told(step)).collect();
+    against.sort_by_key(|step| step.at);
+    against
 }
 
-/// Why somebody was not told, by the step.
-fn against(step: &Step) -> String {
-    let because = because(step.reason, step.detail.as_deref());
-    let why = step.reason.map_or("", Reason::sentence);
-    let alert = name(&step.rule, Some(&step.key));
-    format!("not told of {alert} at {}: {because}. {why}", shown(step.at))
+/// Why somebody was not told: ` of freezer-warm kiel/1 at ...`.
+fn against(steps: &[&Step]) -> Option<String> {
+    let last = steps.last()?;
+    let because = because(last.reason, last.detail.as_deref());
+    let why = last.reason.map_or("", Reason::sentence);
+    let alert = name(&last.rule, Some(&last.key));
+    let of_last = format!("of {alert} at {}: {because}. {why}", shown(last.at));
+    if steps.len() == 1 {
+        return Some(format!(" {of_last}"));
+    }
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for reason in steps.iter().filter_map(|step| step.reason) {
+        *counts.entry(reason.as_str()).or_default() += 1;
+    }
+    let counts: Vec<String> =
+        counts.into_iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+    Some(format!(" of {} alerts ({}), last {of_last}", steps.len(), counts.join(", ")))
 }
 
 /// What became of messages to one contact; `None` where there is none.
@@ -198,7 +224,7 @@ pub(super) fn around(asked: &Asked, facts: &Facts, past: &Past, from: Timestamp)
     }
     let decided = |contact: &&&str| {
         past.messages.iter().any(|message| message.contact.as_deref() == Some(**contact))
-            || last_word(contact, past).is_some()
+            || !last_words(contact, past).is_empty()
     };
     if contacts.iter().filter(decided).count() > 0 {
         return people(&contacts, past).join(" ");
@@ -281,7 +307,7 @@ fn nothing(facts: &Facts, from: Timestamp) -> String {
 
 /// On how many publishes the rule came to no result, or did not look at.
 fn no_result(rule: &RuleFacts) -> Option<String> {
-    let most = |counts: &std::collections::BTreeMap<&'static str, u64>| {
+    let most = |counts: &BTreeMap<&'static str, u64>| {
         let (word, count) = counts.iter().max_by_key(|(_, count)| **count)?;
         Some((word.parse::<Reason>().ok()?, *count))
     };

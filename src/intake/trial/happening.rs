@@ -99,7 +99,7 @@ pub struct Happening {
 }
 
 impl Happening {
-    fn new(at: Duration, step: usize) -> Self {
+    fn new((at, step): (Duration, usize)) -> Self {
         Self {
             at,
             step,
@@ -123,7 +123,7 @@ impl Happening {
             rule: Some(Arc::clone(rule)),
             reason: Some(reason),
             without_result: true,
-            ..Self::new(when.0, when.1)
+            ..Self::new(when)
         }
     }
 }
@@ -267,10 +267,10 @@ pub fn happenings(
     now: Timestamp,
     (start, step): (Timestamp, usize),
 ) -> Vec<Happening> {
-    let new = || Happening::new(now.since(start), step);
+    let when = (now.since(start), step);
     let mut found: Vec<Happening> = Vec::new();
     for message in &caused.messages {
-        found.push(of_message(new(), message, caused));
+        found.push(of_message(when, message, caused));
     }
     for step in &caused.steps {
         let is_word = match step.what {
@@ -280,7 +280,7 @@ pub fn happenings(
             StepKind::Acknowledged | StepKind::Released | StepKind::Grouped => false,
         };
         if is_word {
-            found.push(of_step(new(), step, caused, set));
+            found.push(of_step(when, step, caused, set));
         }
     }
     for news in &caused.news {
@@ -296,32 +296,29 @@ pub fn happenings(
             state: Some(state),
             severity: Some(alert.severity),
             text: says.then(|| Arc::clone(&alert.text)),
-            ..new()
+            ..Happening::new(when)
         });
     }
     for failure in &caused.failures {
         found.push(Happening {
             note: Some(failure.detail.clone()),
-            ..Happening::failed((now.since(start), step), &failure.rule, failure.reason)
+            ..Happening::failed(when, &failure.rule, failure.reason)
         });
     }
     for (rule, reason) in &caused.passed {
-        found.push(Happening {
-            optional: true,
-            ..Happening::failed((now.since(start), step), rule, *reason)
-        });
+        found.push(Happening { optional: true, ..Happening::failed(when, rule, *reason) });
     }
     found
 }
 
 /// The last news of an alert, of those that say how it stands.
-fn turn_of<'a>(caused: &'a Caused, alert: AlertId, state: Option<AlertState>) -> Option<&'a News> {
+fn turn_of(caused: &Caused, alert: AlertId, state: Option<AlertState>) -> Option<&News> {
     let stands = |news: &&News| matches!(news.turn, Turn::Raised | Turn::Level(_) | Turn::Cleared);
     let of_it = caused.news.iter().rev().filter(stands).filter(|news| news.alert.id == alert);
     of_it.into_iter().find(|news| state.is_none_or(|state| news.alert.state == state))
 }
 
-fn of_message(new: Happening, message: &Message, caused: &Caused) -> Happening {
+fn of_message(when: (Duration, usize), message: &Message, caused: &Caused) -> Happening {
     let about = message.alert.as_ref();
     let state = about.map(|about| match turn_of(caused, about.id, Some(about.state)) {
         Some(News { turn: Turn::Level(_), .. }) => State::Level,
@@ -336,11 +333,11 @@ fn of_message(new: Happening, message: &Message, caused: &Caused) -> Happening {
         to: message.contact.iter().cloned().collect(),
         by: Some(message.target.channel),
         text: Some(Arc::clone(&message.content.text)),
-        ..new
+        ..Happening::new(when)
     }
 }
 
-fn of_step(new: Happening, step: &Step, caused: &Caused, set: &RuleSet) -> Happening {
+fn of_step(when: (Duration, usize), step: &Step, caused: &Caused, set: &RuleSet) -> Happening {
     let news = turn_of(caused, step.alert, None);
     let all = || set.rules.by_name(&step.rule).map(|rule| rule.policy.to.to_vec());
     Happening {
@@ -355,7 +352,7 @@ fn of_step(new: Happening, step: &Step, caused: &Caused, set: &RuleSet) -> Happe
         text: news.map(|news| Arc::clone(&news.alert.text)),
         reason: step.reason,
         note: step.detail.as_ref().map(ToString::to_string),
-        ..new
+        ..Happening::new(when)
     }
 }
 
