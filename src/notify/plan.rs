@@ -206,10 +206,10 @@ mod tests {
         check(&["ana"], &[Sms, Push], r#"ana sms ["push"]"#);
         check(&["ana", "ben"], &[Push, Sms], r#"ana push ["sms"], ben sms []"#);
         check(&["ben", "bens-other-self"], &[], "ben sms []");
-        check(&["ana", "ben"], &[Push], "ana push [], not ben");
-        check(&["ben"], &[Webhook], "not ben, no_recipient");
-        check(&["gone"], &[], "not gone, no_recipient");
-        check(&[], &[], "no_recipient");
+        check(&["ana", "ben"], &[Push], "ana push [], ben: no_recipient");
+        check(&["ben"], &[Webhook], "all: no_recipient");
+        check(&["gone"], &[], "all: no_recipient");
+        check(&[], &[], "all: no_recipient");
     }
 
     #[test]

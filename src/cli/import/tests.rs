@@ -19,8 +19,8 @@ fn piece() -> impl Strategy<Value = String> {
             "[defaults]\nhostname = 'a b'\n", "[defaults]\nport = x\npassword = 'S3CRET'\n", "tls = True\n",
             "skipretained = True\n", "launch = tw, log\n", "[config:tw]\nmodule = 'twilio'\n",
             // Whole, because what goes on with another value is a text like any other.
-            "[config:tw]\nmodule = twilio\ntargets = {'a': ['AC0123456789abcdef0123456789abcdef', 'S3CRET', '+15005550006', '+4915550100001'],\n 'b': ['x', 'S3CRET', 'y', 'z']}\n",
-            "[config:mail]\ntargets = {'b': ['S3CRET']}\n", "  }\n", "[config:log]\n", "targets = {'i': ['info']}\n",
+            "\n[config:tw]\nmodule = twilio\ntargets = {'a': ['AC0123456789abcdef0123456789abcdef', 'S3CRET', '+15005550006', '+4915550100001'],\n 'b': ['x', 'S3CRET', 'y', 'z']}\n",
+            "\n[config:mail]\ntargets = {'b': ['S3CRET']}\n", "  }\n", "[config:log]\n", "targets = {'i': ['info']}\n",
             "[a/+]\n", "[a/#/b]\n", "topic = a/{x}\n", "targets = tw:a, log\n", "targets = tw\n",
             "targets = {'a/#': 'tw:a', 'a/b': ['log:i']}\n", "format = {x:.1f} {payload} {{ {%\n",
             "format = f()\n", "filter = f()\n", "title = {a[b]!j}\n", "timeout = 60\n",
