@@ -183,7 +183,8 @@ fn set() {
             took.push(each_ns(set, pipeline, publishes, 200_000));
         }
     }
-    let [few, many] = sets.map(|(.., took)| median(took));
+    // Of so short a work what is least is least disturbed.
+    let [few, many] = sets.map(|(.., took)| took.into_iter().fold(f64::INFINITY, f64::min));
     println!("| a publish against 10 rules, one matches | {few:.0} ns |");
     println!(
         "| a publish against 100,000 rules, one matches | {many:.0} ns, {:.2} times |",

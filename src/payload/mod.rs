@@ -11,7 +11,7 @@ mod csv;
 mod json;
 pub mod layout;
 mod msgpack;
-mod names;
+pub mod names;
 mod number;
 mod senml;
 pub mod sparkplug;

@@ -18,7 +18,7 @@ thread_local! {
 }
 
 /// `name`, sharing its text with others that were the same.
-pub(super) fn shared(name: &str) -> Arc<str> {
+pub fn shared(name: &str) -> Arc<str> {
     if name.len() > NAME_BYTES_MAX {
         return name.into();
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::life::Life;
+use super::row;
 use super::window::Window;
 use crate::clock::Timestamp;
 use crate::model::tell::Ack;
@@ -27,6 +28,7 @@ pub struct Instance {
     #[serde(alias = "alert")]
     pub id: AlertId,
     /// The rule's name.
+    #[serde(deserialize_with = "row::shared")]
     pub rule: Arc<str>,
     /// Which instance of it.
     pub key: Arc<str>,
@@ -34,7 +36,11 @@ pub struct Instance {
     #[serde(default)]
     pub meaning: u64,
     /// The captured levels of its topic.
-    #[serde(default = "Labels::default", skip_serializing_if = "is_empty")]
+    #[serde(
+        default = "Labels::default",
+        skip_serializing_if = "is_empty",
+        deserialize_with = "row::labels"
+    )]
     pub labels: Labels,
     /// Where it stands.
     #[serde(default, skip_serializing_if = "Life::is_idle")]
@@ -121,6 +127,7 @@ pub struct Last {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub item: Option<Box<(Value, Value)>>,
     /// Who published.
+    #[serde(deserialize_with = "row::shared")]
     pub client_id: Arc<str>,
     /// When the reading was taken.
     pub at: Timestamp,
@@ -213,22 +220,6 @@ impl Instance {
             self.changed_at = Some(at);
             self.known_since = at;
             self.seen_at = Some(at);
-        }
-    }
-
-    /// Shows every text that instances are likely to have in common, to be replaced by one.
-    pub(super) fn share(&mut self, text: &mut dyn FnMut(&mut Arc<str>)) {
-        text(&mut self.rule);
-        // Nobody else has them yet: they have just been read.
-        for (name, value) in Arc::get_mut(&mut self.labels).into_iter().flatten() {
-            text(name);
-            if *value == self.key {
-                *value = Arc::clone(&self.key);
-            }
-        }
-        let last = self.memory.as_mut().and_then(|memory| memory.last.as_mut());
-        if let Some(last) = last {
-            text(&mut last.client_id);
         }
     }
 

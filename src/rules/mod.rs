@@ -20,6 +20,7 @@ pub mod load;
 mod lower;
 pub mod named;
 mod pattern;
+mod row;
 mod run;
 #[cfg(test)]
 #[path = "tests.rs"]
