@@ -513,13 +513,17 @@ impl Chores {
             Ok(set) => {
                 let rules = set.rules.len();
                 warn_unserved(&set, &self.served);
-                self.metrics.rules_loaded.set(count(rules));
-                self.in_force.store(Arc::new(rules_in_force(&set, now, &[])));
+                let in_force = rules_in_force(&set, now, &[]);
                 match self.intake.replace_rules(set).await {
-                    Ok(adopted) => tracing::info!(
-                        rules, instances_kept = adopted.kept, changed = ?adopted.changed,
-                        removed = ?adopted.removed, "the rules are loaded again"
-                    ),
+                    Ok(adopted) => {
+                        // Nobody is told of rules that publishes do not meet yet.
+                        self.metrics.rules_loaded.set(count(rules));
+                        self.in_force.store(Arc::new(in_force));
+                        tracing::info!(
+                            rules, instances_kept = adopted.kept, changed = ?adopted.changed,
+                            removed = ?adopted.removed, "the rules are loaded again"
+                        );
+                    }
                     Err(reason) => tracing::warn!(%reason, "the rules are not loaded again"),
                 }
             }
