@@ -53,7 +53,7 @@ enum Command {
         /// A client id that it may use, exact or with `*`; may be repeated [default: its name]
         #[arg(long = "client-id", value_name = "PATTERN")]
         client_ids: Vec<String>,
-        /// A group that it is in, for `who.group` of [[access]]; may be repeated
+        /// A group that it is in, for who.group of an access table; may be repeated
         #[arg(long = "group", value_name = "NAME")]
         groups: Vec<String>,
         /// Read the password from standard input instead of making one
@@ -71,7 +71,7 @@ enum Command {
         /// Only whose client id begins so
         #[arg(long, requires = "online", value_name = "TEXT")]
         prefix: Option<String>,
-        /// Only of this listener, by its name: mqtt, mqtts, or that of a [[listener]]
+        /// Only of this listener, by its name: mqtt, mqtts, or that of a `[[listener]]`
         #[arg(long, requires = "online", value_name = "ADDRESS")]
         listener: Option<String>,
         /// At most so many [default: all]

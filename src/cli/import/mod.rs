@@ -1,7 +1,7 @@
 //! `watchbell import`: what another tool was told, as rules and configuration.
 //!
 //! From mqttwarn (0.36): [`ini`] reads the file, [`literal`] its values, [`services`] and [`defaults`]
-//! make contacts, providers and the upstream, [`sections`] the rules with the texts of [`format`], and
+//! make contacts, providers and the upstream, [`sections`] the rules with the texts of [`mod@format`], and
 //! [`report`] says what became of each section. Everything is checked before it is written, by the same
 //! code that loads it; a rule that would not load, or not do what it did, is written as comments.
 //!
