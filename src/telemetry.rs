@@ -83,6 +83,18 @@ pub fn init(config: &Config) -> Result<(), String> {
     Ok(())
 }
 
+/// The name of an enum's variant in words: `NotAuthorized` as `not authorized`.
+pub fn words(reason: &impl std::fmt::Debug) -> String {
+    let mut words = String::new();
+    for character in format!("{reason:?}").chars() {
+        if character.is_uppercase() && !words.is_empty() {
+            words.push(' ');
+        }
+        words.extend(character.to_lowercase());
+    }
+    words
+}
+
 /// An error and all that caused it, on one line: `sending: connecting: refused`.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();

@@ -129,18 +129,6 @@ pub(super) enum Failed {
     Refused(String),
 }
 
-/// `NotAuthorized` as `not authorized`.
-pub(super) fn words(reason: &impl std::fmt::Debug) -> String {
-    let mut words = String::new();
-    for character in format!("{reason:?}").chars() {
-        if character.is_uppercase() && !words.is_empty() {
-            words.push(' ');
-        }
-        words.extend(character.to_lowercase());
-    }
-    words
-}
-
 impl Failed {
     /// What happened, and what to do about it.
     pub(super) fn explain(&self, place: &Place) -> anyhow::Error {
@@ -161,7 +149,10 @@ impl Failed {
             ConnectionError::ConnectionRefused(code) => refused(place, *code),
             ConnectionError::MqttState(StateError::ConnFail { reason }) => refused(place, *reason),
             ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
-                anyhow!("{place}: the broker ended the connection: {}", words(reason_code))
+                anyhow!(
+                    "{place}: the broker ended the connection: {}",
+                    crate::telemetry::words(reason_code)
+                )
             }
             ConnectionError::MqttState(
                 StateError::ConnectionAborted | StateError::Deserialization(_),
@@ -198,7 +189,10 @@ fn refused(place: &Place, code: ConnectReturnCode) -> anyhow::Error {
         }
         _ => "see the broker's log",
     };
-    anyhow!("{place}: the broker refused the connection: {}; {next}", words(&code))
+    anyhow!(
+        "{place}: the broker refused the connection: {}; {next}",
+        crate::telemetry::words(&code)
+    )
 }
 
 fn tls_config(ca: &Path, client: Option<(&Path, &Path)>) -> anyhow::Result<rustls::ClientConfig> {

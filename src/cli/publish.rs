@@ -12,7 +12,7 @@ use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, PubAckReason, PubRecReason};
 use rumqttc::v5::{AsyncClient, Event, EventLoop};
 
-use super::mqtt::{Failed, Reach, TIMEOUT, words};
+use super::mqtt::{Failed, Reach, TIMEOUT};
 use super::{Context, block_on};
 use crate::instance::Instance;
 use crate::topic::{TopicLimits, TopicName};
@@ -104,11 +104,11 @@ async fn acknowledged(
                     "acknowledged; if a rule matches it, what it caused is on disk"
                 }
                 PubAckReason::NoMatchingSubscribers => "acknowledged, nobody is subscribed to it",
-                reason => return Err(Failed::Refused(words(&reason))),
+                reason => return Err(Failed::Refused(crate::telemetry::words(&reason))),
             },
             Event::Incoming(Packet::PubRec(received)) => match received.reason {
                 PubRecReason::Success | PubRecReason::NoMatchingSubscribers => continue,
-                reason => return Err(Failed::Refused(words(&reason))),
+                reason => return Err(Failed::Refused(crate::telemetry::words(&reason))),
             },
             Event::Incoming(Packet::PubComp(_)) => {
                 "acknowledged; if a rule matches it, what it caused is on disk"

@@ -197,7 +197,7 @@ impl Recording<'_> {
                 Ok(Event::Incoming(Packet::SubAck(ack))) => {
                     for (filter, code) in filters.iter().zip(&ack.return_codes) {
                         if !matches!(code, SubscribeReasonCode::Success(_)) {
-                            let code = super::mqtt::words(code);
+                            let code = crate::telemetry::words(code);
                             bail!(
                                 "{place}: --topic {} is refused: {code}; see [[access]]",
                                 filter.path

@@ -19,7 +19,7 @@ use super::life::Life;
 use super::run::Run;
 use super::set::{Matched, OnDowntime, Replayed, Rule, Rules};
 use crate::clock::Timestamp;
-use crate::model::tell::{Ack, News, Turn};
+use crate::model::tell::{Ack, News, Policy, Turn};
 use crate::model::{Alert, AlertId, IdSource, Publish, Reason};
 use crate::payload::{self, Codec, Decode, Undecodable, Value, sparkplug};
 
@@ -426,10 +426,7 @@ impl Engine {
                     });
                 }
                 self.mark(instance);
-                if let Some(at) = instance.timer.take() {
-                    let name = Arc::clone(&instance.rule);
-                    self.timers.remove(&(at, name, Arc::clone(&instance.key)));
-                }
+                self.unschedule(instance);
                 self.schedule(rule, instance);
             }
             self.instances.insert(Arc::clone(&rule.name), keys);
@@ -556,22 +553,25 @@ fn is_meant(rule: &Rule, publish: &Publish) -> bool {
             .is_some_and(|event| rule.events.iter().any(|known| known.as_ref() == event))
 }
 
-/// The end of an instance of which nobody is told.
-fn drop_instance(
+/// The end of an alert of which nobody is told.
+fn dropped(alert: Alert, policy: Option<Arc<Policy>>, reason: Reason, now: Timestamp) -> News {
+    News {
+        alert: Alert { changed_at: now, ..alert },
+        turn: Turn::Dropped(reason),
+        title: None,
+        policy: policy.unwrap_or_default(),
+    }
+}
+
+/// The end of an instance of which nobody is told. `policy`: of its rule, if that is still there.
+pub(super) fn drop_instance(
     instance: &Instance,
-    policy: Option<Arc<crate::model::tell::Policy>>,
+    policy: Option<Arc<Policy>>,
     reason: Reason,
     now: Timestamp,
     effects: &mut Effects,
 ) {
-    if let Some(alert) = instance.alert() {
-        effects.news.push(News {
-            alert: Alert { changed_at: now, ..alert },
-            turn: Turn::Dropped(reason),
-            title: None,
-            policy: policy.unwrap_or_default(),
-        });
-    }
+    effects.news.extend(instance.alert().map(|alert| dropped(alert, policy, reason, now)));
     if instance.is_stored {
         effects.touched.push(Touched::Remove(instance.id));
     }
@@ -585,12 +585,8 @@ fn begin_anew(instance: &mut Instance, rule: &Rule, now: Timestamp, effects: &mu
     instance.memory = None;
     instance.meaning = rule.meaning;
     if let Some(alert) = fired.filter(|_| instance.life.level().is_none()) {
-        effects.news.push(News {
-            alert: Alert { changed_at: now, ..alert },
-            turn: Turn::Dropped(Reason::RuleChanged),
-            title: None,
-            policy: Arc::clone(&rule.policy),
-        });
+        let policy = Some(Arc::clone(&rule.policy));
+        effects.news.push(dropped(alert, policy, Reason::RuleChanged, now));
         instance.life = Life::default();
         instance.fired_at = None;
     }

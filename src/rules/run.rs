@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 use super::condition::{self, Expression, Scene};
-use super::engine::{Effects, Engine, Failure, Touched};
+use super::engine::{Effects, Engine, Failure, Touched, drop_instance};
 use super::functions::time::reading_time;
 use super::instance::{Instance, Last, Memory};
 use super::life::Move;
@@ -84,30 +84,6 @@ impl Run<'_> {
     /// The rule on a publish that it matches.
     pub(super) fn publish(&mut self, publish: &Publish, payload: &Value) {
         let rule = self.rule;
-        let empty = Named::new();
-        let scene = Scene {
-            payload,
-            previous: None,
-            item: None,
-            named: &empty,
-            topic: &publish.topic,
-            filter: &rule.filter,
-            client_id: &publish.client_id,
-            retain: publish.retain,
-            replayed: publish.replayed,
-            at: self.now,
-            now: self.now,
-        };
-        if let Some(skip) = &rule.skip
-            && self.holds(skip, "skip", &scene) == Some(true)
-        {
-            return self.pass(Reason::Skipped);
-        }
-        let at = self.taken_at(&scene);
-        let is_old = |most| self.now.since(at) > most;
-        if rule.max_age.is_some_and(is_old) {
-            return self.pass(Reason::TooOld);
-        }
         let mut reading = Reading {
             topic: &publish.topic,
             client_id: &publish.client_id,
@@ -115,24 +91,36 @@ impl Run<'_> {
             item: None,
             retain: publish.retain,
             replayed: publish.replayed,
-            at,
+            at: self.now,
         };
+        let empty = Named::new();
+        if let Some(skip) = &rule.skip
+            && self.holds(skip, "skip", &self.scene(&reading, None, &empty)) == Some(true)
+        {
+            return self.pass(Reason::Skipped);
+        }
+        reading.at = self.taken_at(&self.scene(&reading, None, &empty));
+        let is_old = |most| self.now.since(reading.at) > most;
+        if rule.max_age.is_some_and(is_old) {
+            return self.pass(Reason::TooOld);
+        }
         let Some(each) = &rule.each else {
             return self.reading(&reading);
         };
-        let items: Vec<(Value, Value)> = match each.evaluate_value(&Scene { at, ..scene }) {
-            Ok(Value::List(items)) => {
-                (0_i64..).map(Value::Int).zip(items.iter().cloned()).collect()
-            }
-            Ok(Value::Map(map)) => {
-                let entries = map.entries().iter();
-                entries
-                    .map(|(name, value)| (Value::Text(Arc::clone(name)), value.clone()))
-                    .collect()
-            }
-            Ok(_) => return self.fail_expression("each", "it is neither a list nor a map"),
-            Err(detail) => return self.fail_expression("each", &detail),
-        };
+        let items: Vec<(Value, Value)> =
+            match each.evaluate_value(&self.scene(&reading, None, &empty)) {
+                Ok(Value::List(items)) => {
+                    (0_i64..).map(Value::Int).zip(items.iter().cloned()).collect()
+                }
+                Ok(Value::Map(map)) => {
+                    let entries = map.entries().iter();
+                    entries
+                        .map(|(name, value)| (Value::Text(Arc::clone(name)), value.clone()))
+                        .collect()
+                }
+                Ok(_) => return self.fail_expression("each", "it is neither a list nor a map"),
+                Err(detail) => return self.fail_expression("each", &detail),
+            };
         if items.len() > EACH_MAX {
             let detail = format!("`each`: only the first {EACH_MAX} elements are looked at");
             self.fail(Reason::TooMany, detail);
@@ -272,9 +260,8 @@ impl Run<'_> {
         let mut changed = is_new && rule.silent.is_some();
         let (mut flapping, mut flaps_now) = (None, flaps_before);
         let mut moves = Vec::new();
-        if rule.is_event() {
-            // Its memory is for `previous`, windows and `dedupe`.
-        } else {
+        // The memory of one without a condition is for `previous`, windows and `dedupe`.
+        if !rule.is_event() {
             let target = if rule.silent.is_some() || first.is_some() {
                 Found::Target(first)
             } else {
@@ -320,7 +307,8 @@ impl Run<'_> {
     pub(super) fn time(&mut self, mut instance: Box<Instance>) {
         let rule = self.rule;
         if rule.forget.is_some_and(|after| instance.heard_at().plus(after) <= self.now) {
-            return self.forget(&instance);
+            let policy = Some(Arc::clone(&rule.policy));
+            return drop_instance(&instance, policy, Reason::Forgotten, self.now, self.effects);
         }
         let mut memory = instance.memory.take().unwrap_or_default();
         let last = memory.last.clone();
@@ -516,20 +504,6 @@ impl Run<'_> {
         let mut alert = self.alert(&instance, AlertState::Firing, rule.severity);
         alert.text = self.text(rule.text.as_ref(), &alert, None, &instance, &telling);
         self.tell(alert, Turn::Raised, &telling);
-    }
-
-    fn forget(&mut self, instance: &Instance) {
-        if let Some(alert) = instance.alert() {
-            self.effects.news.push(News {
-                alert: Alert { changed_at: self.now, ..alert },
-                turn: Turn::Dropped(Reason::Forgotten),
-                title: None,
-                policy: Arc::clone(&self.rule.policy),
-            });
-        }
-        if instance.is_stored {
-            self.effects.touched.push(Touched::Remove(instance.id));
-        }
     }
 
     fn lets(&mut self, reading: &Reading<'_>, previous: Option<&Value>, named: &mut Named) {

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use super::address::Address;
 use super::config::{Upstream, Version, Wanted};
-use super::explain::{self, Loss, words};
+use super::explain::{self, Loss};
 use crate::model::{PublishProperties, Qos};
 
 /// Happenings that wait to be read.
@@ -423,7 +423,7 @@ fn of_v5(event: v5::Event) -> Option<Happening> {
             let granted = |code: &SubscribeReasonCode| match code {
                 SubscribeReasonCode::Success(v5::mqttbytes::QoS::AtMostOnce) => Ok(Qos::AtMostOnce),
                 SubscribeReasonCode::Success(_) => Ok(Qos::AtLeastOnce),
-                code => Err(words(code)),
+                code => Err(crate::telemetry::words(code)),
             };
             Some(Happening::Subscribed(ack.return_codes.iter().map(granted).collect()))
         }
@@ -452,7 +452,7 @@ fn of_v5(event: v5::Event) -> Option<Happening> {
         Packet::PubAck(ack) => {
             let reason = match ack.reason {
                 PubAckReason::Success | PubAckReason::NoMatchingSubscribers => None,
-                reason => Some(words(&reason)),
+                reason => Some(crate::telemetry::words(&reason)),
             };
             Some(Happening::Acknowledged(ack.pkid, reason))
         }

@@ -4,7 +4,7 @@
 
 use rumqttc::v5;
 
-use crate::telemetry::chain;
+use crate::telemetry::{chain, words};
 
 /// Why a connection ended, or could not be made.
 pub(super) struct Loss {
@@ -18,18 +18,6 @@ impl From<&str> for Loss {
     fn from(reason: &str) -> Self {
         Self { reason: reason.to_owned(), is_close: false }
     }
-}
-
-/// `NotAuthorized` as `not authorized`.
-pub(super) fn words(reason: &impl std::fmt::Debug) -> String {
-    let mut words = String::new();
-    for character in format!("{reason:?}").chars() {
-        if character.is_uppercase() && !words.is_empty() {
-            words.push(' ');
-        }
-        words.extend(character.to_lowercase());
-    }
-    words
 }
 
 /// Why a connection by MQTT 3.1.1 ended, or could not be made.
