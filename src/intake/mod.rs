@@ -1,7 +1,7 @@
 //! Intake: publish -> alert -> messages, durable before anyone is told.
 //!
-//! One thread owns the rules engine. It takes all that waits, evaluates it, and hands the store
-//! one operation for each publish; while the store syncs, it evaluates what came next. Verdicts go
+//! One thread owns the [`pipeline`] of rules and telling. It takes all that waits, wakes what is due,
+//! evaluates, and hands the store one operation for each publish; while the store syncs, it evaluates what came next. Verdicts go
 //! out from the store's writer once the operation is durable.
 //!
 //! **Invariants:** a [`Verdict::Durable`] means that all that the publish caused is on disk; state

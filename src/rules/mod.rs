@@ -8,7 +8,8 @@
 //! - [`set`]: the compiled rules, and which of them match a topic.
 //! - [`condition`]: CEL, for `when`, `clear` and `key`; its functions of ours are in [`functions`].
 //! - [`template`]: minijinja, for `text`, `text_clear` and `title`.
-//! - [`engine`]: which instances fire.
+//! - [`engine`]: which instances there are, and when they are looked at; `run`: one rule on one publish.
+//! - [`instance`], [`life`], [`window`]: where one stands, since when, and what it remembers.
 
 pub mod condition;
 mod direct;
