@@ -106,6 +106,7 @@ impl Merged {
             .iter()
             .filter(|(name, _)| !secrets.contains(name))
             .filter_map(|(name, text)| Some((name, name.strip_prefix(PREFIX)?, text)))
+            .filter(|(_, rest, _)| !is_service_link(rest))
             .collect();
         env.sort();
         for (name, rest, text) in env {
@@ -314,6 +315,13 @@ fn read_file(layer: &FileLayer) -> Result<Option<TomlFile>, Problem> {
             format!("cannot be read: {error}; name another file with --config"),
         )),
     }
+}
+
+/// Whether `WATCHBELL_` with `rest` behind it is what Kubernetes and Docker links set for every
+/// container beside a service called `watchbell`: `WATCHBELL_SERVICE_HOST`, `WATCHBELL_PORT`,
+/// `WATCHBELL_PORT_1883_TCP_ADDR`. Nobody has meant a setting by them.
+fn is_service_link(rest: &str) -> bool {
+    rest == "PORT" || rest.starts_with("PORT_") || rest.starts_with("SERVICE_")
 }
 
 /// The variables that `{ env = "NAME" }` names: they are secrets, whatever their names begin with.

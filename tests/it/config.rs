@@ -72,6 +72,10 @@ fn later_layers_win_and_text_becomes_what_is_wanted() {
         ("WATCHBELL_DISPATCH__RETRY__MAX", "10s"),
         ("WATCHBELL_CHANNEL__SMS__PROVIDERS", "['phone']"),
         ("HOME", "/root"),
+        // What Kubernetes says beside a service of our name.
+        ("WATCHBELL_PORT", "tcp://10.0.0.1:8883"),
+        ("WATCHBELL_PORT_8883_TCP_ADDR", "10.0.0.1"),
+        ("WATCHBELL_SERVICE_HOST", "10.0.0.1"),
     ];
     let flags =
         [("--set api.page_max", "api.page_max", "9"), ("--rules-dir", "rules_dir", "flagged")];

@@ -19,7 +19,11 @@ use crate::harness::{Api, Place, found};
 
 /// The program, in `directory`, with nothing of our own environment that would concern it.
 fn program(directory: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_watchbell"));
+    clean(Command::new(env!("CARGO_BIN_EXE_watchbell")), directory)
+}
+
+/// A command in `directory`, with nothing of our own environment that would concern the program.
+fn clean(mut command: Command, directory: &Path) -> Command {
     command.current_dir(directory);
     for (name, _) in std::env::vars_os() {
         let ours = name.to_str().is_some_and(|name| name.starts_with("WATCHBELL_"));
@@ -123,12 +127,10 @@ impl Process {
 
     /// The same where it may have only so many open files.
     pub(crate) async fn start_with_files(place: Place, files: u32) -> Self {
-        let mut command = Command::new("sh");
+        let mut command = clean(Command::new("sh"), &place.path(""));
         command
             .args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\"")])
-            .arg(env!("CARGO_BIN_EXE_watchbell"))
-            .env_remove("WATCHBELL_MOSQUITTO")
-            .current_dir(place.path(""));
+            .arg(env!("CARGO_BIN_EXE_watchbell"));
         let (child, instance) = listening(spawn_by(command, &place), &place).await;
         let api = Api::of(&place.path("data"));
         Self { child, instance, api, place }

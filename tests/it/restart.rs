@@ -2,8 +2,8 @@
 //!
 //! The real binary takes alerts from a device that, as MQTT wants it, sends again what was not
 //! acknowledged, while it is killed and started again at random points, under every bad manner of
-//! a provider. `WATCHBELL_SOAK=1` makes it 1000 alerts and several rounds; a failure names its
-//! seed, and `WATCHBELL_SEED` repeats it.
+//! a provider. `TEST_SOAK=1` makes it 1000 alerts and several rounds; a failure names its
+//! seed, and `TEST_SEED` repeats it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -49,7 +49,7 @@ impl Dice {
 }
 
 fn soaking() -> bool {
-    std::env::var_os("WATCHBELL_SOAK").is_some()
+    std::env::var_os("TEST_SOAK").is_some()
 }
 
 fn answer(manner: Manner, twilio: &Twilio, dice: &Dice, request: &Request) -> Answer {
@@ -194,9 +194,9 @@ impl Ordeal {
 async fn check(manner: Manner) {
     let (count, rounds) = if soaking() { (1000, 5) } else { (200, 1) };
     for _ in 0..rounds {
-        let seed = std::env::var("WATCHBELL_SEED").map(|seed| seed.parse().unwrap());
+        let seed = std::env::var("TEST_SEED").map(|seed| seed.parse().unwrap());
         let seed = seed.unwrap_or_else(|_| getrandom::u64().unwrap());
-        let what = format!("{manner:?}, WATCHBELL_SEED={seed}");
+        let what = format!("{manner:?}, TEST_SEED={seed}");
         let dice = Dice(Arc::new(AtomicU64::new(seed)));
         // Acknowledgements and arrivals are what happens: twice the count in all.
         let last = u64::try_from(2 * count).unwrap();

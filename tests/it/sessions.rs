@@ -1,7 +1,7 @@
 //! Sessions that survive: what a client has left is there after kill -9, and exactly once is once.
 //!
 //! The real binary, killed with SIGKILL, and clients that send exactly the bytes they are told to.
-//! `WATCHBELL_SOAK=1` makes the ordeal longer; a failure names its seed, and `WATCHBELL_SEED`
+//! `TEST_SOAK=1` makes the ordeal longer; a failure names its seed, and `TEST_SEED`
 //! repeats it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -260,7 +260,7 @@ impl Ordeal {
             subscriber,
             held: BTreeSet::new(),
             delivered: Vec::new(),
-            what: format!("WATCHBELL_SEED={seed}"),
+            what: format!("TEST_SEED={seed}"),
         }
     }
 
@@ -324,12 +324,12 @@ impl Ordeal {
 
 #[tokio::test]
 async fn exactly_once_is_once_in_both_directions_whenever_the_broker_is_killed() {
-    let (rounds, count, kills) = match std::env::var_os("WATCHBELL_SOAK") {
+    let (rounds, count, kills) = match std::env::var_os("TEST_SOAK") {
         Some(_) => (10, 60, 40),
         None => (1, 24, 10),
     };
     for _ in 0..rounds {
-        let seed = std::env::var("WATCHBELL_SEED").map(|seed| seed.parse().unwrap());
+        let seed = std::env::var("TEST_SEED").map(|seed| seed.parse().unwrap());
         let seed = seed.unwrap_or_else(|_| getrandom::u64().unwrap());
         let (fake, _) = Twilio::start().await;
         let mut ordeal = Ordeal::start(&fake, seed, kills).await;

@@ -1,7 +1,7 @@
 //! Watchbell as a client of brokers that are there already: rumqttd in this process, and Debian's
 //! mosquitto where it is installed.
 //!
-//! `WATCHBELL_MOSQUITTO=required` or `CI=true` makes it a failure where mosquitto is missing.
+//! `TEST_MOSQUITTO=required` or `CI=true` makes it a failure where mosquitto is missing.
 
 mod exact;
 
@@ -81,7 +81,7 @@ impl Mosquitto {
         let program = places.iter().map(PathBuf::from).find(|place| place.exists());
         if program.is_none() {
             let is_ci = std::env::var_os("CI").is_some_and(|ci| !ci.is_empty() && ci != "false");
-            let is_required = is_ci || std::env::var_os("WATCHBELL_MOSQUITTO").is_some();
+            let is_required = is_ci || std::env::var_os("TEST_MOSQUITTO").is_some();
             assert!(!is_required, "mosquitto is not installed");
             let told = std::io::stderr().write_all(b"SKIPPED: mosquitto is not installed\n");
             told.unwrap();

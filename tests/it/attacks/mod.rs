@@ -59,7 +59,7 @@ type Count<'a> = (&'static str, &'a [&'static str], u64);
 
 /// The longer form of an attack: more peers, more topics.
 fn is_soak() -> bool {
-    std::env::var_os("WATCHBELL_SOAK").is_some()
+    std::env::var_os("TEST_SOAK").is_some()
 }
 
 /// Says one sentence and reads to the end, whatever the end is: the broker may hang up at any byte.
