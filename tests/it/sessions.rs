@@ -98,6 +98,43 @@ async fn a_subscription_and_what_waits_for_it_are_found_again_in_order() {
 }
 
 #[tokio::test]
+async fn what_waits_over_two_restarts_was_still_never_sent() {
+    let mut process = start().await;
+    let (mut raw, _) = process.connected(&keeping("s")).await;
+    raw.send(&subscribe(1, "t", 1, None)).await;
+    raw.expect(b"\x90\x03\x00\x01\x01").await;
+    // It has had one, acknowledged it, and leaves nothing.
+    publishes(&process, 2, "t", b"a").await;
+    raw.expect(&publish(2, 1, "t", None, b"a")).await;
+    raw.send(&ack(0x40, 1)).await;
+    raw.send(b"\xe0\x00").await;
+    raw.expect_closed().await;
+    // Its commit takes along that the client has left.
+    publishes(&process, 3, "other", b"x").await;
+    process.killed().await;
+    publishes(&process, 2, "t", b"b").await;
+    process.killed().await;
+    let (mut raw, present) = process.connected(&keeping("s")).await;
+    assert!(present);
+    raw.expect(&publish(2, 1, "t", None, b"b")).await;
+    raw.expect_alive().await;
+}
+
+#[tokio::test]
+async fn who_hears_itself_has_its_acknowledgement_first() {
+    let process = start().await;
+    let (mut raw, _) = process.connected(&keeping("s")).await;
+    raw.send(&subscribe(1, "t", 1, None)).await;
+    raw.expect(b"\x90\x03\x00\x01\x01").await;
+    for id in 1..=100 {
+        raw.send(&publish(2, id, "t", None, b"a")).await;
+        raw.expect(&ack(0x40, id)).await;
+        raw.expect(&publish(2, id, "t", None, b"a")).await;
+        raw.send(&ack(0x40, id)).await;
+    }
+}
+
+#[tokio::test]
 async fn retained_messages_are_found_again() {
     let mut process = start().await;
     publishes(&process, 3, "r/a", b"one").await;

@@ -786,7 +786,7 @@ impl Hub {
                 identifiers: identifier.map(|identifier| Box::from([identifier])),
                 saved: None,
             };
-            self.note(session.push(outgoing, self.limits.retained_queue, draft.as_mut()));
+            self.note(session, session.push(outgoing, self.limits.retained_queue, draft.as_mut()));
         }
     }
 
@@ -873,7 +873,8 @@ impl Hub {
                     .then(|| target.identifiers.into_boxed_slice()),
                 saved: None,
             };
-            self.note(target.session.push(outgoing, self.limits.queue, draft.as_mut()));
+            let session = &target.session;
+            self.note(session, session.push(outgoing, self.limits.queue, draft.as_mut()));
         }
         let Some(mut draft) = draft.filter(|draft| publish.retain || draft.is_stored()) else {
             return Delivered::default();
@@ -917,8 +918,18 @@ impl Hub {
         }
     }
 
-    fn note(&self, pushed: Pushed) {
+    fn note(&self, session: &Session, pushed: Pushed) {
         note(&self.metrics, pushed);
+        let client_id = &session.client_id;
+        if let Pushed::Dropped(reason @ Reason::QueueFull) = pushed
+            && self.is_first_of_ours((reason, client_id))
+        {
+            tracing::warn!(
+                %client_id, %reason,
+                "a subscriber does not get all: it takes less than is published, or is away; see \
+                 queue_messages_max and watchbell_fanout_dropped_total"
+            );
+        }
     }
 
     /// Counts a copy that a subscriber does not get.

@@ -100,6 +100,8 @@ impl Hub {
             let mut state = session.state();
             state.is_saved = true;
             state.expiry_secs = row.expiry_secs;
+            // What is queued from now on was not sent either, whatever comes before the client.
+            state.next_turn = row.unsent_from.unwrap_or_default();
             state.groups.clone_from(&row.groups);
             state.denied = (!grants.deny().is_empty()).then(|| Arc::new(grants));
         }

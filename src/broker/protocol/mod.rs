@@ -136,7 +136,7 @@ pub(crate) fn frame(buffer: &[u8], bytes_max: usize) -> Result<Option<Frame<'_>>
         return Err(Bad {
             reason: Reason::PacketTooLarge,
             code: code::TOO_LARGE,
-            what: "packet is over the limit",
+            what: "packet is larger than broker.packet_bytes_max",
         });
     }
     Ok(buffer.get(1 + used..len).map(|body| Frame { header, body, len }))
