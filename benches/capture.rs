@@ -10,6 +10,10 @@ use std::time::Instant;
 
 use watchbell::capture::Reader;
 
+/// The program's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     let lines: u64 =
         std::env::var("LINES").map_or(1_000_000, |lines| lines.parse().expect("LINES: a number"));

@@ -32,6 +32,10 @@ use watchbell::store::{self, Op, Store};
 use watchbell::telemetry::Metrics;
 use watchbell::topic::{TopicLimits, TopicName};
 
+/// The program's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const START: Timestamp = Timestamp::from_millis(1_790_000_000_000);
 const A_DAY: Duration = Duration::from_secs(86_400);
 /// Rounds of a measurement of which the median counts.
