@@ -503,13 +503,6 @@ impl AlertId {
     pub fn next(ids: &mut IdSource, now: Timestamp, rule: &str, key: &str) -> Self {
         Self(in_partition(ids.next(now), partition(rule, key)))
     }
-
-    /// When it fired: a UUID v7 begins with its time.
-    pub fn fired_at(&self) -> Timestamp {
-        let mut millis = [0_u8; 8];
-        millis.iter_mut().skip(2).zip(self.0.as_bytes()).for_each(|(to, from)| *to = *from);
-        Timestamp::from_millis(i64::from_be_bytes(millis))
-    }
 }
 
 /// The partition, 0 to 63, of all rows of one rule and instance key.
@@ -821,6 +814,29 @@ pub struct AlertRef {
     pub state: AlertState,
     /// The topic of the publish.
     pub topic: TopicName,
+    /// What else it tells of.
+    #[serde(default, skip_serializing_if = "Tells::is_alert")]
+    pub tells: Tells,
+}
+
+/// What a message tells of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tells {
+    /// How its alert stands.
+    #[default]
+    Alert,
+    /// An alert of a rule without a condition: there is nothing more to it.
+    Event,
+    /// Other alerts too, or something that is no alert: no other message says the same.
+    More,
+}
+
+impl Tells {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+    fn is_alert(&self) -> bool {
+        *self == Self::Alert
+    }
 }
 
 /// One thing to say to one recipient on one channel: a row of the outbox.
@@ -847,7 +863,7 @@ pub struct Message {
     /// For SMS: how it is cut.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segments: Option<Segments>,
-    /// When it entered the outbox.
+    /// When it entered the outbox; where it goes on with one that failed, when that did.
     pub created_at: Timestamp,
     /// After this no attempt is started.
     pub expires_at: Timestamp,

@@ -13,7 +13,8 @@ use super::lane::LaneNews;
 use super::outcome::{self, Next};
 use super::queue::Together;
 use crate::clock::{Clock, Timestamp};
-use crate::model::{Attempt, AttemptOutcome, Message, MessageId, Reason, RunId, Status};
+use crate::model::tell::StepKind;
+use crate::model::{AlertId, Attempt, AttemptOutcome, Message, MessageId, Reason, RunId, Status};
 use crate::provider::{Lookup, Provider, SendOutcome};
 use crate::store::{Op, Store};
 use crate::telemetry::{ByOutcome, ByReason, Metrics};
@@ -156,7 +157,7 @@ pub(super) async fn put_together(context: &Context, together: Together) -> Repor
     let (mut waiting, mut gone, mut thread) = (Vec::new(), Vec::new(), Vec::new());
     for id in ids {
         match context.store.message(id) {
-            Ok(Some(message)) if collapse::place(&message).is_some() => thread.push(message),
+            Ok(Some(message)) if collapse::may_join(&message) => thread.push(message),
             Ok(Some(message)) if !message.status.is_final() => waiting.push(message),
             _ => gone.push(id),
         }
@@ -166,7 +167,7 @@ pub(super) async fn put_together(context: &Context, together: Together) -> Repor
         // What cannot be read may have told it: better a clear too many.
         let Ok(messages) = context.store.messages_of(alert) else { return true };
         let mut messages = messages.iter().filter(|message| message.contact == contact);
-        messages.any(collapse::tells)
+        messages.any(collapse::tells) || is_told_with_others(context, alert, contact.as_ref())
     };
     let decision = context.collapse.decide(thread, more, told, now);
     let mut op = Op::new();
@@ -194,6 +195,18 @@ pub(super) async fn put_together(context: &Context, together: Together) -> Repor
     gone.extend(decision.ended.iter().map(|message| message.id));
     waiting.extend(decision.kept);
     Report::Collapsed { waiting, gone, more }
+}
+
+/// Whether the contact was told of the alert in a message of several, or will be.
+fn is_told_with_others(context: &Context, alert: AlertId, contact: Option<&Arc<str>>) -> bool {
+    let Ok(steps) = context.store.steps(alert) else { return true };
+    let of_contact = steps.iter().filter(|step| step.contact.as_ref() == contact);
+    let mut ids =
+        of_contact.filter(|step| step.what == StepKind::Grouped).filter_map(|step| step.message);
+    ids.any(|id| match context.store.message(id) {
+        Ok(Some(message)) => collapse::tells(&message) || !message.status.is_final(),
+        Ok(None) | Err(_) => true,
+    })
 }
 
 /// After an attempt whose answer was never read: asks the provider whether it has it. Returns its

@@ -6,7 +6,8 @@
 //! a line on what it stands for, and the others end: `superseded`, or `over` with the newest, where
 //! all of it was over before anybody had heard of it.
 //!
-//! **Invariant:** a message that may have been sent, or that no alert caused, is left as it is.
+//! **Invariant:** a message that may have been sent, that tells of several alerts, or that no alert
+//! caused, is left as it is.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,7 +18,8 @@ use super::{Config, outcome};
 use crate::channel::{self, sms};
 use crate::clock::Timestamp;
 use crate::model::{
-    AlertId, AlertRef, AlertState, AttemptOutcome, Channel, LeftOut, Message, Reason, Status,
+    AlertId, AlertRef, AlertState, AttemptOutcome, Channel, LeftOut, Message, MessageId, Reason,
+    Status, Target, Tells,
 };
 
 /// Messages of one rule and instance key to one contact and target. A strong hash, because devices
@@ -46,9 +48,21 @@ impl Thread {
     }
 }
 
-/// The message's thread and its place there; `None` for one that must go out as it is.
+/// The message's thread and its place there; `None` for one that no alert caused.
 pub(super) fn place(message: &Message) -> Option<(Thread, Turn)> {
     let alert = message.alert.as_ref()?;
+    Some((Thread::of(message, alert), (alert.id, alert.state, message.created_at)))
+}
+
+/// Whether it goes out only after those before it in its thread: the last that a person hears must
+/// be how it stands.
+pub(super) fn is_in_order(message: &Message) -> bool {
+    message.alert.as_ref().is_some_and(|alert| alert.tells != Tells::Event)
+}
+
+/// Whether it may be put together with others of its thread, and need not go out as it is.
+pub(super) fn may_join(message: &Message) -> bool {
+    let Some(alert) = &message.alert else { return false };
     // An attempt under way or without answer may have reached its person, and one that was taken
     // is there again because an operator wants it so.
     let was_refused = message.attempts.iter().all(|attempt| {
@@ -58,8 +72,8 @@ pub(super) fn place(message: &Message) -> Option<(Thread, Turn)> {
             AttemptOutcome::Accepted { .. } | AttemptOutcome::Unknown { .. } => false,
         })
     });
-    let waits = message.status == Status::Queued && was_refused;
-    waits.then(|| (Thread::of(message, alert), (alert.id, alert.state, message.created_at)))
+    // Nobody else says what it says of other alerts.
+    alert.tells != Tells::More && message.status == Status::Queued && was_refused
 }
 
 /// Whether somebody has been told of an alert by this message, or may have been.
@@ -156,7 +170,7 @@ impl Collapse {
         let zone = if self.zone == TimeZone::UTC { " UTC" } else { "" };
         let is_over = alerts_that_are(AlertState::Cleared, std::slice::from_ref(message)).next();
         match sum.count {
-            ..=1 if is_over.is_some() => format!("at {from}{zone}"),
+            ..=1 if is_over.is_some() || !is_first(message) => format!("at {from}{zone}"),
             ..=1 => format!("since {from}{zone}"),
             count if from == until => format!("{count} events at {from}{zone}"),
             count => format!("{count} events between {from} and {until}{zone}"),
@@ -187,20 +201,17 @@ fn carried(message: &Message) -> LeftOut {
     if let Some(sum) = &message.left_out {
         return (**sum).clone();
     }
-    let at = happened_at(message);
+    let at = message.created_at;
     let text = Arc::clone(&message.content.text);
     LeftOut { count: 1, from: at, until: at, told: false, text }
 }
 
-/// When that happened which the message tells. It may have entered the outbox later: as a
-/// repetition, or on the contact's next channel.
-pub(super) fn happened_at(message: &Message) -> Timestamp {
-    match &message.alert {
-        Some(alert) if alert.state == AlertState::Firing => {
-            alert.id.fired_at().min(message.created_at)
-        }
-        _ => message.created_at,
-    }
+/// Whether it is the first that tells of its alert, and no repetition and no other level.
+fn is_first(message: &Message) -> bool {
+    let Target { channel, address } = &message.target;
+    message.alert.as_ref().is_some_and(|alert| {
+        message.id == MessageId::derive(alert.id, alert.state, *channel, address)
+    })
 }
 
 /// The text and, below it, the line; the text is cut where both do not fit the channel.
@@ -222,22 +233,25 @@ fn with_line(channel: Channel, text: &str, line: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use crate::model::{
-        Address, Attempt, Content, IdSource, MessageId, RunId, Severity, SmsEncoding, Target,
-    };
+    use crate::model::{Address, Attempt, Content, IdSource, RunId, Severity, SmsEncoding};
     use crate::topic::{TopicLimits, TopicName};
 
     /// 2026-09-21 02:00 UTC.
     const NIGHT: i64 = 1_789_956_000_000;
 
-    fn at(minute: i64) -> Timestamp {
+    pub(in crate::dispatch) fn at(minute: i64) -> Timestamp {
         Timestamp::from_millis(NIGHT + 60_000 * minute)
     }
 
     /// What the nth alert, which fired at this minute, tells at that one.
-    fn message(alert: i64, fired: i64, state: AlertState, minute: i64) -> Message {
+    pub(in crate::dispatch) fn message(
+        alert: i64,
+        fired: i64,
+        state: AlertState,
+        minute: i64,
+    ) -> Message {
         let mut ids = IdSource::new(u64::try_from(alert).expect("small"));
         let id = AlertId::next(&mut ids, at(fired), "freezer", "kiel/1");
         let address = Address::Phone("+4915550100001".parse().expect("valid"));
@@ -250,6 +264,7 @@ mod tests {
                 key: "kiel/1".into(),
                 state,
                 topic: TopicName::parse("a/b", TopicLimits::default()).expect("valid"),
+                tells: Tells::Alert,
             }),
             contact: Some("ana".into()),
             segments: None,
@@ -272,11 +287,11 @@ mod tests {
         }
     }
 
-    fn raise(alert: i64, minute: i64) -> Message {
+    pub(in crate::dispatch) fn raise(alert: i64, minute: i64) -> Message {
         message(alert, minute, AlertState::Firing, minute)
     }
 
-    fn clear(alert: i64, fired: i64, minute: i64) -> Message {
+    pub(in crate::dispatch) fn clear(alert: i64, fired: i64, minute: i64) -> Message {
         message(alert, fired, AlertState::Cleared, minute)
     }
 
@@ -411,12 +426,16 @@ mod tests {
         ] {
             let mut message = raise(1, 10);
             message.attempts = vec![attempt(outcome.clone())];
-            assert_eq!(place(&message).is_some(), expected, "{outcome:?}");
+            assert_eq!(may_join(&message), expected, "{outcome:?}");
             assert_eq!(tells(&message), !expected, "{outcome:?}");
         }
-        assert!(place(&raise(1, 10)).is_some());
-        assert_eq!(place(&Message { alert: None, ..raise(1, 10) }), None);
-        assert_eq!(place(&Message { status: Status::Sending, ..raise(1, 10) }), None);
+        assert!(may_join(&raise(1, 10)));
+        assert!(!may_join(&Message { alert: None, ..raise(1, 10) }));
+        assert!(!may_join(&Message { status: Status::Sending, ..raise(1, 10) }));
+        // One that told of three alerts was ended when the first of them was over.
+        let mut digest = raise(1, 10);
+        digest.alert = digest.alert.map(|alert| AlertRef { tells: Tells::More, ..alert });
+        assert!(!may_join(&digest));
         let thread = |message: &Message| place(message).map(|(thread, _)| thread);
         let ben = Message { contact: Some("ben".into()), ..raise(1, 10) };
         assert_ne!(thread(&ben), thread(&raise(1, 10)));

@@ -1,8 +1,12 @@
 //! The due order: which messages wait, and which is next.
 //!
 //! Pure, in memory, made anew by the opening scan. A message is in exactly one place: waiting for
-//! its due time, ready on its channel, or taken (an attempt or a command has it). The most urgent
-//! ready message leaves first, among equals the one that has been due longest.
+//! its due time, ready on its channel, behind another of its thread, or taken (an attempt or a command
+//! has it). The most urgent ready message leaves first, among equals the one that has been due longest.
+//!
+//! Invariant: of a thread whose messages go out in order only the first is timed, ready or taken by an
+//! attempt, and it is as urgent as the most urgent behind it. So nobody hears that it is over, and
+//! then that it fires.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -25,10 +29,12 @@ pub(super) struct Waiting {
     /// The lane whose fault it is that it waits: another is better, and when that lane opens again
     /// the message is due at once.
     pub(super) failed_on: Option<usize>,
-    /// Its thread and its place there, where it may be put together with others.
+    /// Its thread and its place there.
     thread: Option<(Thread, Turn)>,
-    /// When that happened which it tells.
-    happened_at: Timestamp,
+    /// It goes out after those before it in its thread.
+    in_order: bool,
+    /// It may be put together with others of its thread.
+    may_join: bool,
     /// Its text says since when.
     is_dated: bool,
     /// Until then it goes out as it is: what its thread holds has just been put together in it.
@@ -46,7 +52,8 @@ impl Waiting {
             expires_at: message.expires_at,
             failed_on: None,
             thread: collapse::place(message),
-            happened_at: collapse::happened_at(message),
+            in_order: collapse::is_in_order(message),
+            may_join: collapse::may_join(message),
             is_dated: message.left_out.is_some(),
             decided_until: Timestamp::default(),
         }
@@ -61,6 +68,7 @@ type Order = (Reverse<Severity>, Timestamp, MessageId);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
+    Behind,
     Timed,
     Ready,
     Taken,
@@ -136,14 +144,34 @@ impl Queue {
     }
 
     /// Puts a message in, or one that was taken back.
-    pub(super) fn put(&mut self, waiting: Waiting) {
-        self.remove(waiting.id);
-        self.timed.insert((waiting.due_at, waiting.id));
-        self.expiries.insert((waiting.expires_at, waiting.id));
-        if let Some((thread, turn)) = waiting.thread {
-            self.threads.entry(thread).or_default().insert((turn, waiting.id));
+    pub(super) fn put(&mut self, mut waiting: Waiting) {
+        let id = waiting.id;
+        let is_new = !self.entries.contains_key(&id);
+        self.remove(id);
+        self.expiries.insert((waiting.expires_at, id));
+        let Some((thread, turn)) = waiting.thread else {
+            self.entries.insert(id, (waiting, Place::Behind));
+            return self.release(id);
+        };
+        let members = self.threads.entry(thread).or_default();
+        let first = members.first().map(|(_, id)| *id);
+        let next = members.range((turn, id)..).next().and_then(|(_, id)| self.entries.get(id));
+        if let Some((next, _)) = next.filter(|_| waiting.in_order) {
+            waiting.severity = waiting.severity.max(next.severity);
         }
-        self.entries.insert(waiting.id, (waiting, Place::Timed));
+        members.insert((turn, id));
+        let is_first = members.first() == Some(&(turn, id));
+        self.entries.insert(id, (waiting, Place::Behind));
+        if is_first || !waiting.in_order {
+            self.release(id);
+        }
+        match first {
+            Some(second) if is_first => self.hold(second),
+            // Something new is a reason to try again at once what has failed before.
+            Some(first) if is_new && waiting.in_order => self.hasten(first, waiting.due_at),
+            _ => {}
+        }
+        self.urge(&waiting);
     }
 
     /// Forgets a message.
@@ -151,33 +179,84 @@ impl Queue {
         let Some((waiting, place)) = self.entries.remove(&id) else {
             return;
         };
-        if let Some((thread, turn)) = waiting.thread
-            && let Some(members) = self.threads.get_mut(&thread)
+        self.leave(&waiting, place);
+        let Some((thread, turn)) = waiting.thread else { return };
+        let Some(members) = self.threads.get_mut(&thread) else { return };
+        members.remove(&(turn, id));
+        match members.first().map(|(_, id)| *id) {
+            Some(next) => self.release(next),
+            None => drop(self.threads.remove(&thread)),
+        }
+    }
+
+    /// Lets one that is behind others wait for its due time.
+    fn release(&mut self, id: MessageId) {
+        if let Some((waiting, place)) = self.entries.get_mut(&id)
+            && *place == Place::Behind
         {
-            members.remove(&(turn, id));
-            if members.is_empty() {
-                self.threads.remove(&thread);
+            *place = Place::Timed;
+            self.timed.insert((waiting.due_at, id));
+        }
+    }
+
+    /// Another is before it in its thread.
+    fn hold(&mut self, id: MessageId) {
+        let Some((waiting, place)) = self.entries.get_mut(&id) else { return };
+        if !waiting.in_order || *place == Place::Taken {
+            return;
+        }
+        let (waiting, place) = (*waiting, std::mem::replace(place, Place::Behind));
+        self.leave(&waiting, place);
+        self.expiries.insert((waiting.expires_at, id));
+    }
+
+    /// Lets it be due no later than then.
+    fn hasten(&mut self, id: MessageId, due_at: Timestamp) {
+        if let Some((waiting, Place::Timed)) = self.entries.get_mut(&id)
+            && due_at < waiting.due_at
+        {
+            self.timed.remove(&(std::mem::replace(&mut waiting.due_at, due_at), id));
+            self.timed.insert((due_at, id));
+        }
+    }
+
+    /// Makes those before it in its thread as urgent as it is.
+    fn urge(&mut self, waiting: &Waiting) {
+        let Some((thread, turn)) = waiting.thread.filter(|_| waiting.in_order) else { return };
+        let Some(members) = self.threads.get(&thread) else { return };
+        for (_, id) in members.range(..(turn, waiting.id)).rev() {
+            let Some((before, place)) = self.entries.get_mut(id) else { continue };
+            if before.severity >= waiting.severity {
+                // So are those before it.
+                break;
+            }
+            let ready = self.ready.get_mut(&before.channel).filter(|_| *place == Place::Ready);
+            let order = before.order();
+            before.severity = waiting.severity;
+            if let Some(ready) = ready {
+                ready.remove(&order);
+                ready.insert(before.order());
             }
         }
-        self.leave(&waiting, place);
     }
 
     /// Takes out the messages of the thread of this one, whose turn it is, where they have waited
     /// so long that they are to be put together.
     fn take_together(&mut self, id: MessageId, now: Timestamp) -> Option<Together> {
         let (waiting, _) = self.entries.get(&id)?;
-        let (thread, _) = waiting.thread?;
+        let (thread, _) = waiting.thread.filter(|_| waiting.may_join)?;
         if self.collapse_after.is_zero() || now < waiting.decided_until {
             return None;
         }
         let is_free = |(_, id): &&(Turn, MessageId)| {
-            self.entries.get(id).is_some_and(|(_, place)| *place != Place::Taken)
+            let entry = self.entries.get(id);
+            entry.is_some_and(|(waiting, place)| waiting.may_join && *place != Place::Taken)
         };
         let members = self.threads.get(&thread)?;
         let mut free = members.iter().filter(is_free).map(|(_, id)| *id);
         let (oldest, _) = self.entries.get(&free.next()?)?;
         let is_alone = free.next().is_none();
-        if now.since(oldest.happened_at) < self.collapse_after || (is_alone && oldest.is_dated) {
+        if now.since(oldest.created_at) < self.collapse_after || (is_alone && oldest.is_dated) {
             return None;
         }
         let newest = members.iter().rev().find(is_free).map(|(_, id)| *id)?;
@@ -211,7 +290,7 @@ impl Queue {
                     ready.remove(&waiting.order());
                 }
             }
-            Place::Taken => {}
+            Place::Behind | Place::Taken => {}
         }
     }
 
@@ -359,5 +438,110 @@ impl Routes {
 
     pub(super) fn of(&self, channel: Channel) -> &[usize] {
         self.0.get(&channel).map_or(&[], Vec::as_slice)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::collapse::tests::{at, clear, message, raise};
+    use crate::model::{AlertRef, AlertState, Tells};
+
+    fn queue(messages: &[Message]) -> Queue {
+        let mut queue = Queue::new(Duration::from_secs(120));
+        messages.iter().for_each(|message| queue.put(Waiting::of(message)));
+        queue
+    }
+
+    fn due(queue: &Queue) -> Vec<MessageId> {
+        queue.timed.iter().map(|(_, id)| *id).collect()
+    }
+
+    /// A first attempt fails; it is to be made again at this minute.
+    fn fails(queue: &mut Queue, message: &Message, minute: i64) {
+        queue.take(message.id);
+        queue.put(Waiting { due_at: at(minute), ..Waiting::of(message) });
+    }
+
+    #[test]
+    fn it_was_said_to_be_over_before_it_was_said_to_fire() {
+        let (one, over, two) = (raise(1, 10), clear(1, 10, 20), raise(2, 30));
+        let mut queue = queue(std::slice::from_ref(&one));
+        fails(&mut queue, &one, 50);
+        queue.put(Waiting::of(&two));
+        queue.put(Waiting::of(&over));
+        // What is new is a reason to try again; it fails again, and there is nothing new.
+        assert_eq!(queue.timed.first(), Some(&(at(20), one.id)));
+        assert_eq!(due(&queue), [one.id]);
+        fails(&mut queue, &one, 60);
+        assert_eq!(queue.timed.first(), Some(&(at(60), one.id)));
+        assert_eq!(due(&queue), [one.id]);
+        // Each goes when the one before has gone, in whatever way.
+        queue.take(one.id);
+        assert!(due(&queue).is_empty());
+        queue.remove(one.id);
+        assert_eq!(due(&queue), [over.id]);
+        assert_eq!(queue.take_expired(at(1440 + 25)), [over.id]);
+        queue.remove(over.id);
+        assert_eq!(due(&queue), [two.id]);
+        queue.remove(two.id);
+        assert!(queue.threads.is_empty() && queue.timed.is_empty() && queue.expiries.is_empty());
+    }
+
+    #[test]
+    fn one_that_is_put_in_later_may_be_an_earlier_one() {
+        let (one, over) = (raise(1, 10), clear(1, 10, 20));
+        let mut queue = queue(&[over.clone(), one.clone()]);
+        assert_eq!(due(&queue), [one.id]);
+        queue.remove(one.id);
+        assert_eq!(due(&queue), [over.id]);
+    }
+
+    #[test]
+    fn what_is_before_something_urgent_is_as_urgent() {
+        let (one, over) = (raise(1, 10), clear(1, 10, 20));
+        let two = Message { severity: Severity::Critical, ..raise(2, 30) };
+        let mut queue = queue(&[one.clone(), over.clone(), two.clone()]);
+        let severity = |queue: &Queue, id| queue.get(id).expect("there").severity;
+        assert_eq!(severity(&queue, one.id), Severity::Critical);
+        fails(&mut queue, &one, 50);
+        assert_eq!(severity(&queue, one.id), Severity::Critical);
+        queue.remove(two.id);
+        queue.remove(one.id);
+        assert_eq!(due(&queue), [over.id]);
+    }
+
+    #[test]
+    fn an_alert_of_a_long_known_instance_was_told_as_if_it_had_waited() {
+        // The id is that of an instance, which was made hours before its alert fired.
+        let fires = message(1, 10, AlertState::Firing, 230);
+        let mut queue = queue(std::slice::from_ref(&fires));
+        assert_eq!(queue.take_together(fires.id, at(231)), None);
+        assert!(queue.take_together(fires.id, at(232)).is_some());
+    }
+
+    #[test]
+    fn events_need_not_wait_for_each_other_nor_others_for_them() {
+        let event = |number, minute| {
+            let mut message = raise(number, minute);
+            message.alert = message.alert.map(|alert| AlertRef { tells: Tells::Event, ..alert });
+            message
+        };
+        let (one, two) = (event(1, 10), event(2, 20));
+        let queue = queue(&[one.clone(), two.clone()]);
+        assert_eq!(due(&queue), [one.id, two.id]);
+    }
+
+    #[test]
+    fn what_tells_of_several_alerts_goes_out_as_it_is_and_in_its_turn() {
+        let mut digest = raise(1, 10);
+        digest.alert = digest.alert.map(|alert| AlertRef { tells: Tells::More, ..alert });
+        let over = clear(1, 10, 20);
+        let mut queue = queue(&[digest.clone(), over.clone()]);
+        assert_eq!(queue.take_together(digest.id, at(240)), None);
+        assert_eq!(due(&queue), [digest.id]);
+        queue.remove(digest.id);
+        let together = queue.take_together(over.id, at(240)).expect("it waited long");
+        assert_eq!(together.ids, [over.id]);
     }
 }

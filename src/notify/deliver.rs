@@ -17,7 +17,9 @@ use super::state::{About, Announcement, Call, Ready};
 use super::tale::{Knows, Tale};
 use crate::clock::Timestamp;
 use crate::model::tell::{Quota, StepKind};
-use crate::model::{AlertState, Channel, Content, Fnv, MessageId, Reason, Severity, Target};
+use crate::model::{
+    AlertRef, AlertState, Channel, Content, Fnv, MessageId, Reason, Severity, Target, Tells,
+};
 
 /// Numbers of tellings from here on are those of messages that tell of several alerts.
 const SHARED: u32 = 1 << 31;
@@ -103,9 +105,10 @@ impl Notifier {
         } else {
             Arc::clone(&alert.text)
         };
+        let tells = if tale.policy.event { Tells::Event } else { Tells::Alert };
         let draft = Draft {
             id,
-            alert: Some(about(alert)),
+            alert: Some(AlertRef { tells, ..about(alert) }),
             contact: Some(Arc::clone(&ready.contact)),
             target,
             then,
@@ -178,7 +181,7 @@ impl Notifier {
         let id = MessageId::derive_nth(first.alert.id, state, nth, target.channel, &target.address);
         let draft = Draft {
             id,
-            alert: Some(crate::model::AlertRef { state, ..about(&first.alert) }),
+            alert: Some(AlertRef { state, tells: Tells::More, ..about(&first.alert) }),
             contact: Some(Arc::clone(&contact)),
             target,
             then,
@@ -258,7 +261,7 @@ impl Notifier {
         let (alert, state) = (what.about.id, what.about.state);
         let draft = Draft {
             id: MessageId::derive_nth(alert, state, nth, target.channel, &target.address),
-            alert: Some(what.about.clone()),
+            alert: Some(AlertRef { tells: Tells::More, ..what.about.clone() }),
             contact: Some(Arc::clone(&what.contact)),
             target,
             then,

@@ -21,7 +21,7 @@ use super::storm::{Storm, prefix};
 use super::tale::Tale;
 use crate::clock::Timestamp;
 use crate::model::tell::{News, Policy, Step, Turn};
-use crate::model::{Alert, AlertId, AlertRef, Message};
+use crate::model::{Alert, AlertId, AlertRef, Message, Tells};
 
 /// So often one wake looks for what has become due by what it did itself.
 const ROUNDS_MAX: usize = 16;
@@ -273,6 +273,7 @@ pub(super) fn about(alert: &Alert) -> AlertRef {
         key: Arc::clone(&alert.key),
         state: alert.state,
         topic: alert.topic.clone(),
+        tells: Tells::Alert,
     }
 }
 

@@ -62,8 +62,9 @@ pub fn compose(draft: Draft, now: Timestamp) -> Message {
     }
 }
 
-/// The message that goes on with a failed one on the contact's next channel, if there is one. It
-/// expires when the first would have: a later channel gives an alert no longer life.
+/// The message that goes on with a failed one on the contact's next channel, if there is one. It has
+/// waited since the first has, and expires when that would have: a later channel gives an alert no
+/// longer life.
 pub fn next(failed: &Message, now: Timestamp) -> Option<Message> {
     let (target, rest) = failed.then.split_first()?;
     let first = |alert: &AlertRef| {
@@ -85,7 +86,8 @@ pub fn next(failed: &Message, now: Timestamp) -> Option<Message> {
         content: failed.content.clone(),
         expires_in: Duration::ZERO,
     };
-    Some(Message { expires_at: failed.expires_at, ..compose(draft, now) })
+    let Message { created_at, expires_at, .. } = *failed;
+    Some(Message { created_at, expires_at, ..compose(draft, now) })
 }
 
 fn fitted(channel: Channel, content: Content) -> Content {
@@ -247,7 +249,7 @@ mod tests {
         assert_eq!(texted.target.channel, Channel::Sms);
         assert!(texted.segments.is_some());
         assert_eq!(texted.expires_at, pushed.expires_at);
-        assert_eq!(texted.created_at, later);
+        assert_eq!(texted.created_at, pushed.created_at);
         assert_ne!(texted.id, pushed.id);
         assert_eq!(next(&texted, later), None);
     }

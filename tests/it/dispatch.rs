@@ -11,9 +11,10 @@ use watchbell::dispatch::{
     BreakerConfig, Config, ControlError, Dispatch, Dispatcher, LaneSpec, LaneState, Parts,
     RetryConfig,
 };
+use watchbell::model::tell::{Step, StepKind};
 use watchbell::model::{
     Address, AlertId, AlertRef, AlertState, Attempt, AttemptOutcome, Channel, Content, IdSource,
-    Message, MessageId, Reason, RunId, Severity, Status, Target,
+    Message, MessageId, Reason, RunId, Severity, Status, Target, Tells,
 };
 use watchbell::provider::{Lookup, Provider, RetryScope, Scope, SendOutcome};
 use watchbell::span::Span;
@@ -380,11 +381,75 @@ fn freezer(freezer: &str, number: u64, secs_ago: u64, state: AlertState) -> Mess
         key: freezer.into(),
         state,
         topic: watchbell::topic::TopicName::parse("a/b", Default::default()).unwrap(),
+        tells: Tells::Alert,
     });
     message.contact = Some("ana".into());
     (message.created_at, message.due_at) = (fired_at, fired_at);
     message.expires_at = now.plus(Duration::from_secs(3600));
     message
+}
+
+#[tokio::test]
+async fn a_message_that_failed_was_overtaken_by_the_one_that_said_it_was_over() {
+    use AlertState::{Cleared, Firing};
+    let messages =
+        [freezer("it", 1, 9, Firing), freezer("it", 1, 8, Cleared), freezer("it", 2, 7, Firing)];
+    let provider = Scripted::answering([unavailable(), unavailable()]);
+    let running = Running::start(&[("one", Arc::clone(&provider))], &messages[..1]).await;
+    for message in &messages[1..] {
+        running.add(message).await;
+    }
+    eventually(|| running.dispatch.waiting() == 0).await;
+    let [one, over, two] = messages.map(|message| message.id);
+    assert_eq!(provider.sent(), [one, one, one, over, two]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_told_of_several_alerts_was_ended_when_one_of_them_was_over() {
+    use AlertState::{Cleared, Firing};
+    let [mut digest, over] = [freezer("it", 1, 600, Firing), freezer("it", 1, 600, Cleared)];
+    digest.alert.as_mut().unwrap().tells = Tells::More;
+    let provider = Scripted::answering([]);
+    let stored = [digest.clone(), over.clone()];
+    let running = Running::start(&[("one", Arc::clone(&provider))], &stored).await;
+    eventually(|| running.dispatch.waiting() == 0).await;
+    assert_eq!(provider.sent(), [digest.id, over.id]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn who_was_told_with_other_alerts_did_not_hear_that_it_was_over() {
+    use AlertState::{Cleared, Firing};
+    // It has become worse, and is over; that it fires was said in a message of another alert.
+    let [worse, over] = [freezer("it", 1, 600, Firing), freezer("it", 1, 600, Cleared)];
+    let mut digest = freezer("another", 2, 700, Firing);
+    digest.status = Status::Sent;
+    let about = worse.alert.clone().unwrap();
+    let step = Step {
+        alert: about.id,
+        at: digest.created_at,
+        what: StepKind::Grouped,
+        reason: None,
+        rule: about.rule,
+        key: about.key,
+        severity: worse.severity,
+        topic: about.topic,
+        contact: worse.contact.clone(),
+        message: Some(digest.id),
+        detail: None,
+    };
+    let provider = Scripted::answering([]);
+    let running = Running::start(&[("one", Arc::clone(&provider))], &[digest]).await;
+    let mut op = Op::new();
+    op.put_step(&step);
+    op.put_message(&worse);
+    op.put_message(&over);
+    running.store.commit(vec![op]).await.unwrap();
+    running.dispatch.add([&worse, &over]);
+    eventually(|| running.dispatch.waiting() == 0).await;
+    assert_eq!(provider.sent(), [over.id]);
+    running.stop().await;
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use watchbell::clock::{Clock, Timestamp};
 use watchbell::model::{
     Address, AlertId, AlertRef, AlertState, Channel, Content, IdSource, Message, MessageId,
-    Severity, Status, Target,
+    Severity, Status, Target, Tells,
 };
 use watchbell::provider::phone::Screen;
 use watchbell::provider::registry::{Entry, Shared, read};
@@ -56,6 +56,7 @@ fn message(channel: Channel, address: Address) -> Message {
             key: "kiel/1".into(),
             state: AlertState::Firing,
             topic: TopicName::parse("site/kiel/freezer/1", TopicLimits::default()).unwrap(),
+            tells: Tells::Alert,
         }),
         contact: Some("ana".into()),
         target: Target { channel, address },
