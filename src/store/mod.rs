@@ -135,10 +135,12 @@ pub struct Store {
     ban_changes: watch::Sender<u64>,
 }
 
-/// What is written together or not at all.
+/// What is written together or not at all; one with seams is several such, written in their order.
 #[derive(Clone, Debug, Default)]
 pub struct Op {
     writes: Vec<(Key, Option<Vec<u8>>)>,
+    /// Positions in `writes`, ascending.
+    seams: Vec<usize>,
     discards: bool,
 }
 
@@ -151,7 +153,7 @@ impl Op {
     /// Takes everything and keeps nothing, and encodes no value: for those who only want to know what
     /// would happen.
     pub const fn discarding() -> Self {
-        Self { writes: Vec::new(), discards: true }
+        Self { writes: Vec::new(), seams: Vec::new(), discards: true }
     }
 
     /// How many keys it writes.
@@ -162,6 +164,21 @@ impl Op {
     /// Whether it writes nothing.
     pub fn is_empty(&self) -> bool {
         self.writes.is_empty()
+    }
+
+    /// A crash may part what was put before from what is put after this.
+    pub fn seam(&mut self) {
+        let here = self.writes.len();
+        if here > self.seams.last().copied().unwrap_or_default() {
+            self.seams.push(here);
+        }
+    }
+
+    /// What is written together or not at all, in order.
+    fn wholes(&self) -> impl Iterator<Item = &[(Key, Option<Vec<u8>>)]> {
+        let ends = self.seams.iter().copied().chain([self.writes.len()]);
+        let begins = std::iter::once(0).chain(self.seams.iter().copied());
+        begins.zip(ends).filter_map(|(begin, end)| self.writes.get(begin..end))
     }
 
     /// Puts a value.

@@ -115,19 +115,20 @@ fn write(opened: &Opened, requests: &[Request]) -> Result<(), CommitError> {
     let mut batch = sled::Batch::default();
     let mut keys = 0;
     let mut written = false;
-    for op in requests.iter().flat_map(|request| &request.ops) {
-        if keys > 0 && keys + op.len() > BATCH_KEYS {
+    let ops = requests.iter().flat_map(|request| &request.ops);
+    for whole in ops.flat_map(Op::wholes) {
+        if keys > 0 && keys + whole.len() > BATCH_KEYS {
             opened.tree.apply_batch(std::mem::take(&mut batch)).map_err(|error| failed(&error))?;
             keys = 0;
         }
-        for (key, value) in &op.writes {
+        for (key, value) in whole {
             match value {
                 Some(value) => batch.insert(key.as_slice(), value.as_slice()),
                 None => batch.remove(key.as_slice()),
             }
         }
-        keys += op.len();
-        written |= !op.is_empty();
+        keys += whole.len();
+        written |= !whole.is_empty();
     }
     if !written {
         return Ok(());
