@@ -14,7 +14,7 @@ use crate::clock::Timestamp;
 use crate::model::tell::{Ack, News, Step};
 use crate::model::{AlertId, AlertState, IdSource, Message, Publish, Reason, partition};
 use crate::notify;
-use crate::notify::notifier::{Notifier, Outcome};
+use crate::notify::notifier::{Firing, Notifier, Outcome};
 use crate::notify::row::{Row, RowChange};
 use crate::notify::silence::{BadSilence, Silence};
 use crate::payload::sparkplug;
@@ -24,6 +24,9 @@ use crate::rules::instance::Instance;
 use crate::rules::set::Matched;
 use crate::store::Op;
 use crate::store::keys::Table;
+
+/// So many rows lie between two seams.
+const PIECE: usize = 64;
 
 /// Rules and telling.
 #[derive(Debug)]
@@ -70,7 +73,7 @@ impl Pipeline {
 
     /// Fits what was restored, or is there, to a rule set, and lets pass the time in which nothing
     /// ran. At the start after the last row, with when the last run was last alive; at a reload
-    /// without.
+    /// without. The operation has seams: what a crash leaves undone is done by the next start.
     pub fn adopt(
         &mut self,
         set: &RuleSet,
@@ -78,17 +81,25 @@ impl Pipeline {
         now: Timestamp,
         op: &mut Op,
     ) -> (Caused, Adopted) {
-        let (effects, adopted) = self.engine.adopt(&set.rules, now);
+        let (pieces, adopted) = self.engine.adopt(&set.rules, now);
         if let Some(stopped_at) = stopped_at {
             self.engine.resume(&set.rules, stopped_at, now);
         }
-        for alert in self.engine.firing() {
-            let rule = set.rules.by_name(&alert.rule);
-            self.notifier.restore_firing(&set.book, &alert, rule.map(|rule| &rule.policy));
+        let engine = &self.engine;
+        let firing = engine.instances().filter_map(|instance| {
+            let policy = &set.rules.by_name(&instance.rule)?.policy;
+            Some(Firing { alert: instance.alert()?, policy, ack: instance.ack.as_deref() })
+        });
+        let flaps =
+            |rule: &str, key: &str| engine.instance(rule, key).is_some_and(Instance::is_flapping);
+        self.notifier.adopt(&set.book, firing, flaps);
+        let mut caused = Caused::default();
+        for effects in pieces {
+            caused.add(self.settle(set, effects, now, op));
+            op.seam();
         }
-        let mut caused = self.settle(set, effects, now, op);
         let outcome = self.notifier.reconsider(&set.book, now);
-        take(&mut caused, outcome, op);
+        take_in_pieces(&mut caused, outcome, op);
         (caused, adopted)
     }
 
@@ -110,13 +121,15 @@ impl Pipeline {
         [self.engine.due(), self.notifier.due()].into_iter().flatten().min()
     }
 
-    /// Does what is due. It may leave some for the next call: [`Pipeline::due`] says so.
+    /// Does what is due. It may leave some for the next call: [`Pipeline::due`] says so. The operation
+    /// has seams: what a crash leaves undone is due at the next start.
     pub fn wake(&mut self, set: &RuleSet, now: Timestamp, op: &mut Op) -> Caused {
         let effects = self.engine.wake(&set.rules, now);
         let mut caused = self.settle(set, effects, now, op);
         if self.notifier.due().is_some_and(|due| due <= now) {
             let outcome = self.notifier.wake(&set.book, now);
-            take(&mut caused, outcome, op);
+            op.seam();
+            take_in_pieces(&mut caused, outcome, op);
         }
         caused
     }
@@ -252,6 +265,10 @@ impl Pipeline {
             let outcome = self.notifier.handle(&set.book, news, now);
             take(&mut caused, outcome, op);
         }
+        for (rule, key) in &effects.steadied {
+            let outcome = self.notifier.steadied(&set.book, rule, key, now);
+            take(&mut caused, outcome, op);
+        }
         caused.news = effects.news;
         caused
     }
@@ -263,28 +280,52 @@ fn put_instance(op: &mut Op, instance: &Instance) {
 }
 
 fn take(caused: &mut Caused, outcome: Outcome, op: &mut Op) {
-    for change in &outcome.rows {
-        match change {
-            RowChange::Put(row) => {
-                let id = row.id();
-                op.put_row(Table::Telling, id.partition(), &id.bytes(), row);
-            }
-            RowChange::Remove(id) => {
-                op.remove_row(Table::Telling, id.partition(), &id.bytes());
-            }
-        }
+    put_messages(&outcome.messages, op);
+    outcome.rows.iter().for_each(|change| put_telling(change, op));
+    outcome.steps.iter().for_each(|step| op.put_step(step));
+    caused.steps.extend(outcome.steps);
+    caused.messages.extend(outcome.messages);
+}
+
+/// What thousands of alerts come to when a hold ends. The messages are first: what a crash cuts off
+/// after them is told again, and what it cuts off before them is told then.
+fn take_in_pieces(caused: &mut Caused, outcome: Outcome, op: &mut Op) {
+    put_messages(&outcome.messages, op);
+    for rows in outcome.rows.chunks(PIECE) {
+        rows.iter().for_each(|change| put_telling(change, op));
+        op.seam();
     }
-    for step in &outcome.steps {
-        op.put_step(step);
-    }
-    for message in &outcome.messages {
-        op.put_new_message(message);
+    for steps in outcome.steps.chunks(PIECE) {
+        steps.iter().for_each(|step| op.put_step(step));
+        op.seam();
     }
     caused.steps.extend(outcome.steps);
     caused.messages.extend(outcome.messages);
 }
 
+fn put_messages(messages: &[Message], op: &mut Op) {
+    messages.iter().for_each(|message| op.put_new_message(message));
+}
+
+fn put_telling(change: &RowChange, op: &mut Op) {
+    match change {
+        RowChange::Put(row) => {
+            let id = row.id();
+            op.put_row(Table::Telling, id.partition(), &id.bytes(), row);
+        }
+        RowChange::Remove(id) => op.remove_row(Table::Telling, id.partition(), &id.bytes()),
+    }
+}
+
 impl Caused {
+    fn add(&mut self, more: Self) {
+        self.news.extend(more.news);
+        self.messages.extend(more.messages);
+        self.steps.extend(more.steps);
+        self.failures.extend(more.failures);
+        self.passed.extend(more.passed);
+    }
+
     /// How many alerts began to fire, and how many ended.
     pub fn counts(&self) -> (u64, u64) {
         use crate::model::tell::Turn;

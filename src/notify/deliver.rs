@@ -2,7 +2,7 @@
 //!
 //! Invariant: whoever is marked as told has a message, shares one, or cannot be reached.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ use super::tale::{Knows, Tale};
 use crate::clock::Timestamp;
 use crate::model::tell::{Quota, StepKind};
 use crate::model::{
-    AlertRef, AlertState, Channel, Content, Fnv, MessageId, Reason, Severity, Target, Tells,
+    AlertId, AlertRef, AlertState, Channel, Content, Fnv, MessageId, Reason, Severity, Target,
+    Tells,
 };
 
 /// Numbers of tellings from here on are those of messages that tell of several alerts.
@@ -35,7 +36,12 @@ impl Notifier {
         }
         let mut places: HashMap<(Arc<str>, Option<RowId>), usize> = HashMap::new();
         let mut batches: Vec<(Option<RowId>, Vec<Ready>)> = Vec::new();
+        let mut seen: HashSet<(Arc<str>, AlertId)> = HashSet::new();
         for ready in std::mem::take(&mut call.ready) {
+            // An alert may have been looked at twice.
+            if !seen.insert((Arc::clone(&ready.contact), ready.alert)) {
+                continue;
+            }
             let place = (Arc::clone(&ready.contact), ready.bundle.clone());
             let index = *places.entry(place).or_insert_with(|| {
                 batches.push((ready.bundle.clone(), Vec::new()));
@@ -98,8 +104,12 @@ impl Notifier {
         let (nth, alert) = (self.round(call, tale), &tale.alert);
         let (target, then) = targets;
         let id = MessageId::derive_nth(alert.id, alert.state, nth, target.channel, &target.address);
-        let is_late = call.now.since(alert.changed_at) >= LATE
-            && ready.held.as_ref().is_some_and(|hold| hold.reason != Reason::Grouped);
+        let is_news = match &ready.held {
+            Some(hold) => hold.reason != Reason::Grouped,
+            // What is said again is not late.
+            None => tale.told.get(place).is_some_and(|told| told.knows != tale.present()),
+        };
+        let is_late = is_news && call.now.since(alert.changed_at) >= LATE;
         let text = if is_late {
             digest::late(alert, self.reader(call, &ready.contact))
         } else {

@@ -131,7 +131,8 @@ impl Notifier {
             return Some(hold(Reason::Inhibited, None, detail));
         }
         // Cooldown is for a new firing of which nobody knows yet.
-        let is_new = alert.state == AlertState::Firing
+        let is_new = tale.policy.cooldown.is_some()
+            && alert.state == AlertState::Firing
             && tale.told.iter().all(|told| told.knows == Knows::Nothing);
         let cool_at = instance.filter(|instance| is_new && instance.alert != alert.id)?.cool_at;
         let until = cool_at.filter(|at| *at > now)?;

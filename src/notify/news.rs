@@ -233,21 +233,25 @@ impl Notifier {
     pub(super) fn is_steady(&mut self, call: &mut Call<'_>, news: &News) {
         let mut alerts = vec![news.alert.id];
         if let Some(instance) = self.flapping_instance(&news.alert) {
-            let (id, last) = (instance.id(), instance.alert);
-            self.state.touch(call, &id);
-            if let Some(instance) = self.state.instances.get_mut(&id) {
-                instance.flapping = false;
-                if instance.cool_at.is_none() {
-                    self.state.instances.remove(&id);
-                }
-            }
-            if last != news.alert.id {
-                alerts.push(last);
-            }
+            let id = instance.id();
+            alerts.extend(self.calm(call, &id).filter(|last| *last != news.alert.id));
         }
         for alert in alerts {
             self.settle(call, alert, None);
         }
+    }
+
+    /// The instance is flapping no longer. Its last alert, if it was.
+    pub(super) fn calm(&mut self, call: &mut Call<'_>, id: &RowId) -> Option<AlertId> {
+        self.state.instances.get(id).filter(|instance| instance.flapping)?;
+        self.state.touch(call, id);
+        let instance = self.state.instances.get_mut(id)?;
+        instance.flapping = false;
+        let (last, is_cooling) = (instance.alert, instance.cool_at.is_some());
+        if !is_cooling {
+            self.state.instances.remove(id);
+        }
+        Some(last)
     }
 
     pub(super) fn dropped(&mut self, call: &mut Call<'_>, news: &News, reason: Reason) {
@@ -256,14 +260,50 @@ impl Notifier {
         self.forget(call, alert, &news.policy);
         if let Some(instance) = self.flapping_instance(alert) {
             let id = instance.id();
-            self.state.touch(call, &id);
-            if let Some(instance) = self.state.instances.get_mut(&id) {
-                instance.flapping = false;
-                if instance.cool_at.is_none() {
-                    self.state.instances.remove(&id);
-                }
+            self.calm(call, &id);
+        }
+    }
+
+    /// The alert's rule says something else of telling since a reload: who is named no more hears no
+    /// more, who is named now hears what somebody else has not heard yet, and repetitions keep to
+    /// what `repeat` says now. An alert without a tale begins to be repeated.
+    pub(super) fn renew(
+        &mut self,
+        call: &mut Call<'_>,
+        alert: Alert,
+        policy: &Arc<Policy>,
+        ack: Option<Ack>,
+    ) {
+        let id = alert.id;
+        let tale = self.state.tales.get(&id);
+        if tale.is_none() {
+            let directory = &call.book.directory;
+            let reached = |contact: &Arc<str>| directory.targets(contact, &policy.by).is_ok();
+            let room = self.state.tales.len() < self.config.tales_max;
+            if !room || !policy.to.iter().any(reached) {
+                return;
             }
         }
+        self.state.touch(call, &RowId::Tale(id));
+        let severity = alert.severity;
+        let tale = self.state.tales.remove(&id);
+        let tale = tale.unwrap_or_else(|| Tale::plain(alert, severity, None, Arc::clone(policy)));
+        if policy.shadow {
+            let about = About { reason: Some(Reason::Shadow), ..About::default() };
+            call.step(&tale.alert, StepKind::Dropped, about);
+            return;
+        }
+        let (tale, unnamed) = tale.renewed(policy, ack, call.now);
+        for contact in &unnamed {
+            let about = About {
+                reason: Some(Reason::RuleChanged),
+                contact: Some(contact),
+                detail: Some("the rule names it no more".into()),
+                ..About::default()
+            };
+            call.step(&tale.alert, StepKind::Dropped, about);
+        }
+        self.state.tales.insert(id, tale);
     }
 
     /// Nobody hears more of the alert.

@@ -8,6 +8,7 @@
 //! `state` keeps memory and rows the same. Invariant: an alert that was raised ends in a message or in a
 //! step with a reason, and a restart between two calls changes nothing.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,9 +19,10 @@ use super::row::{Row, RowChange, RowId};
 use super::silence::{BadSilence, Silence};
 use super::state::{Call, State, Wait};
 use super::storm::{Storm, prefix};
+use super::suppress::Causes;
 use super::tale::Tale;
 use crate::clock::Timestamp;
-use crate::model::tell::{News, Policy, Step, Turn};
+use crate::model::tell::{Ack, News, Policy, Step, Turn};
 use crate::model::{Alert, AlertId, AlertRef, Message, Tells};
 
 /// So often one wake looks for what has become due by what it did itself.
@@ -43,12 +45,33 @@ pub struct Notifier {
     pub(super) config: Config,
     pub(super) expires_in: Duration,
     pub(super) state: State,
+    renewed: Renewed,
+}
+
+/// An alert that fires, what its rule says of telling, and who takes care of it.
+#[derive(Clone, Debug)]
+pub struct Firing<'a> {
+    /// The alert.
+    pub alert: Alert,
+    /// Who is to be told, and how.
+    pub policy: &'a Arc<Policy>,
+    /// Who takes care of it.
+    pub ack: Option<&'a Ack>,
+}
+
+/// What a reload changed and is not looked at yet.
+#[derive(Debug, Default)]
+struct Renewed {
+    /// Alerts whose rules say something else of telling.
+    alerts: Vec<(Alert, Arc<Policy>, Option<Ack>)>,
+    /// Instances that are flapping no longer.
+    steady: Vec<RowId>,
 }
 
 impl Notifier {
     /// Nobody was told of anything. A message lives for `expires_in` where its rule says nothing.
     pub fn new(config: &Config, expires_in: Duration) -> Self {
-        Self { config: *config, expires_in, state: State::default() }
+        Self { config: *config, expires_in, state: State::default(), renewed: Renewed::default() }
     }
 
     /// Puts back a row that was stored. Rows come in any order, all of them before the first call of
@@ -57,12 +80,47 @@ impl Notifier {
         self.state.restore(row);
     }
 
-    /// Says that an alert fires: after [`Self::restore`], for each alert that fires; and again for
-    /// each after a reload of the book, before [`Self::reconsider`]. `policy` is what its rule says
-    /// now; `None`: the rule is gone. Saying it twice changes nothing.
-    pub fn restore_firing(&mut self, book: &Book, alert: &Alert, policy: Option<&Arc<Policy>>) {
-        let Some(policy) = policy.filter(|policy| !policy.shadow) else { return };
-        self.state.causes.begin(&book.suppress, alert);
+    /// Says which alerts fire and what their rules say now: after [`Self::restore`], and again after
+    /// each reload. What else is known of who explains what, and of who is in which group, is
+    /// forgotten. Saying it twice changes nothing. [`Self::reconsider`] then tells what comes of it.
+    ///
+    /// `flaps` says whether the instance of that rule and key is flapping still.
+    pub fn adopt<'a>(
+        &mut self,
+        book: &Book,
+        firing: impl IntoIterator<Item = Firing<'a>>,
+        flaps: impl Fn(&str, &str) -> bool,
+    ) {
+        self.state.causes = Causes::default();
+        self.state.groups.values_mut().for_each(|members| members.firing.clear());
+        let steady = self
+            .state
+            .instances
+            .iter()
+            .filter(|(_, instance)| instance.flapping && !flaps(&instance.rule, &instance.key));
+        self.renewed.steady = steady.map(|(id, _)| id.clone()).collect();
+        self.renewed.alerts.clear();
+        for alert in firing {
+            self.adopt_one(book, alert);
+        }
+    }
+
+    fn adopt_one(&mut self, book: &Book, firing: Firing<'_>) {
+        let Firing { alert, policy, ack } = firing;
+        let tale = self.state.tales.get(&alert.id);
+        // Without a tale everybody was told once: of its rule only `repeat` could make a difference.
+        let is_renewed = match tale {
+            Some(tale) => tale.policy != *policy,
+            None => policy.repeat.is_some() && ack.is_none() && !policy.shadow,
+        };
+        if is_renewed {
+            let renewed = (alert.clone(), Arc::clone(policy), ack.cloned());
+            self.renewed.alerts.push(renewed);
+        }
+        if policy.shadow {
+            return;
+        }
+        self.state.causes.begin(&book.suppress, &alert);
         if let Some(rule) = &book.storm {
             let prefix = prefix(&alert.topic, rule.levels);
             let id = RowId::Storm(Arc::clone(&prefix));
@@ -70,14 +128,11 @@ impl Notifier {
             if room || self.state.storms.contains_key(&id) {
                 let storm = self.state.storms.entry(id.clone());
                 let storm = storm.or_insert_with(|| Storm::new(prefix));
-                storm.recount(rule, digest::name(alert), alert.fired_at);
+                storm.recount(rule, digest::name(&alert), alert.fired_at);
                 self.state.set_timer(&id);
             }
         }
-        if let Some(tale) = self.state.tales.get_mut(&alert.id) {
-            tale.policy = Arc::clone(policy);
-        }
-        if let Some(group) = group_of(alert, policy)
+        if let Some(group) = group_of(&alert, policy)
             && let Some(members) = self.state.groups.get_mut(&group)
         {
             members.firing.insert(alert.id);
@@ -154,10 +209,18 @@ impl Notifier {
         }
     }
 
-    /// Looks again at whatever is held, after a reload of the book.
+    /// Brings what is told up to date with what rules and contacts say now, and looks again at
+    /// whatever is held. After [`Self::adopt`], and after the news of what the reload ended.
     pub fn reconsider(&mut self, book: &Book, now: Timestamp) -> Outcome {
         let mut call = Call::new(book, now);
-        self.state.causes.rebuild(&book.suppress);
+        let Renewed { mut alerts, steady } = std::mem::take(&mut self.renewed);
+        alerts.sort_unstable_by_key(|(alert, ..)| alert.id);
+        let mut looked_at: BTreeSet<AlertId> = BTreeSet::new();
+        for (alert, policy, ack) in alerts {
+            looked_at.insert(alert.id);
+            self.renew(&mut call, alert, &policy, ack);
+        }
+        looked_at.extend(steady.iter().filter_map(|id| self.calm(&mut call, id)));
         if book.storm.is_none() {
             let mut storms: Vec<RowId> = self.state.storms.keys().cloned().collect();
             storms.sort_unstable();
@@ -166,8 +229,31 @@ impl Notifier {
                 self.end_storm(&mut call, &id);
             }
         }
-        for alert in self.state.all_held() {
+        // Those in which nothing fires any more go.
+        let groups = self.state.groups.iter().filter(|(_, members)| members.firing.is_empty());
+        for (id, _) in groups {
+            self.state.touch(&mut call, id);
+        }
+        looked_at.extend(self.state.all_held());
+        for alert in looked_at {
             self.settle(&mut call, alert, None);
+        }
+        self.deliver(&mut call);
+        self.state.finish(call)
+    }
+
+    /// An instance that was flapping is gone without news.
+    pub fn steadied(
+        &mut self,
+        book: &Book,
+        rule: &Arc<str>,
+        key: &Arc<str>,
+        now: Timestamp,
+    ) -> Outcome {
+        let mut call = Call::new(book, now);
+        let id = RowId::Instance { rule: Arc::clone(rule), key: Arc::clone(key) };
+        if let Some(last) = self.calm(&mut call, &id) {
+            self.settle(&mut call, last, None);
         }
         self.deliver(&mut call);
         self.state.finish(call)

@@ -273,12 +273,9 @@ impl State {
     }
 
     /// Every alert of which something is held.
-    pub(super) fn all_held(&self) -> Vec<AlertId> {
+    pub(super) fn all_held(&self) -> impl Iterator<Item = AlertId> {
         let held = |tale: &&Tale| tale.told.iter().any(|told| told.hold.is_some());
-        let mut alerts: Vec<AlertId> =
-            self.tales.values().filter(held).map(|tale| tale.alert.id).collect();
-        alerts.sort_unstable();
-        alerts
+        self.tales.values().filter(held).map(|tale| tale.alert.id)
     }
 
     /// Forgets what is told in full, and brings index and timers up to date with all that was

@@ -150,22 +150,6 @@ impl Causes {
         true
     }
 
-    /// Forgets what explains what: another book is in force.
-    pub(super) fn rebuild(&mut self, suppress: &[Suppress]) {
-        self.index.clear();
-        for (number, table) in suppress.iter().enumerate() {
-            for (id, (rule, _, labels)) in &self.alerts {
-                if table.is_cause(rule)
-                    && let Some(values) = table.values(labels)
-                {
-                    self.index.entry((number, values)).or_default().insert(*id);
-                }
-            }
-        }
-        let known: BTreeSet<AlertId> = self.index.values().flatten().copied().collect();
-        self.alerts.retain(|id, _| known.contains(id));
-    }
-
     /// What explains the alert: rule and key of the earliest that fires.
     pub(super) fn of(&self, suppress: &[Suppress], alert: &Alert) -> Option<(&str, &str)> {
         if self.alerts.is_empty() {

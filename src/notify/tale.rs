@@ -20,7 +20,7 @@ use crate::model::{Alert, AlertState, Severity};
 const GRACE: Duration = Duration::from_secs(1);
 
 /// What a contact knows of an alert.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Knows {
     /// It was told nothing.
@@ -99,6 +99,41 @@ impl Tale {
         }
         tale.firing_tellings = 1;
         tale
+    }
+
+    /// The tale under what its rule says now, and who had something to hear and is named no more.
+    pub(super) fn renewed(
+        mut self,
+        policy: &Arc<Policy>,
+        ack: Option<Ack>,
+        now: Timestamp,
+    ) -> (Self, Vec<Arc<str>>) {
+        let mut before = std::mem::take(&mut self.told);
+        let least = before.iter().map(|told| told.knows).min().unwrap_or_else(|| self.present());
+        let repeat_at = before.iter().filter_map(|told| told.repeat_at).min();
+        for contact in policy.to.iter() {
+            let known = before.iter().position(|told| told.contact == *contact);
+            let told = known.map(|place| before.swap_remove(place));
+            let new = || Told { repeat_at, ..Told::new(contact, least) };
+            self.told.push(told.unwrap_or_else(new));
+        }
+        before.retain(|told| told.hold.is_some());
+        let unnamed = before.into_iter().map(|told| told.contact).collect();
+        if self.policy.repeat.is_none() && policy.repeat.is_some() {
+            self.ack = self.ack.or(ack);
+        }
+        let present = self.present();
+        let every = policy.repeat.filter(|_| self.ack.is_none());
+        for told in &mut self.told {
+            let usual = every.filter(|_| told.knows == present).map(|every| now.plus(every));
+            told.repeat_at = match (told.repeat_at, usual) {
+                (Some(before), Some(usual)) => Some(before.min(usual)),
+                (_, usual) => usual,
+            };
+            told.again &= every.is_some();
+        }
+        self.policy = Arc::clone(policy);
+        (self, unnamed)
     }
 
     /// How the alert stands.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::Config;
 use super::book::Book;
-use super::notifier::{Notifier, Outcome};
+use super::notifier::{Firing, Notifier, Outcome};
 use super::row::{Row, RowChange};
 use super::silence::{Matcher, Silence};
 use crate::clock::Timestamp;
@@ -68,6 +68,9 @@ struct World {
     known: BTreeMap<(AlertId, Arc<str>), (AlertState, Severity)>,
     explained: std::collections::BTreeSet<AlertId>,
     raised: BTreeMap<AlertId, Alert>,
+    acks: BTreeMap<AlertId, Ack>,
+    /// Rules whose instances have ceased to flap without news.
+    steady: std::collections::BTreeSet<&'static str>,
 }
 
 impl World {
@@ -87,6 +90,8 @@ impl World {
             known: BTreeMap::new(),
             explained: std::collections::BTreeSet::new(),
             raised: BTreeMap::new(),
+            acks: BTreeMap::new(),
+            steady: std::collections::BTreeSet::new(),
         }
     }
 
@@ -97,10 +102,28 @@ impl World {
             let row: Row = serde_json::from_str(row).expect("a row reads back");
             self.notifier.restore(row);
         }
-        for alert in self.firing.values() {
-            let policy = self.policies.get(alert.rule.as_ref());
-            self.notifier.restore_firing(&self.book, alert, policy);
+        self.adopt();
+    }
+
+    fn adopt(&mut self) {
+        let firing = self.firing.values().filter_map(|alert| {
+            let policy = self.policies.get(alert.rule.as_ref())?;
+            let ack = self.acks.get(&alert.id);
+            Some(Firing { alert: alert.clone(), policy, ack })
+        });
+        self.notifier.adopt(&self.book, firing, |rule, _| !self.steady.contains(rule));
+    }
+
+    /// Rules say something else from now on.
+    fn reload(&mut self, policies: &[(&'static str, Policy)], now: Timestamp) -> String {
+        for (name, policy) in policies {
+            self.policies.insert(name, Arc::new(policy.clone()));
         }
+        self.log.clear();
+        self.adopt();
+        let outcome = self.notifier.reconsider(&self.book, now);
+        self.take(outcome, now);
+        std::mem::take(&mut self.log)
     }
 
     fn take(&mut self, outcome: Outcome, now: Timestamp) {
@@ -207,6 +230,9 @@ impl World {
                 let alert = self.firing.get_mut(&name).expect("it fires");
                 let from = alert.severity;
                 alert.severity = severity(Some(to));
+                if alert.severity > from {
+                    self.acks.remove(&alert.id);
+                }
                 alert.changed_at = now;
                 alert.text = format!("{key} now {to}").into();
                 let alert = alert.clone();
@@ -226,6 +252,7 @@ impl World {
             ["ack", ..] => {
                 let alert = self.firing[&name].clone();
                 let ack = Ack { by: "ana".into(), at: now, note: None };
+                self.acks.insert(alert.id, ack.clone());
                 self.news(alert, Turn::Acknowledged(ack), now);
             }
             ["flap", .., on] => {
@@ -901,16 +928,137 @@ fn a_reload_tells_what_is_held_no_more() {
     world.run("12:00 raise gateway-x a/1\n12:01 raise hot a/1", false);
     world.log.clear();
     world.book = book("");
-    for alert in world.firing.values() {
-        world.notifier.restore_firing(&world.book, alert, world.policies.get(alert.rule.as_ref()));
-    }
-    let now = MIDNIGHT.plus(mins(13 * 60));
-    let outcome = world.notifier.reconsider(&world.book, now);
-    world.take(outcome, now);
-    insta::assert_snapshot!(world.log, @r"
+    let log = world.reload(&[], MIDNIGHT.plus(mins(13 * 60)));
+    insta::assert_snapshot!(log, @r"
     13:00 -> ana: a/1 on (at 12:01 UTC)
     13:00 released hot a/1 [ana] inhibited
     ");
+}
+
+/// Midnight and so many minutes.
+fn at(minutes: u64) -> Timestamp {
+    MIDNIGHT.plus(mins(minutes))
+}
+
+#[test]
+fn a_contact_that_a_rule_names_no_more_was_told_on_and_the_new_one_was_not() {
+    let repeating = |to: &[&str]| Policy { repeat: Some(mins(30)), ..policy(to) };
+    let mut world = World::new("", &[("hot", repeating(&["ana"]))]);
+    world.run("12:00 raise hot a/1", false);
+    assert_eq!(world.reload(&[("hot", repeating(&["ben"]))], at(12 * 60 + 10)), "");
+    world.run("13:00 clear hot a/1", true);
+    insta::assert_snapshot!(world.log, @r"
+    12:30 -> ben: a/1 on
+    13:00 -> ben: a/1 on
+    13:00 -> ben: a/1 off
+    13:00 cleared hot a/1
+    ");
+    // What nobody has heard yet, the new one hears.
+    let mut world = World::new("", &one(&["ben"]));
+    world.run("23:00 raise hot a/1", false);
+    insta::assert_snapshot!(world.reload(&one(&["ana"]), at(24 * 60)), @r"
+    24:00 -> ana: a/1 on (at 23:00 UTC)
+    24:00 dropped hot a/1 [ben] rule_changed (the rule names it no more)
+    ");
+    world.run("36:00 clear hot a/1", false);
+    assert_eq!(world.log, "36:00 -> ana: a/1 off\n36:00 cleared hot a/1\n");
+}
+
+#[test]
+fn a_repetition_came_after_repeat_was_taken_out_and_none_where_it_was_put_in() {
+    let every = |minutes| Policy { repeat: minutes, ..policy(&["ana"]) };
+    let mut world = World::new("", &[("hot", every(Some(mins(30))))]);
+    world.run("12:00 raise hot a/1", false);
+    assert_eq!(world.reload(&[("hot", every(None))], at(12 * 60 + 10)), "");
+    world.run("15:00 wait", true);
+    assert_eq!(world.log, "");
+    assert!(world.rows.is_empty());
+    assert_eq!(world.reload(&[("hot", every(Some(mins(30))))], at(15 * 60)), "");
+    world.run("15:31 ack hot a/1\n18:00 wait", true);
+    assert_eq!(world.log, "15:30 -> ana: a/1 on\n15:31 acknowledged hot a/1 (by ana)\n");
+    // Sooner than before; somebody takes care of it.
+    world.log.clear();
+    world.reload(&[("hot", every(Some(mins(1))))], at(18 * 60));
+    world.run("19:00 raise hot a/2\n19:00:30 wait", true);
+    assert_eq!(world.log, "19:00 -> ana: a/2 on\n");
+    world.reload(&[("hot", every(Some(mins(5))))], at(19 * 60));
+    world.run("19:06 wait", false);
+    assert_eq!(world.log, "19:01 -> ana: a/2 on\n19:06 -> ana: a/2 on\n");
+}
+
+#[test]
+fn a_rule_that_went_into_shadow_went_on_to_repeat_to_hold_and_to_explain() {
+    let live = Policy { repeat: Some(mins(30)), ..policy(&["ben"]) };
+    let shadow = Policy { shadow: true, ..live.clone() };
+    let mut world = World::new(SUPPRESS, &[("gateway-x", live), ("hot", policy(&["ana"]))]);
+    world.run("12:00 raise gateway-x a/1\n12:01 raise hot a/1\n22:00 raise gateway-x a/2", false);
+    insta::assert_snapshot!(world.reload(&[("gateway-x", shadow)], at(22 * 60 + 10)), @r"
+    22:10 -> ana: a/1 on (at 12:01 UTC)
+    22:10 dropped gateway-x a/1 shadow
+    22:10 dropped gateway-x a/2 shadow
+    22:10 released hot a/1 [ana] inhibited
+    ");
+    world.run("40:00 wait", true);
+    assert_eq!(world.log, "");
+    assert!(world.rows.is_empty(), "{:?}", world.rows);
+}
+
+#[test]
+fn an_instance_whose_rule_had_lost_its_flapping_was_never_told_of_again() {
+    let script =
+        "12:00 raise hot a/1\n12:01 flap hot a/1 on\n12:02 clear hot a/1\n12:03 raise hot a/1";
+    let mut world = World::new("", &one(&["ana"]));
+    world.run(script, false);
+    world.steady.insert("hot");
+    assert_eq!(world.reload(&[], at(13 * 60)), "");
+    world.run("13:01 clear hot a/1\n13:02 raise hot a/1", true);
+    insta::assert_snapshot!(world.log, @r"
+    13:01 -> ana: a/1 off
+    13:01 cleared hot a/1
+    13:02 -> ana: a/1 on
+    ");
+    // The same where the instance is gone, and people were told that it fires.
+    let mut world = World::new("", &one(&["ana"]));
+    world.run("12:00 raise hot a/1\n12:01 flap hot a/1 on\n12:02 clear hot a/1", false);
+    world.log.clear();
+    let (rule, key) = (Arc::from("hot"), Arc::from("a/1"));
+    let outcome = world.notifier.steadied(&world.book, &rule, &key, at(13 * 60));
+    world.take(outcome, at(13 * 60));
+    insta::assert_snapshot!(world.log, @r"
+    13:00 -> ana: a/1 off (at 12:02 UTC)
+    13:00 released hot a/1 [ana] flapping
+    ");
+    assert!(world.rows.is_empty());
+}
+
+#[test]
+fn a_cooldown_that_was_taken_out_held_on() {
+    let cool = Policy { cooldown: Some(mins(60)), ..policy(&["ana"]) };
+    let mut world = World::new("", &[("hot", cool)]);
+    world.run("12:00 raise hot a/1\n12:01 clear hot a/1\n12:02 raise hot a/1", false);
+    insta::assert_snapshot!(world.reload(&one(&["ana"]), at(12 * 60 + 10)), @r"
+    12:10 -> ana: a/1 on (at 12:02 UTC)
+    12:10 released hot a/1 [ana] cooldown
+    ");
+}
+
+#[test]
+fn a_group_counted_the_alerts_of_a_rule_that_was_gone() {
+    let mut world = World::new("", &[("hot", grouped())]);
+    world.run("12:00 raise hot a/1\n12:10 wait", false);
+    assert_eq!(world.rows.len(), 1);
+    // As the engine drops the alerts of a rule that is gone: it knows nothing of their group.
+    let mut gone = world.firing.remove("hot a/1").expect("fires");
+    gone.changed_at = at(13 * 60);
+    world.adopt();
+    let policy = Arc::<Policy>::default();
+    let turn = Turn::Dropped(Reason::RuleRemoved);
+    let news = News { alert: gone, turn, title: None, policy };
+    let outcome = world.notifier.handle(&world.book, &news, at(13 * 60));
+    world.take(outcome, at(13 * 60));
+    let outcome = world.notifier.reconsider(&world.book, at(13 * 60));
+    world.take(outcome, at(13 * 60));
+    assert!(world.rows.is_empty(), "{:?}", world.rows);
 }
 
 #[test]

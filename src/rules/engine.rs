@@ -23,8 +23,9 @@ use crate::model::tell::{Ack, News, Policy, Turn};
 use crate::model::{Alert, AlertId, IdSource, Publish, Reason};
 use crate::payload::{self, Codec, Decode, Undecodable, Value, sparkplug};
 
-/// Most instances that one [`Engine::wake`] looks at.
-const WAKE_MAX: usize = 1_000;
+/// Most instances that one [`Engine::wake`] looks at, and of which [`Engine::adopt`] tells in one
+/// piece: what comes of them is one operation of the store, which is made for small ones.
+const PIECE: usize = 32;
 /// Undecodable payloads that are kept of each rule, to be looked at, and the bytes of each.
 const SAMPLES: (usize, usize) = (5, 256);
 /// Of so many rules.
@@ -42,6 +43,8 @@ pub struct Effects {
     /// Rows to be written before the publish is acknowledged, in order; of an instance the last
     /// counts.
     pub touched: Vec<Touched>,
+    /// Instances, by rule and key, that were flapping and are gone without news.
+    pub steadied: Vec<(Arc<str>, Arc<str>)>,
 }
 
 /// A row to be written.
@@ -295,7 +298,7 @@ impl Engine {
     /// [`Engine::due`] says so.
     pub fn wake(&mut self, rules: &Rules, now: Timestamp) -> Effects {
         let mut effects = Effects::default();
-        for _ in 0..WAKE_MAX {
+        for _ in 0..PIECE {
             if self.timers.first().is_none_or(|(at, ..)| *at > now) {
                 break;
             }
@@ -334,13 +337,21 @@ impl Engine {
         })
     }
 
-    /// An operator has an instance forgotten; nobody is told. `None`: there is no such instance.
+    /// An operator has an instance forgotten; nobody is told. One that is expected is waited for from
+    /// now on. `None`: there is no such instance.
     pub fn forget(&mut self, rules: &Rules, id: AlertId, now: Timestamp) -> Option<Effects> {
         let (name, key) = self.find(id)?;
         let instance = self.take(&name, &key)?;
         let mut effects = Effects::default();
-        let policy = rules.by_name(&name).map(|rule| Arc::clone(&rule.policy));
+        let rule = rules.by_name(&name);
+        let policy = rule.map(|rule| Arc::clone(&rule.policy));
         drop_instance(&instance, policy, Reason::Forgotten, now, &mut effects);
+        if let Some(rule) = rule {
+            let mine = rule.expected().iter().find(|expected| *expected.key == *key);
+            if let Some(expected) = mine {
+                Run { engine: self, rules, rule, now, effects: &mut effects }.expect(expected);
+            }
+        }
         Some(effects)
     }
 
@@ -350,10 +361,15 @@ impl Engine {
     }
 
     /// Fits the instances to `rules`: those of rules that mean what they meant go on, those of
-    /// others begin anew (what fires goes on firing), those of rules that are gone end without a
-    /// word. At the start, after the last [`Engine::restore`], and at each reload.
-    pub fn adopt(&mut self, rules: &Rules, now: Timestamp) -> (Effects, Adopted) {
-        let (mut effects, mut adopted) = (Effects::default(), Adopted::default());
+    /// others begin anew (what fires goes on firing, where the rule can still hear of it), those of
+    /// rules that are gone end without a word. At the start, after the last [`Engine::restore`], and
+    /// at each reload.
+    ///
+    /// What comes of it is in pieces, each of which is to be written whole. An instance that only
+    /// begins anew is in none: the next checkpoints write it, and until then its row says what its
+    /// rule meant, so that a start finds that it is to begin anew.
+    pub fn adopt(&mut self, rules: &Rules, now: Timestamp) -> (Vec<Effects>, Adopted) {
+        let (mut pieces, mut adopted) = (Pieces::default(), Adopted::default());
         self.instances.retain(|_, keys| !keys.is_empty());
         let mut names: Vec<Arc<str>> = self.instances.keys().cloned().collect();
         names.sort();
@@ -365,7 +381,7 @@ impl Engine {
             keys.values().for_each(|instance| self.tally.remove(instance));
             let Some(rule) = rules.by_name(&name) else {
                 for instance in keys.values() {
-                    drop_instance(instance, None, Reason::RuleRemoved, now, &mut effects);
+                    drop_instance(instance, None, Reason::RuleRemoved, now, pieces.next());
                 }
                 adopted.removed.push(name);
                 continue;
@@ -377,9 +393,13 @@ impl Engine {
                 } else {
                     // Rows from before there were meanings are taken as they are.
                     is_changed |= instance.meaning != 0;
-                    if !begin_anew(instance, rule, now, &mut effects) {
+                    if !begin_anew(instance, rule, &mut self.ids, now, pieces.next()) {
                         return false;
                     }
+                    mark(&mut self.dirty, instance);
+                }
+                if instance.untold && !rule.is_shadow() {
+                    go_live(instance, rule, pieces.next());
                 }
                 instance.timer = super::run::due(rule, instance);
                 let entry = |at| (at, Arc::clone(&instance.rule), Arc::clone(&instance.key));
@@ -395,9 +415,14 @@ impl Engine {
         }
         self.timers = timers.into_iter().collect();
         for rule in rules.rules() {
-            Run { engine: self, rules, rule, now, effects: &mut effects }.expect();
+            for expected in rule.expected() {
+                let mut run = Run { engine: self, rules, rule, now, effects: pieces.next() };
+                if !run.expect(expected) {
+                    break;
+                }
+            }
         }
-        (effects, adopted)
+        (pieces.0, adopted)
     }
 
     /// Says that the process did not run between `stopped_at` and `now`. After [`Engine::adopt`].
@@ -492,9 +517,7 @@ impl Engine {
 
     /// Has the instance written by the next checkpoint.
     pub(super) fn mark(&mut self, instance: &mut Instance) {
-        if !std::mem::replace(&mut instance.is_dirty, true) {
-            self.dirty.push_back((Arc::clone(&instance.rule), Arc::clone(&instance.key)));
-        }
+        mark(&mut self.dirty, instance);
     }
 
     /// Sees to it that the instance is looked at when it is due. One that is looked at too early
@@ -543,6 +566,27 @@ impl Engine {
     }
 }
 
+/// What comes of many instances, in pieces.
+#[derive(Default)]
+struct Pieces(Vec<Effects>);
+
+impl Pieces {
+    /// Where the next instance goes.
+    fn next(&mut self) -> &mut Effects {
+        let has_room = |piece: &Effects| piece.touched.len() + piece.news.len() < PIECE;
+        if !self.0.last().is_some_and(has_room) {
+            self.0.push(Effects::default());
+        }
+        self.0.last_mut().expect("one was pushed if there was none")
+    }
+}
+
+fn mark(dirty: &mut VecDeque<(Arc<str>, Arc<str>)>, instance: &mut Instance) {
+    if !std::mem::replace(&mut instance.is_dirty, true) {
+        dirty.push_back((Arc::clone(&instance.rule), Arc::clone(&instance.key)));
+    }
+}
+
 /// Whether a rule with `on` means this event: the third level of its topic.
 fn is_meant(rule: &Rule, publish: &Publish) -> bool {
     rule.events.is_empty()
@@ -571,30 +615,66 @@ pub(super) fn drop_instance(
     now: Timestamp,
     effects: &mut Effects,
 ) {
-    effects.news.extend(instance.alert().map(|alert| dropped(alert, policy, reason, now)));
+    match instance.alert() {
+        Some(alert) => effects.news.push(dropped(alert, policy, reason, now)),
+        None if instance.is_flapping() => {
+            effects.steadied.push((Arc::clone(&instance.rule), Arc::clone(&instance.key)));
+        }
+        None => {}
+    }
     if instance.is_stored {
         effects.touched.push(Touched::Remove(instance.id));
     }
 }
 
 /// Lets an instance go on under a rule that means something else. What fires goes on firing, if the
-/// rule still has such a level. False: nothing is left of it.
-fn begin_anew(instance: &mut Instance, rule: &Rule, now: Timestamp, effects: &mut Effects) -> bool {
+/// rule still has such a level and could hear that it is over. False: nothing is left of it.
+fn begin_anew(
+    instance: &mut Instance,
+    rule: &Rule,
+    ids: &mut IdSource,
+    now: Timestamp,
+    effects: &mut Effects,
+) -> bool {
+    let fits = super::run::fits(rule, instance);
     let fired = instance.alert();
     instance.life.forget_clocks(&rule.clocks);
     instance.memory = None;
     instance.meaning = rule.meaning;
-    if let Some(alert) = fired.filter(|_| instance.life.level().is_none()) {
+    let stays = fits && (instance.life.level().is_some() || rule.needs.instance);
+    let ended = fired.filter(|_| !fits || instance.life.level().is_none());
+    let has_ended = ended.is_some();
+    if let Some(alert) = ended {
         let policy = Some(Arc::clone(&rule.policy));
         effects.news.push(dropped(alert, policy, Reason::RuleChanged, now));
-        instance.life = Life::default();
-        instance.fired_at = None;
     }
-    let stays = instance.life.level().is_some() || rule.needs.instance;
-    if stays {
-        effects.touched.push(Touched::Put(Arc::clone(&instance.rule), Arc::clone(&instance.key)));
-    } else if instance.is_stored {
+    if instance.is_stored && (has_ended || !stays) {
         effects.touched.push(Touched::Remove(instance.id));
+        instance.is_stored = false;
+    }
+    if has_ended && stays {
+        instance.life = Life::default();
+        instance.next_alert(AlertId::next(ids, now, &instance.rule, &instance.key));
+        put(instance, effects);
+    }
+    if stays {
+        instance.labels = super::run::labels_anew(rule, instance);
     }
     stays
+}
+
+/// Has the instance written with what else comes of it.
+fn put(instance: &mut Instance, effects: &mut Effects) {
+    instance.is_stored = true;
+    effects.touched.push(Touched::Put(Arc::clone(&instance.rule), Arc::clone(&instance.key)));
+}
+
+/// Nobody was told of an alert because its rule was in shadow, and now it is not: it is as if it
+/// began to fire.
+fn go_live(instance: &mut Instance, rule: &Rule, effects: &mut Effects) {
+    instance.untold = false;
+    let Some(alert) = instance.alert() else { return };
+    let policy = Arc::clone(&rule.policy);
+    effects.news.push(News { alert, turn: Turn::Raised, title: None, policy });
+    put(instance, effects);
 }

@@ -72,6 +72,9 @@ pub struct Instance {
     /// How many publishes its present alert has counted.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub events: u32,
+    /// Its alert was raised while its rule was in shadow: nobody knows of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub untold: bool,
     /// What its rule needs of the publishes before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Box<Memory>>,
@@ -205,6 +208,7 @@ impl Instance {
             seen_at: None,
             silent_from: None,
             events: 0,
+            untold: false,
             memory: None,
             severity: None,
             is_dirty: false,
@@ -254,6 +258,22 @@ impl Instance {
     /// What it remembers, made where there is nothing yet.
     pub(super) fn memory_mut(&mut self) -> &mut Memory {
         self.memory.get_or_insert_default()
+    }
+
+    /// Its alert is over, and its next one is another.
+    pub(super) fn next_alert(&mut self, id: AlertId) {
+        self.id = id;
+        self.fired_at = None;
+        self.ack = None;
+        self.events = 0;
+        self.untold = false;
+        self.text = Arc::default();
+    }
+
+    /// Whether its state changes too often to be told.
+    pub fn is_flapping(&self) -> bool {
+        let flaps = self.memory.as_ref().and_then(|memory| memory.flaps);
+        flaps.is_some_and(|flaps| flaps.on)
     }
 
     /// Its last publish.

@@ -12,7 +12,7 @@ use super::functions::time::reading_time;
 use super::instance::{Instance, Last, Memory};
 use super::life::Move;
 use super::named::Named;
-use super::set::{KeyPart, Level, Replayed, Rule, Rules};
+use super::set::{Expected, KeyPart, Level, Replayed, Rule, Rules, Silent};
 use super::template::{self, default_text, plain};
 use super::window::Window;
 use crate::clock::Timestamp;
@@ -51,6 +51,16 @@ struct Reading<'a> {
     at: Timestamp,
 }
 
+impl Reading<'_> {
+    /// The name or number of its element, as text.
+    fn item_key(&self) -> Option<Arc<str>> {
+        match &self.item.as_ref()?.0 {
+            Value::Text(key) => Some(Arc::clone(key)),
+            key => Some(key.to_string().into()),
+        }
+    }
+}
+
 /// What came of the levels' conditions.
 enum Found {
     /// The worst level that holds.
@@ -76,8 +86,51 @@ pub(super) fn due(rule: &Rule, instance: &Instance) -> Option<Timestamp> {
         pairs.filter_map(|(window, spec)| window.due(spec)).min()
     };
     let window = if rule.needs.time_window && !instance.life.is_idle() { window() } else { None };
-    let forget = rule.forget.map(|after| instance.heard_at().plus(after));
+    let forget = forgotten_at(rule, instance);
     [level, silent, window, forget].into_iter().flatten().min()
+}
+
+/// When the instance is forgotten; `None`: never. One that is expected is waited for, whatever happens.
+fn forgotten_at(rule: &Rule, instance: &Instance) -> Option<Timestamp> {
+    let after = rule.forget?;
+    let expects = |silent: &Silent| silent.expects(&instance.key);
+    (!rule.silent.as_ref().is_some_and(expects)).then(|| instance.heard_at().plus(after))
+}
+
+/// Whether the rule, which means something else now, could still hear of the instance, or waits for
+/// it: its topic and key are such as the rule makes them.
+pub(super) fn fits(rule: &Rule, instance: &Instance) -> bool {
+    let waits = |silent: &Silent| instance.seen_at.is_some() || silent.expects(&instance.key);
+    rule.filter.matches(&instance.topic)
+        && rule.silent.as_ref().is_none_or(waits)
+        && key_fits(rule, &instance.topic, &instance.key)
+}
+
+/// Whether a reading of this topic could have this key. What expressions give is not known here.
+fn key_fits(rule: &Rule, topic: &TopicName, key: &str) -> bool {
+    if key.len() > KEY_BYTES_MAX - 30 {
+        // It may have been cut.
+        return true;
+    }
+    let parts: Vec<&str> = match rule.key.len() {
+        0 => return key.is_empty(),
+        1 => vec![key],
+        _ => key.split('/').collect(),
+    };
+    let is_right = |(part, text): (&KeyPart, &str)| match part {
+        KeyPart::Capture(name) => {
+            condition::capture(&rule.filter, topic, name).unwrap_or_default() == text
+        }
+        KeyPart::Expression(_) => true,
+    };
+    parts.len() == rule.key.len() && rule.key.iter().zip(parts).all(is_right)
+}
+
+/// The instance's labels as its rule names them now.
+pub(super) fn labels_anew(rule: &Rule, instance: &Instance) -> Labels {
+    let item = instance.labels.iter().find(|(name, _)| &**name == "item_key");
+    let item = item.filter(|_| rule.each.is_some()).map(|(_, key)| Arc::clone(key));
+    labels(&rule.filter, &instance.topic, item, &instance.key)
 }
 
 impl Run<'_> {
@@ -211,7 +264,7 @@ impl Run<'_> {
         let mut instance = Instance::new(id, &rule.name, key, reading.topic.clone());
         instance.meaning = rule.meaning;
         instance.known_since = self.now;
-        instance.labels = labels(&rule.filter, reading, &instance.key);
+        instance.labels = labels(&rule.filter, reading.topic, reading.item_key(), &instance.key);
         Some(Box::new(instance))
     }
 
@@ -306,7 +359,7 @@ impl Run<'_> {
     /// Lets time pass for an instance.
     pub(super) fn time(&mut self, mut instance: Box<Instance>) {
         let rule = self.rule;
-        if rule.forget.is_some_and(|after| instance.heard_at().plus(after) <= self.now) {
+        if forgotten_at(rule, &instance).is_some_and(|at| at <= self.now) {
             let policy = Some(Arc::clone(&rule.policy));
             return drop_instance(&instance, policy, Reason::Forgotten, self.now, self.effects);
         }
@@ -356,30 +409,30 @@ impl Run<'_> {
         self.finish(instance, memory, &moves, None, changed, &telling);
     }
 
-    /// Makes the instances that are expected and not there.
-    pub(super) fn expect(&mut self) {
+    /// Makes the instance that is expected, if it is not there. False: there are too many.
+    pub(super) fn expect(&mut self, expected: &Expected) -> bool {
         let rule = self.rule;
-        let Some(silent) = &rule.silent else { return };
-        for expected in &silent.expect {
-            if self.engine.instance(&rule.name, &expected.key).is_some() {
-                continue;
-            }
-            let nobody: Arc<str> = Arc::default();
-            let reading = Reading {
-                topic: &expected.topic,
-                client_id: &nobody,
-                payload: &Value::Null,
-                item: None,
-                retain: false,
-                replayed: false,
-                at: self.now,
-            };
-            let Some(mut instance) = self.make(Arc::clone(&expected.key), &reading) else { return };
-            instance.labels = Arc::clone(&expected.labels);
-            self.touch(&mut instance);
-            self.engine.schedule(rule, &mut instance);
-            self.engine.put(instance);
+        if self.engine.instance(&rule.name, &expected.key).is_some() {
+            return true;
         }
+        let nobody: Arc<str> = Arc::default();
+        let reading = Reading {
+            topic: &expected.topic,
+            client_id: &nobody,
+            payload: &Value::Null,
+            item: None,
+            retain: false,
+            replayed: false,
+            at: self.now,
+        };
+        let Some(mut instance) = self.make(Arc::clone(&expected.key), &reading) else {
+            return false;
+        };
+        instance.labels = Arc::clone(&expected.labels);
+        self.touch(&mut instance);
+        self.engine.schedule(rule, &mut instance);
+        self.engine.put(instance);
+        true
     }
 
     /// Tells what moved, keeps or drops the instance, and has it written if it must be.
@@ -442,6 +495,7 @@ impl Run<'_> {
                 instance.fired_at = Some(self.now);
                 instance.ack = None;
                 instance.events = 1;
+                instance.untold = rule.is_shadow();
                 let mut alert = self.alert(instance, AlertState::Firing, level);
                 alert.text = self.text(rule.text.as_ref(), &alert, None, instance, telling);
                 instance.text = Arc::clone(&alert.text);
@@ -468,12 +522,8 @@ impl Run<'_> {
                     self.effects.touched.push(Touched::Remove(instance.id));
                     instance.is_stored = false;
                 }
-                instance.id =
-                    AlertId::next(&mut self.engine.ids, self.now, &rule.name, &instance.key);
-                instance.fired_at = None;
-                instance.ack = None;
-                instance.events = 0;
-                instance.text = Arc::default();
+                let ids = &mut self.engine.ids;
+                instance.next_alert(AlertId::next(ids, self.now, &rule.name, &instance.key));
             }
             (None, None) => {}
         }
@@ -498,7 +548,7 @@ impl Run<'_> {
         self.engine.exercise(rule, "raised", true);
         let id = AlertId::next(&mut self.engine.ids, self.now, &rule.name, &key);
         let mut instance = Instance::new(id, &rule.name, key, reading.topic.clone());
-        instance.labels = labels(&rule.filter, reading, &instance.key);
+        instance.labels = labels(&rule.filter, reading.topic, reading.item_key(), &instance.key);
         instance.events = 1;
         let telling = Telling { reading, previous: previous.cloned(), named };
         let mut alert = self.alert(&instance, AlertState::Firing, rule.severity);
@@ -753,16 +803,17 @@ struct Telling<'r, 'p> {
 
 /// The captures of its topic, and the key of its element, sorted by name. What is the instance's key
 /// shares its text: there may be a million of them.
-fn labels(filter: &TopicFilter, reading: &Reading<'_>, instance: &Arc<str>) -> Labels {
-    let captured = filter.captured(reading.topic);
+fn labels(
+    filter: &TopicFilter,
+    topic: &TopicName,
+    item: Option<Arc<str>>,
+    instance: &Arc<str>,
+) -> Labels {
+    let captured = filter.captured(topic);
     let text = |level: &str| if level == &**instance { Arc::clone(instance) } else { level.into() };
     let mut labels: Vec<(Arc<str>, Arc<str>)> =
         captured.map(|(name, level)| (Arc::clone(name), text(level))).collect();
-    match &reading.item {
-        Some((Value::Text(key), _)) => labels.push(("item_key".into(), Arc::clone(key))),
-        Some((key, _)) => labels.push(("item_key".into(), key.to_string().into())),
-        None => {}
-    }
+    labels.extend(item.map(|key| (Arc::from("item_key"), key)));
     labels.sort();
     labels.into()
 }

@@ -99,8 +99,15 @@ pub struct Level {
 pub struct Silent {
     /// How long nothing is heard.
     pub after: Duration,
-    /// Instances that are known from the start.
+    /// Instances that are known from the start, by key.
     pub expect: Vec<Expected>,
+}
+
+impl Silent {
+    /// Whether the instance of this key is expected.
+    pub fn expects(&self, key: &str) -> bool {
+        self.expect.binary_search_by(|expected| expected.key.as_ref().cmp(key)).is_ok()
+    }
 }
 
 /// An instance that is known before it was heard of.
@@ -165,6 +172,11 @@ impl Rule {
     /// Whether each of its publishes is an alert of its own.
     pub fn is_event(&self) -> bool {
         self.levels.is_empty() && self.silent.is_none()
+    }
+
+    /// The instances that are known before they are heard of.
+    pub fn expected(&self) -> &[Expected] {
+        self.silent.as_ref().map_or(&[], |silent| silent.expect.as_slice())
     }
 
     /// Whether it only counts what it would do.

@@ -58,6 +58,7 @@ fn state(stands: Option<&AlertNow>, past: &Past) -> String {
     let ended = |step: &&Step| {
         step.what == StepKind::Cleared
             || (step.what == StepKind::Dropped
+                && step.contact.is_none()
                 && matches!(
                     step.reason,
                     Some(Reason::Forgotten | Reason::RuleChanged | Reason::RuleRemoved)

@@ -734,6 +734,7 @@ impl Compiler<'_, '_> {
                 Err(error) => self.entry.problem(&below, &error.to_string()),
             }
         }
+        found.sort_by(|one, other| one.key.cmp(&other.key));
         found
     }
 
