@@ -359,6 +359,7 @@ pub fn start(config: &Config, parts: Parts) -> std::io::Result<(Intake, oneshot:
         checkpoint: config.checkpoint.into(),
         checkpointed_at: now,
         alive_at: Timestamp::default(),
+        looked_at: now,
         ids: parts.ids,
         expires_in: parts.expires_in,
         outbox_messages_max: config.outbox_messages_max,

@@ -103,6 +103,11 @@ impl Pipeline {
         (caused, adopted)
     }
 
+    /// Nothing ran between `before` and `now`, and nobody could be heard.
+    pub fn stood_still(&mut self, set: &RuleSet, before: Timestamp, now: Timestamp) {
+        self.engine.resume(&set.rules, before, now);
+    }
+
     /// A publish that rules of this set match.
     pub fn publish(
         &mut self,

@@ -38,6 +38,10 @@ const CHECKPOINT_MAX: usize = 10_000;
 /// How exactly the time is known at which a process ended that was killed.
 const ALIVE_EVERY: Duration = Duration::from_secs(10);
 
+/// Where nothing was looked at for so long beyond a checkpoint, the machine slept, or its clock was set
+/// forward: nobody could be heard, as while the process does not run.
+const STOOD_STILL: Duration = Duration::from_secs(10);
+
 /// A rule that fails on every publish is in the log so often; the metric counts each.
 const FAILURES_SAID_EVERY: Duration = Duration::from_secs(60);
 
@@ -67,6 +71,8 @@ pub(super) struct Worker {
     /// When the last checkpoint was, and when the process last said that it is alive.
     pub(super) checkpointed_at: Timestamp,
     pub(super) alive_at: Timestamp,
+    /// When the time was last looked at.
+    pub(super) looked_at: Timestamp,
     /// Messages that are with the store and not yet with the dispatcher.
     pub(super) uncommitted: Arc<AtomicUsize>,
     pub(super) pending_keys: PendingKeys,
@@ -104,6 +110,7 @@ impl Worker {
                 tokio::time::timeout(wait, queue.recv_many(&mut jobs, BATCH)).await
             });
             let now = self.clock.now();
+            self.notice_standstill(now);
             let mut batch = Batch::default();
             self.wake(now, &mut batch);
             for job in jobs.drain(..) {
@@ -130,6 +137,21 @@ impl Worker {
                 return;
             }
         }
+    }
+
+    /// Takes a time in which nothing ran for what it is. The loop never waits longer than a checkpoint.
+    fn notice_standstill(&mut self, now: Timestamp) {
+        let before = std::mem::replace(&mut self.looked_at, now);
+        let away = now.since(before);
+        // One that is set by hand means what it says.
+        if matches!(self.clock, Clock::Manual(_)) || away < self.checkpoint + STOOD_STILL {
+            return;
+        }
+        tracing::warn!(
+            seconds = away.as_secs(),
+            "the process stood still, or the clock was set forward: silence does not count for that time, as over a restart"
+        );
+        self.pipeline.stood_still(&self.set, before, now);
     }
 
     /// How long to wait for jobs before something else is to be done.
