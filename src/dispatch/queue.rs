@@ -544,4 +544,71 @@ mod tests {
         let together = queue.take_together(over.id, at(240)).expect("it waited long");
         assert_eq!(together.ids, [over.id]);
     }
+
+    /// Of each thread the first is not behind, the others are unless somebody has them, and nobody
+    /// is less urgent than one after it.
+    fn check(queue: &Queue) {
+        for members in queue.threads.values() {
+            let members: Vec<_> = members.iter().map(|(_, id)| queue.entries[id]).collect();
+            for (index, (waiting, place)) in members.iter().enumerate() {
+                assert_eq!(
+                    queue.timed.contains(&(waiting.due_at, waiting.id)),
+                    *place == Place::Timed
+                );
+                let expires = queue.expiries.contains(&(waiting.expires_at, waiting.id));
+                assert_eq!(expires, *place != Place::Taken);
+                assert!(if index == 0 {
+                    *place != Place::Behind
+                } else {
+                    matches!(place, Place::Behind | Place::Taken)
+                });
+                assert!(
+                    members.iter().skip(index).all(|(later, _)| later.severity <= waiting.severity)
+                );
+            }
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_happens_each_goes_out_and_in_its_turn(
+            steps in proptest::collection::vec((0..5_u8, 0..8_i64, 0..3_usize), 1..60),
+        ) {
+            let mut queue = queue(&[]);
+            let mut known: Vec<Message> = Vec::new();
+            for (minute, (what, number, level)) in (0_i64..).zip(steps) {
+                let which = usize::try_from(number).unwrap_or_default();
+                match (what, known.get(which).cloned()) {
+                    (0, _) | (_, None) => {
+                        let mut new = message(number, number, AlertState::Firing, minute);
+                        new.id = MessageId::new(uuid::Uuid::from_u128(u128::try_from(minute).unwrap_or_default()));
+                        new.severity = Severity::ALL[level];
+                        queue.put(Waiting::of(&new));
+                        known.push(new);
+                    }
+                    // An attempt, or a command, and what comes of it.
+                    (1, Some(one)) => queue.take(one.id),
+                    (2, Some(one)) => queue.put(Waiting { due_at: at(minute + number), ..Waiting::of(&one) }),
+                    (_, Some(one)) => {
+                        queue.remove(one.id);
+                        known.retain(|other| other.id != one.id);
+                    }
+                }
+                check(&queue);
+            }
+            for one in &known {
+                queue.put(Waiting::of(one));
+                check(&queue);
+            }
+            let mut turns = Vec::new();
+            while let Some((_, id)) = queue.timed.first().copied() {
+                queue.take(id);
+                turns.extend(queue.get(id).and_then(|waiting| waiting.thread));
+                queue.remove(id);
+                check(&queue);
+            }
+            proptest::prop_assert_eq!(turns.len(), known.len());
+            proptest::prop_assert!(turns.is_sorted_by_key(|(_, turn)| *turn));
+        }
+    }
 }
