@@ -131,7 +131,9 @@ impl Pipeline {
     pub fn wake(&mut self, set: &RuleSet, now: Timestamp, op: &mut Op) -> Caused {
         let effects = self.engine.wake(&set.rules, now);
         let mut caused = self.settle(set, effects, now, op);
-        if self.notifier.due().is_some_and(|due| due <= now) {
+        let is_due = |due: Option<Timestamp>| due.is_some_and(|due| due <= now);
+        // What fires at the same time is told with what is told then.
+        if !is_due(self.engine.due()) && is_due(self.notifier.due()) {
             let outcome = self.notifier.wake(&set.book, now);
             op.seam();
             take_in_pieces(&mut caused, outcome, op);
