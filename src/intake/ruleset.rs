@@ -192,7 +192,11 @@ fn unknown_tables(file: &TomlFile) -> Vec<Problem> {
     unknown
         .filter(|key| !TABLES.contains(&key.as_str()))
         .map(|key| {
-            let what = format!("{key}: {}", unknown_key(key, TABLES));
+            let what = match key.as_str() {
+                "route" => "it is not there yet; a rule's `to` names who hears of it".to_owned(),
+                _ => unknown_key(key, TABLES),
+            };
+            let what = format!("{key}: {what}");
             file.problem(&[Step::from(key.as_str())], what)
         })
         .collect()
@@ -326,7 +330,7 @@ mod tests {
         rules/a.toml:5: rule "r": `when`: unknown name `payloda`; did you mean `payload`?
         rules/b.toml:1: unclosed array table, expected `]`
         rules/c.toml:1: contcat: unknown key; did you mean `contact`?
-        rules/c.toml:4: route: unknown key; did you mean `rule`?
+        rules/c.toml:4: route: it is not there yet; a rule's `to` names who hears of it
         rules/d.toml:3: contact "ben": `sms`: not a phone number in E.164 form; write + and country code, 7 to 15 digits, no spaces: +4915112345678
         rules/e.toml:2: rule "r": `name`: the name is taken by the rule at rules/a.toml:2; choose another
         rules/f.toml: line 2 is not UTF-8; save the file as UTF-8

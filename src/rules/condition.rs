@@ -15,6 +15,7 @@ use cel::{Context, Env, ExecutionError};
 
 use super::direct::{self, Direct};
 use super::functions::{self, words::Words};
+use super::lower::types::Kind;
 use super::lower::{self, Reads};
 use super::named::Named;
 use super::pattern::{self, Pattern};
@@ -30,6 +31,14 @@ static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
     Arc::new(env)
 });
 
+/// How the error ends of what uses a `let` that failed.
+const CONSEQUENCE: &str = "has no value, because its own expression failed";
+
+/// Whether an error follows from another one, of a `let` that was evaluated before.
+pub(super) fn is_consequence(detail: &str) -> bool {
+    detail.ends_with(CONSEQUENCE)
+}
+
 /// What an expression of a rule may name, besides what every expression sees.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Scope<'a> {
@@ -37,6 +46,8 @@ pub struct Scope<'a> {
     pub captures: &'a [&'a str],
     /// The `let` and `window` names that are known so far.
     pub named: &'a [&'a str],
+    /// What these are, one for each, as far as that is known.
+    pub kinds: &'a [Kind],
     /// Whether the rule has `each`, and with it `item` and `item_key`.
     pub each: bool,
     /// The rule's words for `is_on`, beside the usual ones.
@@ -49,6 +60,7 @@ pub struct Expression {
     root: IdedExpr,
     source: Arc<str>,
     reads: Reads,
+    kind: Kind,
     /// The same in a form that needs no CEL, where it is simple enough.
     direct: Option<Direct>,
 }
@@ -148,9 +160,19 @@ impl Expression {
             found.truncate(1);
             found
         })?;
+        let (kind, mut problems) = lower::types::of(&root, scope);
         let reads = lower::lower(&mut root, scope)?;
+        if !problems.is_empty() {
+            problems.dedup();
+            return Err(problems);
+        }
         let direct = direct::compile(&root, scope, &reads.patterns);
-        Ok(Self { root, source: source.into(), reads, direct })
+        Ok(Self { root, source: source.into(), reads, kind, direct })
+    }
+
+    /// What it gives, as far as that is known without a payload.
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// The expression as it was written.
@@ -182,8 +204,8 @@ impl Expression {
     fn holds_in_cel(&self, scene: &Scene<'_>) -> Result<bool, String> {
         self.evaluate(scene, |value| {
             value.downcast_ref::<CelBool>().map(|holds| *holds.inner()).ok_or_else(|| {
-                let kind = value.get_type().name();
-                format!("its result is of type {kind}, not true or false; compare it, as in x == 1")
+                let kind = type_in_words(value.get_type().name());
+                format!("it gives {kind}, not true or false; compare it, as in x > 5")
             })
         })
     }
@@ -202,8 +224,8 @@ impl Expression {
     fn key_in_cel(&self, scene: &Scene<'_>) -> Result<String, String> {
         self.evaluate(scene, |value| {
             key_text(value).ok_or_else(|| {
-                let kind = value.get_type().name();
-                format!("its result is of type {kind}; a key is text, a number or true or false")
+                let kind = type_in_words(value.get_type().name());
+                format!("it gives {kind}; a key is text, a number or true or false")
             })
         })
     }
@@ -227,8 +249,8 @@ impl Expression {
             Ok(value) => Ok(value),
             Err(Unusable::TooLarge) => Err("its result is too large".to_owned()),
             Err(Unusable::NoValue) => {
-                let kind = value.get_type().name();
-                Err(format!("its result is of type {kind}, which is no value of a payload"))
+                let kind = type_in_words(value.get_type().name());
+                Err(format!("it gives {kind}, which is no value of a payload"))
             }
         })
     }
@@ -278,15 +300,23 @@ impl Expression {
             }
             ExecutionError::NoSuchKey(_) => "the payload has no such field".to_owned(),
             ExecutionError::UndeclaredReference(name) if self.uses(name) => {
-                format!("`{name}` has no value, because its own expression failed")
+                format!("`{name}` {CONSEQUENCE}")
             }
-            ExecutionError::NoSuchOverload(overload) => format!(
-                "`{}` does not take {}",
-                overload.function().trim_matches('_'),
-                overload.argument_types().join(" and ")
-            ),
-            ExecutionError::UnsupportedBinaryOperator(operator, ..) => {
-                format!("`{operator}` does not take operands of these types")
+            ExecutionError::NoSuchOverload(overload) => {
+                let types: Vec<&str> =
+                    overload.argument_types().iter().map(|kind| type_in_words(kind)).collect();
+                not_taken(overload.function().trim_matches('_'), &types)
+            }
+            ExecutionError::UnsupportedBinaryOperator(operator, left, right) => {
+                let operator = match *operator {
+                    "add" => "+",
+                    "sub" => "-",
+                    other => other,
+                };
+                let (left, right) = (left.type_of().to_string(), right.type_of().to_string());
+                // What CEL's own values cannot hold has become null on its way here.
+                let right = if right == "null" { "this" } else { type_in_words(&right) };
+                not_taken(operator, &[type_in_words(&left), right])
             }
             ExecutionError::ValuesNotComparable(..) => "the values cannot be compared".to_owned(),
             ExecutionError::UnexpectedType { .. } => "a value is of an unexpected type".to_owned(),
@@ -308,6 +338,42 @@ impl Expression {
     }
 }
 
+/// What a function or operator was given and does not take, in words.
+fn not_taken(function: &str, types: &[&str]) -> String {
+    match (function, types) {
+        ("." | "?.", [of, ..]) => format!("a field is asked of {of}, which has no fields"),
+        ("[_]" | "[?_]", ["bytes", ..]) => {
+            "an element is asked of bytes; read(x, 0, 'u8') takes one".to_owned()
+        }
+        ("[_]" | "[?_]", [of, by]) => format!("an element of {of} is asked for by {by}"),
+        _ => {
+            let hint = match types {
+                [one, other] if [one, other].contains(&&"null") => "; null is no reading",
+                ["text", "a number"] | ["a number", "text"] => {
+                    "; num(x) is the number that a text is"
+                }
+                _ => "",
+            };
+            format!("`{function}` does not take {}{hint}", types.join(" and "))
+        }
+    }
+}
+
+/// A type of CEL as operators call it.
+fn type_in_words(kind: &str) -> &str {
+    match kind {
+        "int" | "uint" | "double" | "float" => "a number",
+        "string" => "text",
+        "bool" => "true or false",
+        "null" | "null_type" => "null",
+        "list" => "a list",
+        "map" => "a map",
+        "timestamp" | "google.protobuf.Timestamp" => "a time",
+        "duration" | "google.protobuf.Duration" => "a length of time",
+        other => other,
+    }
+}
+
 /// `1:5: Syntax error: mismatched input '>' expecting {...}` -> `column 5: mismatched input '>'`.
 fn explain_parse(error: &cel::ParseError) -> String {
     let message = error.msg.strip_prefix("Syntax error: ").unwrap_or(&error.msg);
@@ -318,8 +384,17 @@ fn explain_parse(error: &cel::ParseError) -> String {
     let hint = [
         ("at: '=", "; equality is written =="),
         ("'and'", "; and is written &&"),
+        ("'AND'", "; and is written &&"),
         ("'or'", "; or is written ||"),
+        ("'OR'", "; or is written ||"),
         ("'not'", "; not is written !"),
+        ("'NOT'", "; not is written !"),
+        ("'is'", "; equality is written =="),
+        ("'if'", "; a choice is written x > 5 ? 1 : 2"),
+        ("input ':'", "; a name with a colon is written payload[\"a:0\"]"),
+        ("input ','", "; a number has a point, 5.5, and no comma"),
+        ("at: '#'", "; a remark is written // at the end"),
+        ("input '>'", "; different is written !="),
         ("the end", ": something is missing there; complete it"),
     ]
     .iter()
@@ -358,6 +433,7 @@ pub(super) mod testing {
     pub(in crate::rules) const SCOPE: Scope<'_> = Scope {
         captures: &["site", "unit"],
         named: &["avg5", "empty", "state", "failed"],
+        kinds: &[],
         each: true,
         words: None,
     };
@@ -506,21 +582,29 @@ mod tests {
             payload,
             "the payload has no field `tmp`; guard it with has(...) if it may be absent",
         );
-        check("payload.temp > 1", payload, "`>` does not take string and int");
-        check("payload.temp + 1 > 1", payload, "`add` does not take operands of these types");
+        check(
+            "payload.temp > 1",
+            payload,
+            "`>` does not take text and a number; num(x) is the number that a text is",
+        );
+        check(
+            "payload.temp + 1 > 1",
+            payload,
+            "`+` does not take text and a number; num(x) is the number that a text is",
+        );
         check("payload[payload.temp] > 1", payload, "the payload has no such field");
         check("payload.list[3] > 1", payload, "the list has no such element");
-        check("payload.n.x > 1", payload, "`.` does not take double and string");
+        check("payload.n.x > 1", payload, "a field is asked of a number, which has no fields");
         check("int(payload.temp) > 1", payload, "`int` cannot take this value");
         check(
             "payload.n",
             payload,
-            "its result is of type double, not true or false; compare it, as in x == 1",
+            "it gives a number, not true or false; compare it, as in x > 5",
         );
         check("payload.n / 0 > 1", payload, "true");
         check("1 / (size(payload.list) - 1) > 1", payload, "division by zero");
-        check("payload.temp > 1", "", "`.` does not take string and string");
-        check("payload > 0", "null", "`>` does not take null_type and int");
+        check("payload.temp > 1", "", "a field is asked of text, which has no fields");
+        check("payload > 0", "null", "`>` does not take null and a number; null is no reading");
     }
 
     fn refused(source: &str) -> String {
@@ -729,8 +813,8 @@ mod tests {
             ("payload.?missing", "null"),
             ("payload.?t", "20"),
             ("{'a': [1u, b'ab', null]}", "{\"a\":[1,\"YWI=\",null]}"),
-            ("{1: 2}", "! its result is of type map, which is no value of a payload"),
-            ("type(1)", "! its result is of type type, which is no value of a payload"),
+            ("{1: 2}", "! it gives a map, which is no value of a payload"),
+            ("type(1)", "! it gives type, which is no value of a payload"),
         ] {
             assert_eq!(testing::result(source, payload, None), expected, "{source}");
         }

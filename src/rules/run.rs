@@ -191,6 +191,7 @@ impl Run<'_> {
             Ok(value) => reading_time(&value, self.rule.zone.as_ref()),
             Err(_) => None,
         };
+        self.engine.exercise(self.rule, "time", said.is_some());
         let latest = Timestamp::from_millis(self.now.as_millis().saturating_add(AHEAD_MAX));
         said.filter(|said| (PLAUSIBLE_FROM..=latest).contains(said)).unwrap_or(self.now)
     }
@@ -699,6 +700,10 @@ impl Run<'_> {
     }
 
     fn fail_expression(&mut self, clause: impl Display, detail: &str) {
+        // The `let` itself was counted, and said why.
+        if condition::is_consequence(detail) {
+            return;
+        }
         self.fail(Reason::ExpressionFailed, format!("`{clause}`: {detail}"));
     }
 

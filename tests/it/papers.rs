@@ -98,7 +98,7 @@ fn the_rules_of_the_papers_load() {
     let all = blocks("docs/rules.md");
     assert_eq!(load_rules(&all).rules.len(), 11);
     assert_eq!(load_rules(&blocks("docs/expressions.md")).rules.len(), 3);
-    assert_eq!(load_rules(&blocks("docs/payloads.md")).rules.len(), 7);
+    assert_eq!(load_rules(&blocks("docs/payloads.md")).rules.len(), 8);
     let readme = blocks("README.md");
     let rules: Vec<Block> = readme.into_iter().filter(is_of_rules).collect();
     assert_eq!(load_rules(&rules).rules.len(), 4);

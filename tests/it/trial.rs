@@ -439,7 +439,7 @@ steps = [
 "#;
     insta::assert_snapshot!(failing(text, &["check"]), @r#"
     rules/a.toml:12: rule "warm": `when`: the payload has no field `tmp`; guard it with has(...) if it may be absent; the test payload has temp, unit (test "a hot one", step 1, at 0s; if that is meant, expect { rule = "warm", reason = "expression_failed" })
-    rules/a.toml:18: rule "typed": `let.big`: `add` does not take operands of these types (test "a hot one", step 1, at 0s; if that is meant, expect { rule = "typed", reason = "expression_failed" })
+    rules/a.toml:18: rule "typed": `let.big`: `+` does not take text and a number; num(x) is the number that a text is (test "a hot one", step 1, at 0s; if that is meant, expect { rule = "typed", reason = "expression_failed" })
     rules/a.toml:20: rule "typed": `text`: a value is missing: payload.nothing (test "a hot one", step 1, at 0s; if that is meant, expect { rule = "typed", reason = "template_failed" })
     error: 3 problems
     "#);

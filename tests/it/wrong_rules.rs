@@ -50,6 +50,11 @@ fn every_problem_of_twenty_files_is_told_at_once() {
     06-expressions.toml:11: rule "unknown": `when`: unknown function `celcius`; did you mean `celsius`?
     06-expressions.toml:12: rule "unknown": `key`: unknown name `ofen`; did you mean `oven`?
     06-expressions.toml:18: rule "unfinished": `when`: column 15: mismatched input the end: something is missing there; complete it
+    06-expressions.toml:25: rule "kinds": `skip`: it gives a number, not true or false; compare it, as in x > 5
+    06-expressions.toml:26: rule "kinds": `when`: `==` compares `unit`, which is text, with 1, which is a number; num(x) is the number that a text is, and '1' in quotes is text
+    06-expressions.toml:26: rule "kinds": `when`: `&&` takes true or false, and `temp` is a number; compare it, as in x > 5
+    06-expressions.toml:27: rule "kinds": `clear`: `>` compares what `-` gives, which is a length of time, with 300, which is a number; duration('5m') is a length of time
+    06-expressions.toml:27: rule "kinds": `clear`: `>` compares `oven`, which is text, with 5, which is a number; num(x) is the number that a text is, and '1' in quotes is text
     07-texts.toml:5: rule "texts": `title`: unknown name `oben`; did you mean `oven`?
     07-texts.toml:6: rule "texts": `text`: unknown filter `rond`; did you mean `round`?
     07-texts.toml:13: rule "open-braces": `text`: syntax error: unexpected end of input, expected end of variable block
@@ -79,6 +84,8 @@ fn every_problem_of_twenty_files_is_told_at_once() {
     11-levels.toml:5: rule "levels": `severity`: a rule with levels has it in each of them, as in critical = { when = "..." }
     11-levels.toml:6: rule "levels": `warning.clears`: unknown key; did you mean `clear`?
     11-levels.toml:7: rule "levels": `critical`: a level needs its `when`
+    11-levels.toml:13: rule "hidden": `warning.clear`: it looks above a limit as `when` does, and would not clear on the other side; write payload < 150
+    11-levels.toml:14: rule "hidden": `critical.when`: it holds wherever `warning` does, which nobody would ever see; swap their limits
     12-silent.toml:4: rule "silent": `when`: a rule with `silent` fires when nothing is heard and clears when something is; write a rule of its own for what is heard, or `skip` for what is no sign of life
     12-silent.toml:5: rule "silent": `silent`: no time at all has passed at once; write at least 1s
     12-silent.toml:6: rule "silent": `for`: `silent` is how long it must hold

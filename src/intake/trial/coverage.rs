@@ -72,6 +72,11 @@ fn points(
             points.push((of_rule(Some(level.severity)), format!("never {}", level.severity)));
         }
     }
+    // A `time` that fails is the time of arrival, and nothing says so.
+    if rule.time.is_some() {
+        let is_met = exercised.contains(&(Arc::clone(name), "time".to_owned(), true));
+        points.push((is_met, "`time` never gave a time".to_owned()));
+    }
     for clause in rule.clauses() {
         for came_out in [true, false] {
             let is_met = exercised.contains(&(Arc::clone(name), clause.clone(), came_out));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::{Field, Layout, Scaling, What, Whole};
+use super::{Field, Layout, Scaling, Value, What, Whole};
 use crate::problem::{Step, closest, read_what_is_right};
 
 /// Most fields of a layout.
@@ -81,6 +81,28 @@ impl Layout {
             },
         };
         if problems.list.is_empty() { Ok(Self { fields, min_bytes }) } else { Err(problems.list) }
+    }
+
+    /// How many bytes a type has, if it is that of a number or of `bool`.
+    pub fn width(word: &str) -> Option<usize> {
+        match Kind::of(word).filter(|_| word != "bits")? {
+            Kind::Whole { bytes, .. } | Kind::Float { bytes, .. } => Some(bytes),
+            Kind::Bool => Some(1),
+            Kind::Run(_) => None,
+        }
+    }
+
+    /// What `own`, which has as many bytes as [`Layout::width`] says, is by that type.
+    pub fn one(own: &[u8], word: &str) -> Option<Value> {
+        let scaling = None;
+        let what = match Kind::of(word)? {
+            Kind::Whole { whole, .. } => What::Whole { kind: whole, scaling },
+            Kind::Float { bytes: 4, little } => What::Single { little, scaling },
+            Kind::Float { little, .. } => What::Double { little, scaling },
+            Kind::Bool => What::Bool,
+            Kind::Run(_) => return None,
+        };
+        Some(what.read(own))
     }
 }
 

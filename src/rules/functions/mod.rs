@@ -146,6 +146,16 @@ pub(super) static TABLE: &[Function] = &[
         text::base64_bytes,
     ),
     function(
+        READ,
+        (3, 3),
+        (Gives::Double, false),
+        (
+            "read(x, at, type)",
+            "the number at byte `at` (0 is the first) of bytes or of hexadecimal text; its type is one of a binary layout, in quotes: `'i16le'`",
+        ),
+        text::read,
+    ),
+    function(
         "time",
         (1, 2),
         (Gives::Small, false),
@@ -268,6 +278,8 @@ pub(super) fn find(name: &str) -> Option<&'static Function> {
 
 /// `is_on` with its words, and whether an expression fails: what the lowering makes.
 pub(super) const IS_ON: &str = "is_on";
+/// Its type is checked by the lowering.
+pub(super) const READ: &str = "read";
 pub(super) const PRESENT: &str = "@present";
 
 /// Adds all functions to CEL's.
@@ -438,6 +450,27 @@ mod tests {
             ("size(base64(payload.b64))", "7"),
             ("base64(payload.b64) == base64(payload.url)", "true"),
             ("base64('a?')", "! `base64`: the text is not base64"),
+            ("read(base64(payload.b64), 2, 'u8')", "18"),
+            ("read(base64(payload.b64), 5, 'i16le') / 10", "-2.6"),
+            ("read(base64(payload.b64), 5, 'u16be')", "59135"),
+            ("read(payload.flags, 0, 'i8') + 1", "-90"),
+            ("read('0x00003f80', 0, 'f32be') < 1 && read('01', 0, 'bool')", "true"),
+            ("read('0000803f', 0, 'f32le')", "1"),
+            ("read('0000c07f', 0, 'f32le')", "null"),
+            ("read(payload.flags, 0, 'u16be')", "! `read`: there are too few bytes"),
+            ("read(payload.flags, payload.n, 'u8')", "! `read`: there are too few bytes"),
+            ("read(payload.flags, -1, 'u8')", "! `read`: bytes are counted from 0"),
+            ("read(payload.flags, 0.5, 'u8')", "! `read`: bytes are counted from 0"),
+            ("read(payload.word, 0, 'u8')", "! `read`: the text is not hexadecimal"),
+            ("read(payload.n, 0, 'u8')", "! `read`: it takes bytes or hexadecimal text"),
+            (
+                "read(payload.flags, 0, 'u16')",
+                "refused: `read`: `u16` is no type of a number; write u16be or u16le",
+            ),
+            (
+                "read(payload.flags, 0, payload.name)",
+                "refused: `read` takes its type as text in quotes, as in read(x, 0, 'i16be')",
+            ),
             ("time(payload.s)", "\"2026-09-21T14:13:20.000Z\""),
             ("time(payload.sf)", "\"2026-09-21T14:13:20.500Z\""),
             ("time(payload.ms)", "\"2026-09-21T14:13:20.123Z\""),

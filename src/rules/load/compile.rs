@@ -9,6 +9,7 @@ use jiff::tz::TimeZone;
 use super::super::condition::{Expression, Scope};
 use super::super::functions::words::Words;
 use super::super::life::{Clock, Clocks};
+use super::super::lower::types::Kind;
 use super::super::set::{
     Expected, Flapping, KeyPart, Level, Needs, OnDowntime, Replayed, Rule, Silent,
 };
@@ -44,7 +45,16 @@ const NAMED_MAX: usize = 32;
 struct Names {
     captures: Vec<Arc<str>>,
     named: Vec<Arc<str>>,
+    /// What the named values are, one for each.
+    kinds: Vec<Kind>,
     each: bool,
+}
+
+impl Names {
+    fn add(&mut self, name: Arc<str>, kind: Kind) {
+        self.named.push(name);
+        self.kinds.push(kind);
+    }
 }
 
 impl<'a> Loader<'a> {
@@ -62,7 +72,7 @@ impl<'a> Loader<'a> {
         let is_readable = filter.is_some();
         let captures = filter.as_ref().map(|filter| filter.captures()).unwrap_or_default();
         let captures = captures.iter().map(|(_, name)| Arc::clone(name)).collect();
-        let mut names = Names { captures, named: Vec::new(), each: written.each.is_some() };
+        let mut names = Names { captures, each: written.each.is_some(), ..Names::default() };
         let codec = codec(entry, written);
         let severities: Vec<_> = Severity::ALL.iter().map(|s| (s.as_str(), *s)).collect();
         let severity = match &written.severity {
@@ -72,11 +82,12 @@ impl<'a> Loader<'a> {
         let mut compiler =
             Compiler { entry, written, is_readable, bytes_max: self.config.expression_bytes_max };
         // What decides what a reading is sees no named values: they are of the reading.
-        let skip = compiler.expression(&names, &["skip".into()], written.skip.as_ref());
+        let skip = compiler.condition(&names, &["skip".into()], written.skip.as_ref());
         let time = compiler.expression(&names, &["time".into()], written.time.as_ref());
         let mut bare = names.clone();
         bare.each = false;
         let each = compiler.expression(&bare, &["each".into()], written.each.as_ref());
+        compiler.elements(each.as_ref());
         let dedupe = compiler.expression(&names, &["dedupe".into()], written.dedupe.as_ref());
         let key = compiler.key(&names);
         let lets = compiler.lets(&mut names);
@@ -174,6 +185,28 @@ impl<'a> Loader<'a> {
         };
         rule.needs = needs(&rule, &texts);
         Some(rule)
+    }
+}
+
+/// A condition that is one comparison with a number, as `payload.t > 5`.
+struct Threshold<'a> {
+    of: &'a str,
+    above: bool,
+    limit: f64,
+}
+
+impl<'a> Threshold<'a> {
+    fn of(source: Option<&'a str>) -> Option<Self> {
+        let source = source?;
+        let (of, limit) = source.split_once(['<', '>'])?;
+        // What is put together of several looks at more than one side.
+        if of.contains(['&', '|', '?', '=', '!', ':']) {
+            return None;
+        }
+        let limit = limit.strip_prefix('=').unwrap_or(limit).trim();
+        let is_number = |c: char| c.is_ascii_digit() || matches!(c, '.' | '-');
+        let limit = limit.chars().all(is_number).then(|| limit.parse().ok())??;
+        Some(Self { of: of.trim(), above: source.contains('>'), limit })
     }
 }
 
@@ -293,12 +326,37 @@ impl Compiler<'_, '_> {
         let scope = Scope {
             captures: &captures,
             named: &named,
+            kinds: &names.kinds,
             each: names.each,
             words: self.written.words.as_ref(),
         };
         Expression::compile(source, &scope, self.bytes_max)
             .map_err(|all| self.entry.problems(below, all))
             .ok()
+    }
+
+    /// An expression that is true or false.
+    fn condition(
+        &mut self,
+        names: &Names,
+        below: &[Step],
+        source: Option<&String>,
+    ) -> Option<Expression> {
+        let expression = self.expression(names, below, source)?;
+        let kind = expression.kind();
+        if !matches!(kind, Kind::Any | Kind::Bool) {
+            let what = format!("it gives {kind}, not true or false; compare it, as in x > 5");
+            self.entry.problem(below, &what);
+        }
+        Some(expression)
+    }
+
+    fn elements(&mut self, each: Option<&Expression>) {
+        let kind = each.map(Expression::kind).unwrap_or_default();
+        if !matches!(kind, Kind::Any | Kind::List | Kind::Map) {
+            let what = format!("it gives {kind}; name a list or map, as in payload.sensors");
+            self.entry.problem(&["each".into()], &what);
+        }
     }
 
     fn key(&mut self, names: &Names) -> Vec<KeyPart> {
@@ -336,17 +394,23 @@ impl Compiler<'_, '_> {
             let below = ["let".into(), name.as_str().into()];
             let later: Vec<&str> =
                 written.iter().skip(index).map(|(name, _)| name.as_str()).collect();
-            let Some(name) = self.new_name(names, &below, name) else { continue };
+            let Some(name) = self.new_name(names, &below, name) else {
+                // What uses it all the same is not wrong for a second reason.
+                names.add(name.as_str().into(), Kind::Any);
+                continue;
+            };
             let Some(source) = value.as_str() else {
                 self.entry.problem(&below, "write an expression in quotes");
                 continue;
             };
             let before = self.entry.problems.len();
+            let mut kind = Kind::Any;
             if let Some(expression) = self.expression(names, &below, Some(&source.to_owned())) {
+                kind = expression.kind().kept();
                 lets.push((Arc::clone(&name), expression));
             }
             self.entry.say_written_later(before, &later);
-            names.named.push(name);
+            names.add(name, kind);
         }
         lets
     }
@@ -356,6 +420,7 @@ impl Compiler<'_, '_> {
         for (name, value) in self.written.window.iter().flatten() {
             let below = ["window".into(), name.as_str().into()];
             let Some(name) = self.new_name(names, &below, name) else { continue };
+            let counts = value.get("count").is_some();
             match read::<WrittenWindow>(value.clone()) {
                 Ok(written) => {
                     windows.extend(self.window(names, &below, &name, written, points_max));
@@ -368,7 +433,8 @@ impl Compiler<'_, '_> {
                     }
                 }
             }
-            names.named.push(name);
+            // All but a count are null while they are empty.
+            names.add(name, if counts { Kind::Number } else { Kind::Any });
         }
         windows
     }
@@ -458,6 +524,8 @@ impl Compiler<'_, '_> {
             || names.captures.iter().chain(&names.named).any(|known| known.as_ref() == name);
         let what = if name.is_empty() || name.len() > 64 || !is_word {
             "a name has 1 to 64 of a-z, A-Z, 0-9 and _, and begins with a small letter".to_owned()
+        } else if taken && template::NAMES.contains(&name) && !lower::NAMES.contains(&name) {
+            format!("`{name}` is a variable of texts already; choose another name")
         } else if taken {
             format!("`{name}` means something else already; choose another name")
         } else if names.named.len() >= NAMED_MAX {
@@ -503,6 +571,7 @@ impl Compiler<'_, '_> {
                 clocks.set(severity, clock);
                 levels.extend(self.level(names, &[key.into()], severity, level));
             }
+            self.order(&several.map(|(key, _, level)| (key, level.as_ref())));
             return (levels, clocks);
         }
         let clock = Clock {
@@ -519,7 +588,7 @@ impl Compiler<'_, '_> {
             levels.extend(self.level(names, &[], severity, &one));
         } else {
             // It is looked at all the same, for its own problems.
-            self.expression(names, &["clear".into()], written.clear.as_ref());
+            self.condition(names, &["clear".into()], written.clear.as_ref());
         }
         (levels, clocks)
     }
@@ -536,9 +605,52 @@ impl Compiler<'_, '_> {
             path.push(key.into());
             path
         };
-        let when = self.expression(names, &path("when"), level.when.as_ref());
-        let clear = self.expression(names, &path("clear"), level.clear.as_ref());
+        let when = self.condition(names, &path("when"), level.when.as_ref());
+        let clear = self.condition(names, &path("clear"), level.clear.as_ref());
+        let (fires, clears) = (level.when.as_deref(), level.clear.as_deref());
+        if let (Some(when), Some(clear)) = (Threshold::of(fires), Threshold::of(clears))
+            && when.of == clear.of
+            && when.above == clear.above
+        {
+            let side = if when.above { "above" } else { "below" };
+            let other = if when.above { "<" } else { ">" };
+            let what = format!(
+                "it looks {side} a limit as `when` does, and would not clear on the other side; write {} {other} {}",
+                clear.of, clear.limit
+            );
+            self.entry.problem(&path("clear"), &what);
+        }
         Some(Level { severity, when: when?, clear })
+    }
+
+    /// A worse level that holds wherever a milder one does, and as soon, hides it for ever.
+    fn order(&mut self, levels: &[(&str, Option<&WrittenLevel>)]) {
+        let limit = |level: &WrittenLevel| {
+            Threshold::of(level.when.as_deref()).map(|t| (t.limit, t.above, t.of.to_owned()))
+        };
+        let hold = |level: &WrittenLevel| level.hold.or(self.written.hold).map(Span::get);
+        let mut hidden = Vec::new();
+        for (index, (worse, level)) in levels.iter().enumerate() {
+            let Some(level) = level else { continue };
+            for (milder, other) in levels.iter().take(index) {
+                let Some(other) = other else { continue };
+                let (Some(ours), Some(theirs)) = (limit(level), limit(other)) else { continue };
+                let is_hidden = if ours.1 { ours.0 <= theirs.0 } else { ours.0 >= theirs.0 };
+                if ours.1 == theirs.1
+                    && ours.2 == theirs.2
+                    && is_hidden
+                    && hold(level) <= hold(other)
+                {
+                    hidden.push((*worse, *milder));
+                }
+            }
+        }
+        for (worse, milder) in hidden {
+            let what = format!(
+                "it holds wherever `{milder}` does, which nobody would ever see; swap their limits"
+            );
+            self.entry.problem(&[worse.into(), "when".into()], &what);
+        }
     }
 
     fn zone(&mut self) -> Option<TimeZone> {

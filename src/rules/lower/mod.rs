@@ -11,6 +11,7 @@
 
 mod cost;
 mod rewrite;
+pub(super) mod types;
 
 use cel::common::ast::{
     CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators,
@@ -20,6 +21,7 @@ use rewrite::{ident_node, make_double, text_node};
 use super::condition::Scope;
 use super::functions::{self, Gives};
 use super::pattern::{self, Pattern};
+use crate::payload::layout::Layout;
 use crate::problem::closest;
 
 /// What every expression sees besides what its rule names and its captures.
@@ -392,6 +394,10 @@ impl Lowering<'_> {
                 self.zone(call.args.get(1));
                 Number::Unknown
             }
+            functions::READ => {
+                self.layout_type(call.args.get(2));
+                Number::Double
+            }
             "double" => Number::Double,
             "int" | "size" => Number::Int,
             "value" => target,
@@ -436,6 +442,23 @@ impl Lowering<'_> {
             Some(_) => self.problems.push(
                 "`time` takes its zone as text in quotes, not from a payload or topic".to_owned(),
             ),
+        }
+    }
+
+    /// The type of `read` is looked up now, like a zone.
+    fn layout_type(&mut self, word: Option<&IdedExpr>) {
+        let Some(Expr::Literal(LiteralValue::String(word))) = word.map(|word| &word.expr) else {
+            let what = "`read` takes its type as text in quotes, as in read(x, 0, 'i16be')";
+            return self.problems.push(what.to_owned());
+        };
+        let word = word.inner();
+        if Layout::width(word).is_none() {
+            let both = [format!("{word}be"), format!("{word}le")];
+            let write = match both.iter().any(|word| Layout::width(word).is_some()) {
+                true => both.join(" or "),
+                false => "one as u8, i16be or f32le".to_owned(),
+            };
+            self.problems.push(format!("`read`: `{word}` is no type of a number; write {write}"));
         }
     }
 
