@@ -3,10 +3,10 @@
 use anyhow::bail;
 use clap::Args;
 
-use super::Context;
+use super::{Context, text};
 use crate::config;
 use crate::intake::ruleset::{Limits, RuleSet};
-use crate::intake::trial;
+use crate::intake::{trial, unfit};
 use crate::problem::Problem;
 
 const EXAMPLES: &str = "\
@@ -14,9 +14,9 @@ Examples:
   watchbell check
   watchbell check --config /etc/watchbell.toml && systemctl restart watchbell
 
-Reads what `watchbell run` would read, secrets and certificates included, and opens nothing. Tests in rule files are
-run, and expressions told that fail on what they publish; whether they pass is what `watchbell test` says. Exit code 1
-where something is wrong.";
+Reads what `watchbell run` would read, secrets and certificates included, and opens nothing. Tests
+in rule files are run, and expressions told that fail on what they publish; whether they pass is
+what `watchbell test` says. Exit code 1 where something is wrong.";
 
 /// Report every problem of configuration and rules
 #[derive(Args)]
@@ -65,11 +65,14 @@ impl Check {
                     })
                 });
                 problems.extend(unserved.into_iter().map(|what| Problem::new(place.clone(), what)));
+                for warning in unfit::warnings(&set, &files) {
+                    writeln!(out, "warning: {warning}")?;
+                }
                 fine.push(format!(
-                    "{place}: fine, {} rules and {} contacts in {} files",
-                    set.rules.len(),
-                    set.book.directory.contacts().len(),
-                    set.files
+                    "{place}: fine, {} and {} in {}",
+                    text::counted(set.rules.len(), "rule"),
+                    text::counted(set.book.directory.contacts().len(), "contact"),
+                    text::counted(set.files, "file")
                 ));
             }
             Err(found) => problems.extend(found),
@@ -81,9 +84,6 @@ impl Check {
         for problem in &problems {
             writeln!(out, "{problem}")?;
         }
-        match problems.len() {
-            1 => bail!("1 problem"),
-            count => bail!("{count} problems"),
-        }
+        bail!("{}", text::counted(problems.len(), "problem"))
     }
 }

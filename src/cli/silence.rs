@@ -11,19 +11,20 @@ use super::alert::resolve;
 use super::client::{Client, level};
 use super::{Context, block_on, text};
 use crate::clock::Timestamp;
+use crate::intake::unfit;
 use crate::model::Severity;
 use crate::span::Span;
 
 const EXAMPLES: &str = "\
 Examples:
   watchbell silence add --rule 'freezer-*' --for 2h --by ana --reason 'we defrost'
-  watchbell silence add --topic 'site/kiel/#' --label unit=1 --until 2026-12-24T18:00:00+01:00 --by ana --reason works
+  watchbell silence add --topic 'site/kiel/#' --until 2026-12-24T18:00:00+01:00 --by ana --reason x
   watchbell silence add --alert 5d1e --for 8h --by ana --reason 'a part is ordered'
   watchbell silence list
   watchbell silence end 1f3a9c02            or by its name
 
-`*` stands for any characters. What is silenced is recorded and listed all the same; what still fires
-at the end of a silence is told then. Silences survive a restart.";
+`*` stands for any characters. What is silenced is recorded and listed all the same; what still
+fires at the end of a silence is told then. Silences survive a restart.";
 
 /// Have nobody told of something for a while
 #[derive(Args)]
@@ -171,6 +172,14 @@ impl Add {
         let until = made.until.as_deref().map(text::seconds).unwrap_or_default();
         let id = made.id.clone().unwrap_or_default();
         writeln!(out, "{id}  {} is silenced until {until}", made.covers())?;
+        if let Some(pattern) = &self.rule {
+            let status: Value = client.get("/v1/status").await?;
+            let rules = status["rules"]["rules"].as_array().cloned().unwrap_or_default();
+            let names: Vec<&str> = rules.iter().filter_map(|rule| rule["name"].as_str()).collect();
+            if let Some(what) = unfit::named(&names, pattern) {
+                writeln!(out, "warning: {what} (`watchbell silence end {id}` takes it back)")?;
+            }
+        }
         Ok(())
     }
 }

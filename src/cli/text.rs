@@ -35,13 +35,24 @@ pub(super) fn json(out: &mut dyn Write, value: &impl Serialize) -> anyhow::Resul
 
 /// A text on one line, cut to `width` characters.
 pub(super) fn cut(text: &str, width: usize) -> String {
-    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let line: String = text.chars().map(|c| if is_unseen(c) { ' ' } else { c }).collect();
     if line.chars().count() <= width {
         return line;
     }
     let mut kept: String = line.chars().take(width.saturating_sub(1)).collect();
     kept.push('…');
     kept
+}
+
+/// Whether it moves the cursor or turns the direction of what follows it.
+fn is_unseen(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// `1 rule`, `2 rules`.
+pub(super) fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 /// RFC 3339 to whole seconds: `2026-11-23 10:24:03Z`.
@@ -107,6 +118,7 @@ mod tests {
         assert_eq!(bytes(1_610_612_736), "1.5 GiB");
         assert_eq!(cut("a\nbcdef", 4), "a b…");
         assert_eq!(cut("äöüß", 4), "äöüß");
+        assert_eq!(cut("a\u{202e}gnp.exe", 9), "a gnp.exe");
     }
 
     #[test]

@@ -445,7 +445,10 @@ async fn check_tells_of_configuration_and_rules_together() {
     let arguments = ["check", "--config", &config, "--rules-dir", &rules];
     let (code, said) = run(dir.path(), &arguments).await;
     assert_eq!(code, ExitCode::SUCCESS, "{said}");
-    assert!(said.contains("fine, delivers by phone; ") && said.contains("1 contacts"), "{said}");
+    assert!(
+        said.contains("fine, delivers by phone; ") && said.contains("1 contact in 1 file"),
+        "{said}"
+    );
 
     std::fs::write(path("w.toml"), "[api]\npage_mx = 3\n").unwrap();
     std::fs::write(path("rules/a.toml"), "[[rule]]\nname = 'r'\ntopic = 'a/#/b'\n").unwrap();

@@ -50,8 +50,10 @@ from = '+15005550006'
     let secret = [("TWILIO_AUTH_TOKEN", TOKEN)];
     let said = command_with(&place, &["check"], "", &secret).await;
     assert_eq!((said.code, said.err.as_str()), (0, ""), "{said:?}");
-    let fine =
-        ["watchbell.toml: fine, delivers by twilio-main", "rules: fine, 1 rules and 2 contacts"];
+    let fine = [
+        "watchbell.toml: fine, delivers by twilio-main",
+        "rules: fine, 1 rule and 2 contacts in 2 files",
+    ];
     check(&said.out, &fine);
 
     // Secrets are fetched too: one that is not there is found before the start.
@@ -71,6 +73,18 @@ from = '+15005550006'
         "rules/rules.toml:8: rule \"alarm\": `text`: ",
     ];
     check(&said.out, &problems);
+
+    place.write("rules/rules.toml", ALARM);
+    place.write(
+        "rules/more.toml",
+        "[[suppress]]\nwhile = 'alrm'\nrules = ['alarm']\nsame = ['x']\n",
+    );
+    let said = command(&place, &["check"]).await;
+    let warnings = [
+        "warning: rules/more.toml:2: suppress 1: `while`: no rule is called `alrm`; did you mean `alarm`?",
+        "warning: rules/more.toml:4: suppress 1: `same`: no rule of `rules` captures `x` in its topic",
+    ];
+    check(&said.out, &warnings);
 
     let said = command(&place, &["check", "--config", "no-such.toml"]).await;
     assert_eq!(said.code, 1);
