@@ -139,6 +139,10 @@ impl Reader {
                     format!("the line has more than {LINE_BYTES_MAX} bytes; expected {FORMS}"),
                 ));
             }
+            // Editors of Windows begin a file so.
+            if self.number == 1 && self.line.starts_with(b"\xef\xbb\xbf") {
+                self.line.drain(..3);
+            }
             // Of a payload that ends so, the end of the line is a part that nobody misses.
             self.line.pop_if(|last| *last == b'\r');
             if !self.line.is_empty() {
@@ -454,6 +458,12 @@ mod tests {
         1795696204000 a/empty b"" 0 false
         log:5: expected a topic, found `a/#`: it holds a wildcard (+ or #), which only filters may
         "#);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_line() {
+        let text = "\u{feff}{\"at\":1,\"topic\":\"a\",\"payload\":\"x\"}\n";
+        assert_eq!(read(text), "1 a b\"x\" 0 false\n");
     }
 
     #[test]

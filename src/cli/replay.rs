@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::Args;
 use serde_json::json;
 
@@ -29,8 +30,8 @@ Examples:
   watchbell replay week.jsonl --price sms=0.08 --price whatsapp=0.03
   mosquitto_sub -h plant -t '#' -F '%U %t %p' > plant.txt; watchbell replay plant.txt
 
-Reads what `watchbell record` writes (FILE, and the older FILE.1, FILE.2 before it) and what mosquitto_sub
-prints by -F %j or by -F '%U %t %p'. Nothing is sent and nothing is stored.";
+Reads what `watchbell record` writes (FILE, and the older FILE.1, FILE.2 before it) and what
+mosquitto_sub prints by -F %j or by -F '%U %t %p'. Nothing is sent and nothing is stored.";
 
 /// How many characters of an alert's text are shown.
 const TEXT_WIDTH: usize = 80;
@@ -94,6 +95,12 @@ impl Replay {
         let setup =
             |set| Setup { set, limits: &limits, expires_in: expires_in.get(), prices: &prices };
         let replayed = replay::run(traffic, setup(&set), other.as_ref().map(setup));
+        // Zeros would look as if the rules had been tried.
+        if let (0, 0, Some(first)) =
+            (replayed.seen.publishes, replayed.seen.left_out, &replayed.seen.first_unreadable)
+        {
+            bail!("nothing of it is a recording: {first}");
+        }
         if self.json {
             return text::json(out, &as_json(&replayed));
         }
@@ -507,6 +514,20 @@ mod tests {
         Came to no result:
           rule "freezer-warm", once, first at 2026-09-21 16:14:20Z: expression_failed: `when`: the payload has no field `temp_c`; guard it with has(...) if it may be absent
         "#);
+    }
+
+    #[test]
+    fn what_is_no_recording_is_an_error_and_not_a_table_of_zeros() {
+        let place = Place::new();
+        place.write("notes.txt", "to do\n\nbuy milk\n");
+        place.write("empty.jsonl", "");
+        let path = |name: &str| place.0.path().join(name).display().to_string();
+        let (notes, empty, rules) = (path("notes.txt"), path("empty.jsonl"), path("rules"));
+        let (is_fine, text) = said(&[&notes, "--rules", &rules]);
+        assert!(!is_fine && text.contains("nothing of it is a recording: "), "{text}");
+        assert!(text.contains("notes.txt:1: expected lines of `watchbell record`"), "{text}");
+        let (is_fine, text) = said(&[&empty, "--rules", &rules]);
+        assert!(is_fine && text.starts_with("0 publishes\n"), "{text}");
     }
 
     #[test]
