@@ -457,7 +457,10 @@ pub(crate) fn uses_development_certificates(config: &broker::config::Config) -> 
 /// What a person who has never seen Watchbell can publish: the example of the repository's rules,
 /// if they are what is loaded.
 fn hint(rules: &RulesInForce) -> Option<Hint> {
-    rules.rules.iter().any(|rule| rule.name == "freezer-warm").then(|| Hint {
+    // Others may call a rule so, and look elsewhere.
+    const TOPIC: &str = "site/{site}/freezer/{unit}/telemetry";
+    let is_it = |rule: &RuleInForce| rule.name == "freezer-warm" && rule.topic == TOPIC;
+    rules.rules.iter().any(is_it).then(|| Hint {
         topic: "site/kiel/freezer/1/telemetry".to_owned(),
         payload: r#"{"temp_c": -10.5}"#.to_owned(),
     })

@@ -34,7 +34,13 @@ async function fetched(path, options) {
   const key = sessionStorage.getItem(KEY);
   const headers = key ? { authorization: "Bearer " + key } : {};
   const response = await fetch(path, { headers, cache: "no-store", ...options });
-  if (response.status === 401) throw new KeyNeeded();
+  if (response.status === 401) {
+    if (key) {
+      if (sessionStorage.getItem(KEY) === key) sessionStorage.removeItem(KEY);
+      byId("key-wrong").hidden = false;
+    }
+    throw new KeyNeeded();
+  }
   return response;
 }
 
@@ -50,7 +56,10 @@ let keyGiven = () => {};
 
 /** Shows the form and waits until somebody has given a key. */
 async function needKey() {
-  byId("key-form").hidden = false;
+  if (byId("key-form").hidden) {
+    byId("key-form").hidden = false;
+    byId("key").focus(); // the form may be out of sight
+  }
   setPill(byId("ready"), "slow", "key needed");
   await new Promise((resolve) => {
     const before = keyGiven;
@@ -62,11 +71,19 @@ byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   sessionStorage.setItem(KEY, byId("key").value.trim());
   byId("key").value = "";
+  byId("key-wrong").hidden = true;
   byId("key-form").hidden = true;
   const waiting = keyGiven;
   keyGiven = () => {};
   waiting();
 });
+
+/** Puts rows in place of others; what had the focus has it again. */
+function replaceRows(list, rows) {
+  const focused = list.contains(document.activeElement) ? document.activeElement.dataset.id : null;
+  list.replaceChildren(...rows);
+  if (focused) list.querySelector('[data-id="' + CSS.escape(focused) + '"]')?.focus({ preventScroll: true });
+}
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
@@ -220,12 +237,16 @@ function showStatus(status) {
 // Alerts -----------------------------------------------------------------------------------------
 
 let acknowledging = null; // the alert that the form is about
+let alertsShown = "";
 
 function showAlerts(page) {
+  const said = JSON.stringify(page);
+  if (said === alertsShown) return; // somebody may be about to press a button
+  alertsShown = said;
   byId("alerts-card").hidden = page.total === 0;
   const more = page.total > page.alerts.length ? ", the worst " + page.alerts.length + " of them here" : "";
   byId("alerts-count").textContent = page.total + more;
-  byId("alerts").replaceChildren(...page.alerts.map(alertRow));
+  replaceRows(byId("alerts"), page.alerts.map(alertRow));
   if (!page.alerts.some((alert) => alert.id === acknowledging && alert.state === "firing")) closeAck();
 }
 
@@ -245,18 +266,28 @@ function alertRow(alert) {
   what.append(element("div", "because", (alert.rule + " " + alert.key).trim() + (alert.shadow ? ", in shadow" : "")));
   const told = element("td", "to");
   for (const one of alert.told) {
-    const held = one.held ? ": " + one.held.reason : one.knows ? "" : ": nothing";
-    told.append(element("div", "because", one.contact + held));
+    const [kind, how] = toldHow(one);
+    told.append(element("div", "because " + kind, one.contact + how));
   }
   const act = element("td");
   if (alert.state === "firing") {
     const button = element("button", null, "Acknowledge");
     button.type = "button";
+    button.dataset.id = alert.id;
     button.addEventListener("click", () => openAck(alert));
     act.append(button);
   }
   row.append(state, element("td", "when", new Date(alert.since).toLocaleString()), what, told, act);
   return row;
+}
+
+/** How a contact stands: held, told, or with a message that waits or was lost. */
+function toldHow(one) {
+  if (one.held) return ["", ": " + one.held.reason];
+  if (!one.knows) return ["", ": nothing"];
+  const status = one.message ? one.message.status : "sent";
+  if (KINDS[status] === "good") return ["", ""];
+  return [KINDS[status] || "", ": " + status + (one.message.reason ? ", " + one.message.reason : "")];
 }
 
 function openAck(alert) {
@@ -272,6 +303,8 @@ function closeAck() {
   acknowledging = null;
   byId("ack-form").hidden = true;
 }
+
+byId("ack-cancel").addEventListener("click", closeAck);
 
 byId("ack-form").addEventListener("submit", async (event) => {
   event.preventDefault();
@@ -368,11 +401,17 @@ const KINDS = {
   undelivered: "bad", failed: "bad", expired: "bad", canceled: "",
 };
 
+let messagesShown = "";
+
 function showMessages(messages) {
+  const said = JSON.stringify(messages);
+  if (said === messagesShown) return;
+  messagesShown = said;
   byId("messages-empty").hidden = messages.length > 0;
-  byId("messages").replaceChildren(...messages.flatMap((message) => {
+  replaceRows(byId("messages"), messages.flatMap((message) => {
     const row = element("tr", "open-able");
     row.tabIndex = 0;
+    row.dataset.id = message.id;
     const status = element("td");
     status.append(element("span", "pill " + KINDS[message.status], message.status));
     const because = [message.reason, message.detail].filter(Boolean).join(": ");
