@@ -59,7 +59,7 @@ Then:
   watchbell replay week.jsonl                    what the rules would have made of it
   watchbell status                               lanes, outbox, listeners, rules
 
-Configuration: defaults < watchbell.toml < WATCHBELL_A__B < flags. Each command has its own --help.";
+Configuration: defaults < watchbell.toml < WATCHBELL_A__B < flags. Each command has its --help.";
 
 /// From field devices to people: MQTT in, durable alerts, SMS, WhatsApp, push and webhooks out.
 #[derive(Parser)]

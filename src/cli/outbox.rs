@@ -22,7 +22,7 @@ Examples:
   watchbell outbox retry --all-failed
   watchbell outbox resume twilio-main       its account is in order again: do not wait, try now
 
-A message is queued, sending, sent, delivered or read; or undelivered, failed, expired or canceled.";
+A message is queued, sending, sent, delivered, read; or undelivered, failed, expired, canceled.";
 
 /// How many of the newest messages the part of an id is looked for in, and pages are read by.
 const PAGE: usize = 500;

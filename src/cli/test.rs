@@ -24,9 +24,10 @@ Examples:
   watchbell test --filter freezer
   watchbell test --junit target/rules.xml --coverage-min 100
 
-Each test begins with nothing and runs in virtual time; nothing is sent and nothing is stored. Of a step that came out
-otherwise, lines with - were expected and did not happen, lines with + happened and were not expected: as they would
-stand in the file. Exit code 1 where a test fails or too little is covered. docs/testing.md has the whole language.";
+Each test begins with nothing and runs in virtual time; nothing is sent and nothing is stored. Of a
+step that came out otherwise, lines with - were expected and did not happen, lines with + happened
+and were not expected: as they would stand in the file. Exit code 1 where a test fails or too little
+is covered. docs/testing.md has the whole language.";
 
 /// Try rules out: run the tests in the rule files
 #[derive(Args)]

@@ -40,8 +40,8 @@ Examples:
   watchbell import mqttwarn /etc/mqttwarn/mqttwarn.ini
   watchbell import mqttwarn mqttwarn.ini --out /srv/watchbell --force
 
-Writes watchbell.toml and rules/mqttwarn-rules.toml, and says what became of each section. Exit code 3 where
-somebody has to do something by hand. docs/import.md says how each thing is converted.";
+Writes watchbell.toml and rules/mqttwarn-rules.toml, and says what became of each section. Exit code
+3 where somebody has to do something by hand. docs/import.md says how each thing is converted.";
 
 /// The largest file that is read, bytes.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
