@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Shared;
 use super::body::{self, fault};
-use super::messages::parse_query;
+use super::messages::{parse_query, read};
 use super::refusal::Refusal;
 use crate::intake::desk::alerts::{self, AlertNow, Query, Stand};
 use crate::intake::pipeline::Caused;
@@ -39,7 +39,23 @@ pub(super) async fn list(
         .ask(move |pipeline, set, _, _| (Caused::default(), alerts::list(pipeline, set, &query)));
     let (alerts, total) = asked.await.map_err(Refusal::not_now)?;
     drop(permit);
+    let alerts = with_messages(&state, alerts).await?;
     Ok(Json(PageView { alerts, total }).into_response())
+}
+
+/// The alerts, with what became of the messages that told of them.
+async fn with_messages(
+    state: &Shared,
+    mut alerts: Vec<AlertNow>,
+) -> Result<Vec<AlertNow>, Refusal> {
+    read(state, move |state| {
+        for alert in &mut alerts {
+            let messages = state.parts.store.messages_of(alert.id);
+            alert.note(&messages.map_err(|error| Refusal::internal(&error))?);
+        }
+        Ok(alerts)
+    })
+    .await
 }
 
 fn parse(query: &str, most: usize) -> Result<Query, Refusal> {
@@ -82,7 +98,8 @@ pub(super) async fn show(
         .intake
         .ask(move |pipeline, set, _, _| (Caused::default(), alerts::one(pipeline, set, id)));
     let alert = asked.await.map_err(Refusal::not_now)?.ok_or_else(|| no_alert(id))?;
-    Ok(Json(alert).into_response())
+    let mut alerts = with_messages(&state, vec![alert]).await?;
+    Ok(Json(alerts.pop()).into_response())
 }
 
 /// What `POST /v1/alerts/{id}/ack` takes.

@@ -23,7 +23,8 @@ Examples:
   watchbell alert forget 5d1e               a device that is gone: nobody is told
 
 An alert is firing, acknowledged or pending: pending ones fire when their `for` has passed.
-To have nobody told for a while: watchbell silence add --alert ID. Why it is so: watchbell explain ID.";
+To have nobody told for a while: watchbell silence add --alert ID.
+Why it is so: watchbell explain ID.";
 
 /// How many alerts the part of an id is looked for in.
 const PAGE: usize = 500;
@@ -127,6 +128,16 @@ struct Told {
     knows: Option<String>,
     held: Option<Held>,
     repeat_at: Option<String>,
+    #[serde(default)]
+    message: Option<Message>,
+}
+
+/// What became of the message that told it.
+#[derive(Deserialize)]
+struct Message {
+    channel: String,
+    status: String,
+    reason: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -255,7 +266,10 @@ impl Alert {
         }
         let one = |told: &Told| match (&told.held, &told.knows) {
             (Some(held), _) => format!("{}: {}", told.contact, held.reason),
-            (None, Some(_)) => told.contact.clone(),
+            (None, Some(_)) => match told.message.as_ref().filter(|message| !message.is_sent()) {
+                Some(message) => format!("{}: {}", told.contact, message.status),
+                None => told.contact.clone(),
+            },
             (None, None) => format!("{}: nothing", told.contact),
         };
         let told: Vec<String> = self.told.iter().map(one).collect();
@@ -296,12 +310,26 @@ impl Alert {
     }
 }
 
+impl Message {
+    /// Whether a provider has it.
+    fn is_sent(&self) -> bool {
+        matches!(self.status.as_str(), "sent" | "delivered" | "read")
+    }
+}
+
 impl Told {
     fn line(&self, now: Timestamp) -> String {
         let mut line = match &self.knows {
             Some(knows) => format!("{}: {knows}", self.contact),
             None => format!("{}: nothing", self.contact),
         };
+        if let Some(message) = &self.message {
+            let Message { channel, status, reason } = message;
+            line.push_str(&format!(", {channel} {status}"));
+            if let Some(reason) = reason.as_ref().filter(|_| !message.is_sent()) {
+                line.push_str(&format!(": {reason}"));
+            }
+        }
         if let Some(held) = &self.held {
             line.push_str(&format!("; held: {}", held.reason));
             match (&held.detail, &held.until) {

@@ -21,10 +21,11 @@ Examples:
   watchbell explain 5d1e                        an alert or a message, by its id or a part of it
   watchbell explain --contact ana --since 12h   all that concerned Ana
   watchbell explain --contact ana --topic site/kiel/freezer/1/telemetry
+  watchbell explain --topic 'site/kiel/#' --since 7d
   watchbell explain --rule freezer-warm --key kiel/1
 
-Why did Ana get nothing for freezer 1 last night? Ask with --contact and --topic, or --rule and --key.
-The last line of the answer is what it comes to.";
+Why did Ana get nothing for freezer 1 last night? Ask with --contact and --topic, or --rule and
+--key. The last line of the answer is what it comes to.";
 
 /// How many alerts and messages the part of an id is looked for in.
 const PAGE: usize = 500;
@@ -39,8 +40,8 @@ pub(super) struct Explain {
     /// What concerned this contact
     #[arg(long, value_name = "NAME")]
     contact: Option<String>,
-    /// What was published on this topic
-    #[arg(long)]
+    /// What was published on this topic, or on all that an MQTT filter matches
+    #[arg(long, value_name = "TOPIC")]
     topic: Option<String>,
     /// Alerts of this rule
     #[arg(long)]
@@ -88,7 +89,17 @@ struct Rule {
     instances_total: usize,
     failures: BTreeMap<String, u64>,
     passed: BTreeMap<String, u64>,
+    troubles: Vec<Trouble>,
     samples: Vec<Sample>,
+}
+
+#[derive(Deserialize)]
+struct Trouble {
+    at: String,
+    topic: Option<String>,
+    reason: String,
+    detail: String,
+    times: u64,
 }
 
 #[derive(Deserialize)]
@@ -228,10 +239,17 @@ impl Rule {
         let to = if self.to.is_empty() { "nobody".to_owned() } else { self.to.join(", ") };
         writeln!(out, "  tells {to}")?;
         for (reason, count) in &self.failures {
-            writeln!(out, "  publishes without a result since the start: {count} {reason}")?;
+            writeln!(out, "  without a result since the start: {count} {reason}")?;
+        }
+        for trouble in &self.troubles {
+            let Trouble { reason, detail, times, .. } = trouble;
+            let at = text::seconds(&trouble.at);
+            let on = trouble.topic.as_ref().map_or_else(String::new, |topic| format!(", {topic}"));
+            let times = if *times > 1 { format!(", {times} times") } else { String::new() };
+            writeln!(out, "  {reason} at {at}{on}{times}: {}", text::cut(detail, 400))?;
         }
         for (reason, count) in &self.passed {
-            writeln!(out, "  publishes passed over since the start: {count} {reason}")?;
+            writeln!(out, "  passed over since the start: {count} {reason}")?;
         }
         for sample in &self.samples {
             let Sample { topic, bytes, detail, .. } = sample;

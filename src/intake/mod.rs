@@ -12,6 +12,7 @@ pub mod desk;
 pub mod pipeline;
 pub mod ruleset;
 pub mod trial;
+pub mod troubles;
 pub mod unfit;
 mod worker;
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ruleset::RuleSet;
+use super::troubles::Troubles;
 use crate::clock::Timestamp;
 use crate::model::tell::{Ack, News, Step};
 use crate::model::{AlertId, AlertState, IdSource, Message, Publish, Reason, partition};
@@ -33,6 +34,7 @@ const PIECE: usize = 64;
 pub struct Pipeline {
     engine: Engine,
     notifier: Notifier,
+    troubles: Troubles,
 }
 
 /// What a call caused.
@@ -58,7 +60,11 @@ impl Pipeline {
         notify: &notify::Config,
         expires_in: Duration,
     ) -> Self {
-        Self { engine: Engine::new(ids, rules), notifier: Notifier::new(notify, expires_in) }
+        Self {
+            engine: Engine::new(ids, rules),
+            notifier: Notifier::new(notify, expires_in),
+            troubles: Troubles::default(),
+        }
     }
 
     /// Puts back an instance that was stored.
@@ -118,6 +124,7 @@ impl Pipeline {
         op: &mut Op,
     ) -> Caused {
         let effects = self.engine.handle(&set.rules, matched, publish, now);
+        self.troubles.note(&effects.failures, Some(&publish.topic), now);
         self.settle(set, effects, now, op)
     }
 
@@ -130,6 +137,7 @@ impl Pipeline {
     /// has seams: what a crash leaves undone is due at the next start.
     pub fn wake(&mut self, set: &RuleSet, now: Timestamp, op: &mut Op) -> Caused {
         let effects = self.engine.wake(&set.rules, now);
+        self.troubles.note(&effects.failures, None, now);
         let mut caused = self.settle(set, effects, now, op);
         let is_due = |due: Option<Timestamp>| due.is_some_and(|due| due <= now);
         // What fires at the same time is told with what is told then.
@@ -246,6 +254,11 @@ impl Pipeline {
     /// The same, to be told to note coverage.
     pub fn engine_mut(&mut self) -> &mut Engine {
         &mut self.engine
+    }
+
+    /// What rules came to no result on.
+    pub fn troubles(&self) -> &Troubles {
+        &self.troubles
     }
 
     /// Who was told what.

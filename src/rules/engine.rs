@@ -22,6 +22,7 @@ use crate::clock::Timestamp;
 use crate::model::tell::{Ack, News, Policy, Turn};
 use crate::model::{Alert, AlertId, IdSource, Publish, Reason};
 use crate::payload::{self, Codec, Decode, Undecodable, Value, sparkplug};
+use crate::topic::TopicName;
 
 /// Most instances that one [`Engine::wake`] looks at, and of which [`Engine::adopt`] tells in one
 /// piece: what comes of them is one operation of the store, which is made for small ones.
@@ -73,7 +74,7 @@ pub struct Sample {
     /// When it came.
     pub at: Timestamp,
     /// On which topic.
-    pub topic: Arc<str>,
+    pub topic: TopicName,
     /// Its first bytes.
     pub head: Vec<u8>,
     /// How many bytes it had.
@@ -558,7 +559,7 @@ impl Engine {
         }
         samples.push_back(Sample {
             at: now,
-            topic: publish.topic.as_str().into(),
+            topic: publish.topic.clone(),
             head: publish.payload.iter().take(SAMPLES.1).copied().collect(),
             bytes: publish.payload.len(),
             detail: detail.to_owned(),

@@ -12,6 +12,7 @@ use super::rows::{Device, Idempotency};
 use super::{Ban, CommitError, Op, ReadError, Store, decode};
 use crate::clock::Timestamp;
 use crate::model::{AlertId, Channel, Message, MessageId, Status};
+use crate::topic::TopicFilter;
 
 /// Which messages to list. Empty: all.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +23,10 @@ pub struct MessageFilter {
     pub channel: Option<Channel>,
     /// Only of alerts of this rule.
     pub rule: Option<String>,
+    /// Only of alerts of this instance key.
+    pub key: Option<String>,
+    /// Only of alerts whose topic this filter matches.
+    pub topic: Option<TopicFilter>,
     /// Only to this contact.
     pub contact: Option<String>,
     /// Only those that were made or have changed since.
@@ -30,12 +35,18 @@ pub struct MessageFilter {
 
 impl MessageFilter {
     fn takes(&self, message: &Message) -> bool {
+        let alert = message.alert.as_ref();
         (self.status.is_empty() || self.status.contains(&message.status))
             && self.channel.is_none_or(|channel| channel == message.target.channel)
             && self
                 .rule
                 .as_deref()
-                .is_none_or(|rule| message.alert.as_ref().is_some_and(|alert| &*alert.rule == rule))
+                .is_none_or(|rule| alert.is_some_and(|alert| &*alert.rule == rule))
+            && self.key.as_deref().is_none_or(|key| alert.is_some_and(|alert| &*alert.key == key))
+            && self
+                .topic
+                .as_ref()
+                .is_none_or(|topic| alert.is_some_and(|alert| topic.matches(&alert.topic)))
             && self
                 .contact
                 .as_deref()

@@ -6,7 +6,8 @@
 //! **Invariant:** two steps of one process run never have the same key.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use super::{Op, ReadError, Store, decode};
 use crate::clock::Timestamp;
 use crate::model::tell::{Step, StepKind};
 use crate::model::{AlertId, Reason};
+use crate::topic::TopicFilter;
 
 /// Which steps to list. Empty: all.
 #[derive(Clone, Debug, Default)]
@@ -27,8 +29,12 @@ pub struct StepFilter {
     pub rule: Option<String>,
     /// Only of this instance key.
     pub key: Option<String>,
+    /// Only of alerts whose topic this filter matches.
+    pub topic: Option<TopicFilter>,
     /// Only what concerns this contact; what concerns all does.
     pub contact: Option<String>,
+    /// Beside `contact`: what concerns all, only of these rules; empty for any.
+    pub naming: HashSet<Arc<str>>,
     /// Only what happened before.
     pub before: Option<Timestamp>,
 }
@@ -42,7 +48,11 @@ impl StepFilter {
             && self.reason.is_none_or(|reason| step.reason == Some(reason))
             && is(&self.rule, &step.rule)
             && is(&self.key, &step.key)
-            && step.contact.as_deref().is_none_or(|contact| is(&self.contact, contact))
+            && self.topic.as_ref().is_none_or(|topic| topic.matches(&step.topic))
+            && match &step.contact {
+                Some(contact) => is(&self.contact, contact),
+                None => self.naming.is_empty() || self.naming.contains(&step.rule),
+            }
     }
 }
 

@@ -229,6 +229,28 @@ impl TopicFilter {
         })
     }
 
+    /// Whether there is a topic that both match.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let is_wild = |filter: &Self| !matches!(filter.levels.first(), Some(FilterLevel::Exact(_)));
+        let is_dollar = |filter: &Self| filter.text.starts_with('$');
+        if is_wild(self) && is_dollar(other) || is_dollar(self) && is_wild(other) {
+            return false;
+        }
+        let (mut ours, mut theirs) = (self.levels.iter(), other.levels.iter());
+        loop {
+            match (ours.next(), theirs.next()) {
+                (Some(FilterLevel::Rest), _) | (_, Some(FilterLevel::Rest)) | (None, None) => {
+                    return true;
+                }
+                (Some(FilterLevel::Exact(one)), Some(FilterLevel::Exact(two))) if one != two => {
+                    return false;
+                }
+                (Some(_), Some(_)) => {}
+                (Some(_), None) | (None, Some(_)) => return false,
+            }
+        }
+    }
+
     /// Whether the filter matches `topic` (MQTT 5, 4.7). A filter that starts with a wildcard does
     /// not match a topic that starts with `$` (MQTT-4.7.2-1).
     pub fn matches(&self, topic: &TopicName) -> bool {
@@ -276,6 +298,27 @@ mod tests {
         TopicFilter::parse(filter, TopicLimits::default())
             .expect("a valid filter")
             .matches(&name(topic))
+    }
+
+    #[test]
+    fn filters_overlap_where_a_topic_fits_both() {
+        for (one, other, expected) in [
+            ("a/b", "a/b", true),
+            ("a/b", "a/c", false),
+            ("a/+", "+/b", true),
+            ("a/+", "a", false),
+            ("a/#", "a", true),
+            ("a/b/#", "a/+", true),
+            ("#", "x/y/z", true),
+            ("+/x", "a/b/x", false),
+            ("#", "$SYS/x", false),
+            ("+/x", "$SYS/+", false),
+            ("$SYS/#", "$SYS/x", true),
+        ] {
+            let filter = |text| TopicFilter::parse(text, TopicLimits::default()).expect("a filter");
+            assert_eq!(filter(one).overlaps(&filter(other)), expected, "{one} {other}");
+            assert_eq!(filter(other).overlaps(&filter(one)), expected, "{other} {one}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use regex::Regex;
 use serde_json::{Value, json};
 
 use crate::device::Device;
-use crate::fake::{Fake, Twilio};
+use crate::fake::{Answer, Fake, Twilio};
 use crate::harness::{Api, Place, QUICK, found, twilio};
 use crate::process::Process;
 
@@ -126,7 +126,10 @@ async fn what_fires_is_listed_and_acknowledged_and_then_not_repeated() {
         let shown = process.done(&["alert", "show", id(&freezer)]).await;
         assert!(shown.contains("state     acknowledged, warning"), "{shown}");
         assert!(shown.contains("ack       by ana at ") && shown.contains(": on my way"), "{shown}");
-        assert!(shown.contains("told      ben: warning\n"), "repeated all the same: {shown}");
+        assert!(
+            shown.contains("told      ben: warning, sms sent\n"),
+            "repeated all the same: {shown}"
+        );
     };
     check(&process).await;
     let pump = alert(&process.api, "pump-slow", "7").await;
@@ -235,6 +238,9 @@ async fn explain_says_in_words_why_nobody_was_told() {
         &["--contact", "ben", "--topic", "pump/7"],
         &["--contact", "ana", "--topic", "pump/7"],
         &["--contact", "ana", "--topic", "pump/8"],
+        &["--contact", "ana", "--topic", "pump/9"],
+        &["--topic", "pump/+"],
+        &["--contact", "ana", "--topic", "garden/#"],
         &["--contact", "ana", "--topic", "garden/1"],
         &["--contact", "ana", "--rule", "door-open"],
         &["--rule", "door-opened"],
@@ -253,7 +259,13 @@ async fn explain_says_in_words_why_nobody_was_told() {
     --contact ana --topic pump/7
       ana was not told since TIME: pump-slow 7 is pending since TIME, fires at TIME.
     --contact ana --topic pump/8
-      ana was not told since TIME: no alert was raised; pump-slow came to no result on one publish since the start: expression_failed. An expression of the rule failed on this publish.
+      ana was not told since TIME: no alert was raised; pump-slow came to no result on pump/8 at TIME: expression_failed, `when`: a field is asked of text, which has no fields.
+    --contact ana --topic pump/9
+      ana was not told since TIME: no alert was raised. Whether anything is published, `watchbell record` shows.
+    --topic pump/+
+      Nobody was told since TIME: pump-slow 7 is pending since TIME, fires at TIME.
+    --contact ana --topic garden/#
+      No rule looks at garden/#: nothing published there raises an alert.
     --contact ana --topic garden/1
       No rule looks at garden/1: nothing published there raises an alert.
     --contact ana --rule door-open
@@ -270,7 +282,8 @@ async fn explain_says_in_words_why_nobody_was_told() {
     rule pump-slow looks at pump/{pump}
       critical: when payload.rpm < 100 for 1h
       tells ana
-      publishes without a result since the start: 1 expression_failed
+      without a result since the start: 1 expression_failed
+      expression_failed at TIME, pump/8: `when`: a field is asked of text, which has no fields
       7: pending since TIME, critical, fires SOON, heard of AGO; alert ID
 
     since TIME:
@@ -282,7 +295,7 @@ async fn explain_says_in_words_why_nobody_was_told() {
     let process = &process;
     for (path, part) in [
         ("/v1/explain", "give the id of an alert"),
-        ("/v1/explain?topic=a/%23", "write one topic"),
+        ("/v1/explain?topic=a/%23/b", "`#` must be the last level"),
         ("/v1/explain?contcat=ana", "did you mean `contact`?"),
         ("/v1/alerts?state=fireing", "firing, acknowledged or pending"),
     ] {
@@ -293,4 +306,64 @@ async fn explain_says_in_words_why_nobody_was_told() {
         assert_eq!(process.api.keyless().ask("GET", path, None).await.0, 401, "{path}");
     }
     assert_eq!(process.api.keyless().ask("GET", "/v1/alerts", None).await.0, 200);
+}
+
+/// What is asked for is looked for, however much else was told since.
+#[tokio::test]
+async fn explain_finds_one_alert_among_many() {
+    const MANY: usize = 520;
+    let rules = format!(
+        "{RULES}\n[[rule]]\nname = 'busy'\ntopic = 'busy/{{n}}'\nto = ['ana']\nby = ['sms']\n"
+    );
+    let (fake, _) = Twilio::start().await;
+    let config = format!("{QUICK}{}", twilio("twilio-main", &fake));
+    let process = Process::start(Place::new(&config).rules(&rules)).await;
+    let mut device = process.anonymous("device").connect().await;
+    device.publishes("site/kiel/freezer/1", r#"{"t": -10.0}"#).await;
+    sent_at_least(&process.api, 2, "kiel freezer 1 is warm").await;
+    let freezer = alert(&process.api, "freezer-warm", "kiel/1").await;
+    process.done(&["alert", "ack", id(&freezer), "--by", "ana"]).await;
+    for n in 0..MANY {
+        device.publishes(&format!("busy/{n}"), "x").await;
+    }
+    for topic in ["site/kiel/freezer/1", "site/+/freezer/#"] {
+        let explained = process.done(&["explain", "--contact", "ana", "--topic", topic]).await;
+        assert!(explained.contains("raised, warning, by a publish on site/kiel/freezer/1\n"));
+        let conclusion = explained.lines().last().unwrap();
+        assert!(conclusion.starts_with("ana was told "), "{explained}");
+    }
+    let explained = process.done(&["explain", "--contact", "ana", "--topic", "busy/#"]).await;
+    let conclusion = explained.lines().last().unwrap();
+    assert!(conclusion.starts_with("ana was told 500 times or more, last by sms"), "{conclusion}");
+}
+
+/// Who was told once and not since is not told; and whose message was refused does not know.
+#[tokio::test]
+async fn a_message_that_was_lost_is_what_is_said() {
+    let (process, fake, mut device) = start().await;
+    device.publishes("site/kiel/freezer/1", r#"{"t": -10.0}"#).await;
+    sent_at_least(&process.api, 2, "kiel freezer 1 is warm").await;
+    let freezer = alert(&process.api, "freezer-warm", "kiel/1").await;
+    process.done(&["alert", "ack", id(&freezer), "--by", "ana"]).await;
+    let refusing = json!({ "code": 21211, "message": "no such number", "status": 400 });
+    fake.script([Answer::json(400, &refusing), Answer::json(400, &refusing)]);
+    device.publishes("site/kiel/freezer/2", r#"{"t": -10.0}"#).await;
+    let listed = found("the refusal", async || {
+        let listed = process.done(&["alert", "list", "--key", "kiel/2"]).await;
+        listed.contains("ana: failed, ben: failed").then_some(listed)
+    })
+    .await;
+    assert!(!listed.contains("kiel/1"), "{listed}");
+    let second = alert(&process.api, "freezer-warm", "kiel/2").await;
+    assert_eq!(second["told"][0]["message"]["reason"], json!("bad_recipient"));
+    let shown = process.done(&["alert", "show", id(&second)]).await;
+    assert!(shown.contains("told      ana: warning, sms failed: bad_recipient"), "{shown}");
+    let explained = process.done(&["explain", "--contact", "ana", "--rule", "freezer-warm"]).await;
+    let conclusion = steady(explained.lines().last().unwrap());
+    assert!(
+        conclusion.contains(
+            "(sent). One message after that was lost: the sms of TIME is failed: bad_recipient"
+        ),
+        "{conclusion}"
+    );
 }

@@ -1,6 +1,6 @@
 //! The store against a model: what was acknowledged is there after a crash and a reopening.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use watchbell::store::keys::Table;
 use watchbell::store::sessions::{QueuedRow, ReceivedRow, SessionRow, WillRow};
 use watchbell::store::{Config, MessageFilter, Op, OpenError, ReadError, StepFilter, Store, keys};
 use watchbell::telemetry::Metrics;
+use watchbell::topic::{TopicFilter, TopicLimits};
 
 fn open(directory: &Path) -> Result<Store, OpenError> {
     Store::open(directory, &Config::default(), &Metrics::new())
@@ -356,6 +357,12 @@ fn the_steps_of_one_alert_come_in_order_and_those_of_all_newest_first() {
         &[("1", StepKind::Held)],
     );
     check(&StepFilter { key: Some("7".to_owned()), ..all.clone() }, 0, 9, &[("7", raised)]);
+    let topic = |text| Some(TopicFilter::parse(text, TopicLimits::default()).unwrap());
+    check(&StepFilter { topic: topic("elsewhere/#"), ..all.clone() }, 0, 9, &[]);
+    check(&StepFilter { topic: topic("#"), ..all.clone() }, 0, 1, &[dropped]);
+    let naming = HashSet::from(["other".into()]);
+    let contact = Some("nobody".to_owned());
+    check(&StepFilter { contact, naming, ..all.clone() }, 0, 9, &[]);
     check(&StepFilter { rule: Some("other".to_owned()), ..all }, 0, 9, &[]);
 }
 

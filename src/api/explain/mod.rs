@@ -32,7 +32,7 @@ use crate::span::Span;
 
 use crate::store::{MessageFilter, ReadError, StepFilter};
 use crate::telemetry::ByRule;
-use crate::topic::{TopicLimits, TopicName};
+use crate::topic::{TopicFilter, TopicLimits};
 
 /// Most lines of a timeline; of more the newest are shown.
 const LINES_MAX: usize = 500;
@@ -66,6 +66,8 @@ struct Explanation {
 struct Past {
     steps: Vec<Step>,
     messages: Vec<Message>,
+    /// There may be older ones.
+    is_part: bool,
 }
 
 enum Question {
@@ -95,9 +97,9 @@ fn parse(query: &str) -> Result<Question, Refusal> {
             "contact" => asked.contact = Some(value),
             "rule" => asked.rule = Some(value),
             "key" => asked.key = Some(value),
-            "topic" => match TopicName::parse(&value, TopicLimits::default()) {
+            "topic" => match TopicFilter::parse(&value, TopicLimits::default()) {
                 Ok(topic) => asked.topic = Some(topic),
-                Err(error) => faults.push(fault(&key, format!("{error}; write one topic"))),
+                Err(error) => faults.push(fault(&key, error.to_string())),
             },
             "since" => match value.parse::<Span>() {
                 Ok(span) => since = Some(span),
@@ -221,23 +223,18 @@ fn past(
     from: Timestamp,
 ) -> Result<Past, ReadError> {
     let store = &state.parts.store;
-    let (rule, key, contact) = (asked.rule.clone(), asked.key.clone(), asked.contact.clone());
-    let filter = StepFilter { rule, key, contact, ..StepFilter::default() };
+    // The store filters, so that what others were told does not use up the lines of the answer.
+    let Asked { contact, topic, rule, key } = asked.clone();
+    let naming = if contact.is_some() { naming.clone() } else { HashSet::new() };
+    let filter = StepFilter { rule, key, topic, contact, naming, ..StepFilter::default() };
     let mut steps = store.steps_since(&filter, from, LINES_MAX)?;
     steps.reverse();
-    let is_topic = |topic: &TopicName| asked.topic.as_ref().is_none_or(|asked| asked == topic);
-    let concerns = |step: &Step| step.contact.is_some() || naming.contains(&step.rule);
-    steps.retain(|step| is_topic(&step.topic) && (asked.contact.is_none() || concerns(step)));
-    let (rule, contact) = (asked.rule.clone(), asked.contact.clone());
-    let filter = MessageFilter { rule, contact, since: Some(from), ..MessageFilter::default() };
-    let mut messages = store.messages(&filter, None, LINES_MAX)?;
-    messages.retain(|message| match &message.alert {
-        Some(alert) => {
-            is_topic(&alert.topic) && asked.key.as_deref().is_none_or(|key| *alert.key == *key)
-        }
-        None => asked.topic.is_none() && asked.rule.is_none() && asked.key.is_none(),
-    });
-    let mut past = Past { steps, messages };
+    let Asked { contact, topic, rule, key } = asked.clone();
+    let since = Some(from);
+    let filter = MessageFilter { rule, key, topic, contact, since, ..MessageFilter::default() };
+    let messages = store.messages(&filter, None, LINES_MAX)?;
+    let is_part = steps.len() == LINES_MAX || messages.len() == LINES_MAX;
+    let mut past = Past { steps, messages, is_part };
     past.add_shared(state)?;
     if let Some(contact) = &asked.contact {
         past.messages.retain(|message| message.contact.as_deref() == Some(contact));
@@ -270,7 +267,7 @@ impl Explanation {
         past: &Past,
         conclusion: String,
     ) -> Self {
-        let mut timeline = timeline::of(past, since.is_some());
+        let mut timeline = timeline::of(past, since);
         let left_out = timeline.len().saturating_sub(LINES_MAX);
         timeline.drain(..left_out);
         let asked = Asked::default();

@@ -3,6 +3,7 @@
 //! Times are when it happened; of the same millisecond decisions come before messages, as they do in
 //! the engines. Addresses are masked.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -33,18 +34,17 @@ pub(super) struct Entry {
     text: String,
 }
 
-/// The lines of what happened, the oldest first. `named`: each says of which alert it is.
-pub(super) fn of(past: &Past, named: bool) -> Vec<Entry> {
+/// The lines of what happened, the oldest first. With `since` they are of any alerts, and each says
+/// of which it is.
+pub(super) fn of(past: &Past, since: Option<Timestamp>) -> Vec<Entry> {
     let mut entries: Vec<Entry> = Vec::new();
-    if !named && !past.steps.iter().any(|step| step.what == StepKind::Raised) {
-        entries.extend(past.messages.iter().find_map(raised));
-    }
+    entries.extend(raised_unsaid(past, since));
     entries.extend(past.steps.iter().map(of_step));
     for message in &past.messages {
         of_message(message, &mut entries);
     }
     entries.sort_by_key(|entry| entry.at);
-    if named {
+    if since.is_some() {
         for entry in &mut entries {
             let alert = entry.rule.as_deref().map(|rule| name(rule, entry.key.as_deref()));
             if let Some(alert) = alert {
@@ -78,7 +78,25 @@ pub(super) fn because(reason: Option<Reason>, detail: Option<&str>) -> String {
     reason.into_iter().chain(detail).collect::<Vec<_>>().join(", ")
 }
 
-/// That it fired is no step where messages that went out at once say so.
+/// That alerts fired is no step where messages that went out at once say so: of each alert since
+/// `since` the first message that tells that it fires.
+fn raised_unsaid(past: &Past, since: Option<Timestamp>) -> impl Iterator<Item = Entry> {
+    let is_raised = |step: &&Step| step.what == StepKind::Raised;
+    let said = past.steps.iter().filter(is_raised).map(|step| step.alert);
+    let mut seen: HashSet<AlertId> = said.collect();
+    // Of an alert that is older the first message here may be any.
+    let oldest = past.messages.first().filter(|_| past.is_part);
+    let from = oldest.map(|message| message.created_at).max(since);
+    let unsaid = move |message: &&Message| {
+        let alert = message.alert.as_ref().map(|alert| alert.id);
+        alert.is_some_and(|alert| {
+            from.is_none_or(|from| alert.fired_at() >= from) && seen.insert(alert)
+        })
+    };
+    past.messages.iter().filter(unsaid).filter_map(raised)
+}
+
+/// That the alert fired, told by its first message.
 fn raised(message: &Message) -> Option<Entry> {
     let alert = message.alert.as_ref().filter(|alert| alert.state == AlertState::Firing)?;
     let severity = message.severity;
@@ -154,8 +172,7 @@ fn of_message(message: &Message, entries: &mut Vec<Entry>) {
         let why = reason.map(Reason::sentence);
         entries.push(Entry { at, kind, reason, why, text, ..blank(message) });
     };
-    let says = message.content.text.escape_debug();
-    let text = format!("{who}: {channel} to {address}: \"{says}\"");
+    let text = format!("{who}: {channel} to {address}: {:?}", message.content.text);
     add(message.created_at, "queued", None, text);
     for attempt in &message.attempts {
         let (at, reason, text) = of_attempt(attempt);

@@ -19,7 +19,7 @@ const NAMED_MAX: usize = 5;
 pub(super) fn of_message(past: &Past) -> String {
     let messages: Vec<&Message> = past.messages.iter().collect();
     let whom = messages.iter().find_map(|message| message.contact.as_deref());
-    let fate = of_messages(&messages).unwrap_or_default();
+    let fate = of_messages(&messages, past.is_part).unwrap_or_default();
     format!("{} {fate}", whom.unwrap_or("The address"))
 }
 
@@ -36,7 +36,8 @@ pub(super) fn of_alert(stands: Option<&AlertNow>, facts: &Facts, past: &Past) ->
     contacts.extend(past.steps.iter().filter_map(|step| step.contact.as_deref()));
     contacts.extend(past.messages.iter().filter_map(|message| message.contact.as_deref()));
     if stands.is_none_or(|alert| alert.state != Stand::Pending) {
-        parts.extend(people(&contacts, past));
+        parts.extend(people(&contacts, facts, past));
+        parts.extend(nobody(facts, past).filter(|_| contacts.is_empty()));
     }
     parts.retain(|part| !part.is_empty());
     parts.join(" ")
@@ -77,10 +78,10 @@ fn state(stands: Option<&AlertNow>, past: &Past) -> String {
 }
 
 /// What became of the first few contacts; those alike in one sentence.
-fn people(contacts: &BTreeSet<&str>, past: &Past) -> Vec<String> {
+fn people(contacts: &BTreeSet<&str>, facts: &Facts, past: &Past) -> Vec<String> {
     let mut alike: Vec<(String, Vec<&str>)> = Vec::new();
     for contact in contacts.iter().take(NAMED_MAX) {
-        let fate = fate(contact, past);
+        let fate = fate(contact, facts, past);
         match alike.iter_mut().find(|(known, _)| *known == fate) {
             Some((_, names)) => names.push(contact),
             None => alike.push((fate, vec![contact])),
@@ -110,11 +111,11 @@ fn plural(fate: &str) -> String {
 }
 
 /// What became of a contact, without its name: `was told by sms at ...`.
-fn fate(contact: &str, past: &Past) -> String {
+fn fate(contact: &str, facts: &Facts, past: &Past) -> String {
     let is_for = |message: &&Message| message.contact.as_deref() == Some(contact);
     let messages: Vec<&Message> = past.messages.iter().filter(is_for).collect();
-    let against = against(&last_words(contact, past));
-    match (of_messages(&messages), against) {
+    let against = against(&last_words(contact, facts, past));
+    match (of_messages(&messages, past.is_part), against) {
         (Some(told), None) => told,
         (Some(told), Some(against)) => format!("{told} Not told{against}"),
         (None, Some(against)) => format!("was not told{against}"),
@@ -124,10 +125,21 @@ fn fate(contact: &str, past: &Past) -> String {
 
 /// Of each alert the newest decision on the contact, where it was one against telling it and no
 /// message has gone out since; the oldest first.
-fn last_words<'a>(contact: &str, past: &'a Past) -> Vec<&'a Step> {
+fn last_words<'a>(contact: &str, facts: &Facts, past: &'a Past) -> Vec<&'a Step> {
+    // What concerns everybody concerns those whom the rule names; if it names nobody, nobody.
+    let is_named = |step: &Step| {
+        let rule = facts.rules.iter().find(|rule| rule.name == step.rule);
+        rule.is_none_or(|rule| {
+            rule.to.iter().any(|named| **named == *contact)
+                || rule.to.is_empty() && contact.is_empty()
+        })
+    };
     let mut last: BTreeMap<AlertId, &Step> = BTreeMap::new();
     for step in &past.steps {
-        let is_for = step.contact.as_deref().is_none_or(|named| named == contact);
+        let is_for = match step.contact.as_deref() {
+            Some(named) => named == contact,
+            None => is_named(step),
+        };
         let decides = match step.what {
             StepKind::Held | StepKind::Dropped | StepKind::Released | StepKind::Grouped => true,
             StepKind::Raised => step.reason == Some(Reason::Shadow),
@@ -170,11 +182,19 @@ fn against(steps: &[&Step]) -> Option<String> {
     Some(format!(" of {} alerts ({}), last {of_last}", steps.len(), counts.join(", ")))
 }
 
-/// What became of messages to one contact; `None` where there is none.
-fn of_messages(messages: &[&Message]) -> Option<String> {
-    let reached = |message: &&&Message| {
-        matches!(message.status, Status::Sent | Status::Delivered | Status::Read)
-    };
+fn is_reached(message: &Message) -> bool {
+    matches!(message.status, Status::Sent | Status::Delivered | Status::Read)
+}
+
+/// Why there is nobody to be told; `None` where nothing was decided.
+fn nobody(facts: &Facts, past: &Past) -> Option<String> {
+    Some(format!("Nobody was told{}", against(&last_words("", facts, past))?))
+}
+
+/// What became of messages to one contact; `None` where there is none. `is_part`: there may be older
+/// ones.
+fn of_messages(messages: &[&Message], is_part: bool) -> Option<String> {
+    let reached = |message: &&&Message| is_reached(message);
     let last = messages.iter().max_by_key(|message| message.created_at)?;
     let told = messages.iter().filter(reached).max_by_key(|message| message.created_at);
     let waits = messages.iter().filter(|message| !message.status.is_final()).count();
@@ -186,9 +206,12 @@ fn of_messages(messages: &[&Message]) -> Option<String> {
     Some(match told {
         Some(told) => {
             let times = messages.iter().filter(reached).count();
-            let times = if times > 1 { format!(" {times} times, last") } else { String::new() };
+            let more = if is_part { " or more" } else { "" };
+            let times =
+                if times > 1 { format!(" {times} times{more}, last") } else { String::new() };
             let (channel, at, status) = (told.target.channel, shown(told.created_at), told.status);
-            format!("was told{times} by {channel} at {at} ({status}){waits}.")
+            let lost = lost_since(told, messages);
+            format!("was told{times} by {channel} at {at} ({status}){waits}.{lost}")
         }
         None if !waits.is_empty() => {
             let (channel, at) = (last.target.channel, shown(last.created_at));
@@ -203,6 +226,29 @@ fn of_messages(messages: &[&Message]) -> Option<String> {
             format!("was not reached: the {channel} is {status}: {because}. {why}")
         }
     })
+}
+
+/// What came after the last message that has reached its contact, and did not: a sentence.
+fn lost_since(told: &Message, messages: &[&Message]) -> String {
+    let is_lost = |message: &&&Message| {
+        // What another message made needless is not missed.
+        let is_needless = matches!(message.reason, Some(Reason::Superseded | Reason::Over));
+        message.status.is_final() && !is_reached(message) && !is_needless
+    };
+    let since = (told.created_at, told.id);
+    let lost = messages.iter().filter(is_lost);
+    let lost = lost.filter(|message| (message.created_at, message.id) > since);
+    let Some(last) = lost.clone().max_by_key(|message| (message.created_at, message.id)) else {
+        return String::new();
+    };
+    let (channel, at, status) = (last.target.channel, shown(last.created_at), last.status);
+    let because = because(last.reason, last.detail.as_deref());
+    let why = last.reason.map_or("", Reason::sentence);
+    let lost = match lost.count() {
+        1 => "One message after that was lost".to_owned(),
+        several => format!("{several} messages after that were lost, the last"),
+    };
+    format!(" {lost}: the {channel} of {at} is {status}: {because}. {why}")
 }
 
 /// Of what happened around something.
@@ -223,16 +269,20 @@ pub(super) fn around(asked: &Asked, facts: &Facts, past: &Past, from: Timestamp)
             }
         }
     }
-    let decided = |contact: &&&str| {
-        past.messages.iter().any(|message| message.contact.as_deref() == Some(**contact))
-            || !last_words(contact, past).is_empty()
+    let decided = |contact: &&str| {
+        past.messages.iter().any(|message| message.contact.as_deref() == Some(*contact))
+            || !last_words(contact, facts, past).is_empty()
     };
-    if contacts.iter().filter(decided).count() > 0 {
-        return people(&contacts, past).join(" ");
+    contacts.retain(decided);
+    if !contacts.is_empty() {
+        return people(&contacts, facts, past).join(" ");
+    }
+    if let Some(nobody) = nobody(facts, past).filter(|_| asked.contact.is_none()) {
+        return nobody;
     }
     let whom = asked.contact.as_deref().unwrap_or("nobody");
     let told = if whom == "nobody" { "Nobody was told" } else { &format!("{whom} was not told") };
-    format!("{told} since {}: {}", shown(from), nothing(facts, from))
+    format!("{told} since {}: {}", shown(from), nothing(asked, facts, from))
 }
 
 /// What is asked about is not there, or has nothing to do with each other.
@@ -269,7 +319,7 @@ fn nobody_asked_about(asked: &Asked, facts: &Facts) -> Option<String> {
 }
 
 /// Why there was nothing to tell, as far as the present says it.
-fn nothing(facts: &Facts, from: Timestamp) -> String {
+fn nothing(asked: &Asked, facts: &Facts, from: Timestamp) -> String {
     let instances =
         || facts.rules.iter().flat_map(|rule| rule.instances.iter().map(move |one| (rule, one)));
     let alerts = || instances().filter_map(|(rule, one)| Some((rule, one.alert.as_ref()?)));
@@ -289,41 +339,77 @@ fn nothing(facts: &Facts, from: Timestamp) -> String {
         let since = shown(alert.since);
         return format!("{} is pending since {since}{at}.", name(&rule.name, Some(&alert.key)));
     }
-    if let Some(why) = facts.rules.iter().find_map(no_result) {
+    let troubles = facts.rules.iter().filter_map(|rule| trouble(rule, from));
+    if let Some((_, why)) = troubles.max_by_key(|(at, _)| *at) {
+        return format!("no alert was raised; {why}");
+    }
+    // Of a topic what is remembered of it counts, and not how often others failed.
+    let failed = |rule: &RuleFacts| {
+        failed(rule).filter(|_| asked.topic.is_none() || !rule.knows_all_troubles)
+    };
+    let counted = facts.rules.iter().filter(|_| asked.topic.is_none()).find_map(failed);
+    if let Some(why) = counted {
         return format!("no alert was raised; {why}");
     }
     match instances()
         .filter_map(|(rule, one)| Some((rule, one, one.seen_at?)))
         .max_by_key(|found| found.2)
     {
-        Some((rule, one, seen_at)) => format!(
-            "no alert was raised; {} was heard of last at {}, and nothing holds.",
-            name(&rule.name, Some(&one.key)),
-            shown(seen_at)
-        ),
-        None => "no alert was raised. Whether anything is published, `watchbell record` shows."
-            .to_owned(),
+        Some((rule, one, seen_at)) => {
+            let passed = passed(rule).map_or_else(String::new, |passed| format!(" {passed}"));
+            format!(
+                "no alert was raised; {} was heard of last at {}, and nothing holds.{passed}",
+                name(&rule.name, Some(&one.key)),
+                shown(seen_at)
+            )
+        }
+        None => match facts.rules.iter().find_map(|rule| failed(rule).or_else(|| passed(rule))) {
+            Some(why) => format!("no alert was raised; {why}"),
+            None => "no alert was raised. Whether anything is published, `watchbell record` shows."
+                .to_owned(),
+        },
     }
 }
 
-/// On how many publishes the rule came to no result, or did not look at.
-fn no_result(rule: &RuleFacts) -> Option<String> {
-    let most = |counts: &BTreeMap<&'static str, u64>| {
-        let (word, count) = counts.iter().max_by_key(|(_, count)| **count)?;
-        Some((word.parse::<Reason>().ok()?, *count))
-    };
+/// The last time since `from` that the rule came to no result, and on what.
+fn trouble(rule: &RuleFacts, from: Timestamp) -> Option<(Timestamp, String)> {
     let name = &rule.name;
-    if let Some((reason, count)) = most(&rule.failures) {
-        let why = reason.sentence();
-        return Some(format!(
-            "{name} came to no result on {} since the start: {reason}. {why}",
-            publishes(count)
-        ));
-    }
+    let said = |at: Timestamp, topic: Option<&str>, reason: Reason, detail: &str, times: u64| {
+        let on = topic.map_or_else(String::new, |topic| format!(" on {topic}"));
+        let times = if times > 1 { format!(", {times} times") } else { String::new() };
+        let said =
+            format!("{name} came to no result{on} at {}{times}: {reason}, {detail}.", shown(at));
+        (at, said)
+    };
+    let troubles = rule
+        .troubles
+        .iter()
+        .map(|one| said(one.at, one.topic.as_deref(), one.reason, &one.detail, one.times));
+    let reason = Reason::UndecodablePayload;
+    let samples =
+        rule.samples.iter().map(|one| said(one.at, Some(&one.topic), reason, &one.detail, 1));
+    troubles.chain(samples).filter(|(at, _)| *at >= from).max_by_key(|(at, _)| *at)
+}
+
+/// On how many publishes the rule came to no result.
+fn failed(rule: &RuleFacts) -> Option<String> {
+    let (reason, count) = most(&rule.failures)?;
+    let (name, publishes) = (&rule.name, publishes(count));
+    Some(format!(
+        "{name} came to no result on {publishes} since the start: {reason}; `watchbell explain --rule {name}` names the last."
+    ))
+}
+
+/// How many publishes the rule did not look at.
+fn passed(rule: &RuleFacts) -> Option<String> {
     let (reason, count) = most(&rule.passed)?;
-    let why = reason.sentence();
-    let publishes = publishes(count);
+    let (name, publishes, why) = (&rule.name, publishes(count), reason.sentence());
     Some(format!("{name} passed over {publishes} since the start: {reason}. {why}"))
+}
+
+fn most(counts: &BTreeMap<&'static str, u64>) -> Option<(Reason, u64)> {
+    let (word, count) = counts.iter().max_by_key(|(_, count)| **count)?;
+    Some((word.parse::<Reason>().ok()?, *count))
 }
 
 fn publishes(count: u64) -> String {

@@ -10,7 +10,7 @@ use crate::clock::{Timestamp, rfc_3339};
 use crate::intake::pipeline::Pipeline;
 use crate::intake::ruleset::RuleSet;
 use crate::model::tell::Ack;
-use crate::model::{AlertId, Reason, Severity};
+use crate::model::{AlertId, Channel, Message, MessageId, Reason, Severity, Status};
 use crate::notify::hold::Hold;
 use crate::notify::tale::{Knows, Tale};
 use crate::rules::instance::Instance;
@@ -125,6 +125,39 @@ pub struct ToldNow {
     /// When it is told again.
     #[serde(serialize_with = "rfc_3339::or_null")]
     pub repeat_at: Option<Timestamp>,
+    /// What became of the newest message to it that tells of this alert alone; `null` where there is
+    /// none.
+    pub message: Option<MessageNow>,
+}
+
+/// What became of a message.
+#[derive(Clone, Debug, Serialize)]
+pub struct MessageNow {
+    /// Its id.
+    pub id: MessageId,
+    /// By which channel.
+    pub channel: Channel,
+    /// How it stands.
+    pub status: Status,
+    /// Why it waits or was lost.
+    pub reason: Option<Reason>,
+}
+
+impl AlertNow {
+    /// Notes what became of the messages that told of it.
+    pub fn note(&mut self, messages: &[Message]) {
+        for told in &mut self.told {
+            let is_for = |message: &&Message| message.contact.as_ref() == Some(&told.contact);
+            let of_it = messages.iter().filter(is_for);
+            let newest = of_it.max_by_key(|message| (message.created_at, message.id));
+            told.message = newest.map(|message| MessageNow {
+                id: message.id,
+                channel: message.target.channel,
+                status: message.status,
+                reason: message.reason,
+            });
+        }
+    }
 }
 
 /// That somebody is not told now.
@@ -232,6 +265,7 @@ fn told(pipeline: &Pipeline, set: &RuleSet, rule: &Rule, instance: &Instance) ->
         knows: level.filter(|_| reached(contact)).map(Severity::as_str),
         held: None,
         repeat_at: None,
+        message: None,
     };
     rule.policy.to.iter().map(told).collect()
 }
@@ -246,6 +280,7 @@ fn of_tale(tale: &Tale) -> Vec<ToldNow> {
         },
         held: told.hold.as_ref().map(HeldNow::of),
         repeat_at: told.repeat_at,
+        message: None,
     });
     told.collect()
 }

@@ -14,33 +14,38 @@ use super::silences::{self, SilenceNow};
 use crate::clock::{Timestamp, rfc_3339};
 use crate::intake::pipeline::Pipeline;
 use crate::intake::ruleset::RuleSet;
-use crate::model::{AlertId, Channel, Severity};
+use crate::intake::troubles::Trouble;
+use crate::model::{AlertId, Channel, Reason, Severity};
+use crate::notify::silence::Matcher;
 use crate::problem::closest;
 use crate::rules::engine::Sample;
 use crate::rules::instance::Instance;
 use crate::rules::set::Rule;
 use crate::span::Span;
-use crate::topic::TopicName;
+use crate::topic::{FilterLevel, TopicFilter, TopicLimits, TopicName};
 
 /// Most rules, instances of a rule, and silences in one answer.
 const LISTED_MAX: usize = 20;
+
+/// Most troubles of a rule in one answer.
+const TROUBLES_MAX: usize = 5;
 
 /// What is asked about. `None`: all.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Asked {
     /// This contact.
     pub contact: Option<String>,
-    /// What is published on this topic.
+    /// What is published on this topic, or on those that this filter matches.
     #[serde(serialize_with = "as_text")]
-    pub topic: Option<TopicName>,
+    pub topic: Option<TopicFilter>,
     /// This rule.
     pub rule: Option<String>,
     /// This instance key.
     pub key: Option<String>,
 }
 
-fn as_text<S: serde::Serializer>(topic: &Option<TopicName>, to: S) -> Result<S::Ok, S::Error> {
-    topic.as_ref().map(TopicName::as_str).serialize(to)
+fn as_text<S: serde::Serializer>(topic: &Option<TopicFilter>, to: S) -> Result<S::Ok, S::Error> {
+    topic.as_ref().map(TopicFilter::as_str).serialize(to)
 }
 
 /// What is known of it.
@@ -54,7 +59,7 @@ pub struct Facts {
     pub rules_total: usize,
     /// A rule of a name like the one that was asked about and that there is not.
     pub near: Option<String>,
-    /// Silences in force, at most 20.
+    /// Silences in force that may cover alerts of these rules, at most 20.
     pub silences: Vec<SilenceNow>,
     /// The names of all of the rules that name the contact, if one was asked about.
     #[serde(skip)]
@@ -118,6 +123,12 @@ pub struct RuleFacts {
     pub failures: BTreeMap<&'static str, u64>,
     /// Publishes since the start that it did not look at, by reason.
     pub passed: BTreeMap<&'static str, u64>,
+    /// What it came to no result on last, the newest last, of the topic where one was asked about;
+    /// without payloads that are in `samples`.
+    pub troubles: Vec<TroubleFacts>,
+    /// Whether every topic on which it came to no result is remembered.
+    #[serde(skip)]
+    pub knows_all_troubles: bool,
     /// The last payloads that it could not decode.
     pub samples: Vec<SampleFacts>,
 }
@@ -137,6 +148,22 @@ pub struct InstanceFacts {
     pub silent_at: Option<Timestamp>,
     /// Its alert, if it fires or is about to; `null`: all is well.
     pub alert: Option<AlertNow>,
+}
+
+/// What a rule came to no result on.
+#[derive(Clone, Debug, Serialize)]
+pub struct TroubleFacts {
+    /// When it came last.
+    #[serde(serialize_with = "rfc_3339::serialize")]
+    pub at: Timestamp,
+    /// On which topic; `null`: when a clock ran out.
+    pub topic: Option<Arc<str>>,
+    /// Why there was no result.
+    pub reason: Reason,
+    /// The clause, and what is the matter with it.
+    pub detail: String,
+    /// How often it came, on this topic, as far as is remembered.
+    pub times: u64,
 }
 
 /// A payload that could not be decoded.
@@ -171,7 +198,10 @@ pub fn facts(pipeline: &Pipeline, set: &RuleSet, asked: &Asked, now: Timestamp) 
     let rules = rules.map(|rule| rule_facts(pipeline, set, rule, looks(rule), asked));
     let names: Vec<&str> = set.rules.rules().iter().map(|rule| rule.name.as_ref()).collect();
     let missing = asked.rule.as_deref().filter(|_| about.is_empty());
-    let silences = silences::list(pipeline, set, now).into_iter();
+    let may_cover = |silence: &SilenceNow| {
+        silence.active && about.iter().any(|rule| may_cover(&silence.matcher, rule, asked))
+    };
+    let silences = silences::list(pipeline, set, now).into_iter().filter(may_cover);
     let names_contact = |rule: &&&Rule| {
         let is_it = |named: &Arc<str>| asked.contact.as_deref() == Some(&**named);
         asked.contact.is_none() || rule.policy.to.iter().any(is_it)
@@ -183,7 +213,7 @@ pub fn facts(pipeline: &Pipeline, set: &RuleSet, asked: &Asked, now: Timestamp) 
         rules: rules.collect(),
         rules_total: about.len(),
         near: missing.and_then(|name| closest(name, &names)).map(str::to_owned),
-        silences: silences.filter(|silence| silence.active).take(LISTED_MAX).collect(),
+        silences: silences.take(LISTED_MAX).collect(),
     }
 }
 
@@ -204,11 +234,38 @@ pub fn of_alert(
     Some((stands, facts(pipeline, set, &asked, now)))
 }
 
-/// Whether the rule looks at what is published on the topic.
-fn looks_at(rule: &Rule, topic: &TopicName) -> bool {
-    let event = || topic.levels().nth(2).unwrap_or_default();
-    rule.filter.matches(topic)
-        && (rule.events.is_empty() || rule.events.iter().any(|known| **known == *event()))
+/// Whether the rule looks at what is published on such topics.
+fn looks_at(rule: &Rule, topic: &TopicFilter) -> bool {
+    let is_meant = |event: &Arc<str>| match topic.levels().get(2) {
+        Some(FilterLevel::Exact(level)) => level == event,
+        Some(FilterLevel::One | FilterLevel::Rest) | None => true,
+    };
+    rule.filter.overlaps(topic) && (rule.events.is_empty() || rule.events.iter().any(is_meant))
+}
+
+/// Whether a silence may cover what is asked about, as far as that is known without an alert.
+fn may_cover(matcher: &Matcher, rule: &Rule, asked: &Asked) -> bool {
+    let (rule_name, filter) = (&rule.name, &rule.filter);
+    let topic = asked.topic.as_ref();
+    let topic =
+        topic.and_then(|topic| TopicName::parse(topic.as_str(), TopicLimits::default()).ok());
+    let label = |name: &str| {
+        let mut captured = filter.captured(topic.as_ref()?);
+        captured.find(|(known, _)| ***known == *name).map(|(_, value)| value)
+    };
+    matcher.rule.as_ref().is_none_or(|pattern| pattern.matches(rule_name))
+        && matcher.topic.as_ref().is_none_or(|silenced| {
+            silenced.0.overlaps(filter)
+                && asked.topic.as_ref().is_none_or(|topic| silenced.0.overlaps(topic))
+        })
+        && asked
+            .key
+            .as_ref()
+            .is_none_or(|key| matcher.key.as_ref().is_none_or(|pattern| pattern.matches(key)))
+        && matcher
+            .label
+            .iter()
+            .all(|(name, pattern)| label(name).is_none_or(|value| pattern.matches(value)))
 }
 
 fn contact_facts(set: &RuleSet, name: &str, now: Timestamp) -> ContactFacts {
@@ -238,7 +295,7 @@ fn rule_facts(
 ) -> RuleFacts {
     let is_asked = |instance: &&Instance| {
         asked.key.as_deref().is_none_or(|key| *instance.key == *key)
-            && asked.topic.as_ref().is_none_or(|topic| instance.topic == *topic)
+            && asked.topic.as_ref().is_none_or(|topic| topic.matches(&instance.topic))
     };
     let mut found: Vec<&Instance> =
         pipeline.engine().instances_of(&rule.name).filter(is_asked).collect();
@@ -262,6 +319,9 @@ fn rule_facts(
             alert: alerts::show(pipeline, set, instance),
         }
     };
+    let is_on =
+        |sample: &&Sample| asked.topic.as_ref().is_none_or(|topic| topic.matches(&sample.topic));
+    let samples = pipeline.engine().samples(&rule.name).filter(is_on);
     RuleFacts {
         name: Arc::clone(&rule.name),
         topic: rule.filter.as_str().into(),
@@ -274,14 +334,40 @@ fn rule_facts(
         instances_total: total,
         failures: BTreeMap::new(),
         passed: BTreeMap::new(),
-        samples: pipeline.engine().samples(&rule.name).map(sample).collect(),
+        troubles: troubles(pipeline, rule, asked),
+        knows_all_troubles: pipeline.troubles().are_all_of(&rule.name),
+        samples: samples.map(sample).collect(),
     }
+}
+
+/// The last few troubles with what was asked about, the newest last.
+fn troubles(pipeline: &Pipeline, rule: &Rule, asked: &Asked) -> Vec<TroubleFacts> {
+    let is_asked = |trouble: &&Trouble| {
+        let on =
+            |asked: &TopicFilter| trouble.topic.as_ref().is_some_and(|topic| asked.matches(topic));
+        let is_sample = |sample: &Sample| Some(&sample.topic) == trouble.topic.as_ref();
+        // What has its sample says more there.
+        let is_shown = trouble.reason == Reason::UndecodablePayload
+            && pipeline.engine().samples(&rule.name).any(is_sample);
+        !is_shown && asked.topic.as_ref().is_none_or(on)
+    };
+    let facts = |trouble: &Trouble| TroubleFacts {
+        at: trouble.at,
+        topic: trouble.topic.as_ref().map(|topic| topic.as_str().into()),
+        reason: trouble.reason,
+        detail: trouble.detail.clone(),
+        times: trouble.times,
+    };
+    let newest = pipeline.troubles().of(&rule.name).rev().filter(is_asked).take(TROUBLES_MAX);
+    let mut found: Vec<TroubleFacts> = newest.map(facts).collect();
+    found.reverse();
+    found
 }
 
 fn sample(sample: &Sample) -> SampleFacts {
     SampleFacts {
         at: sample.at,
-        topic: Arc::clone(&sample.topic),
+        topic: sample.topic.as_str().into(),
         head: sample.head.escape_ascii().to_string(),
         bytes: sample.bytes,
         detail: sample.detail.clone(),
