@@ -91,7 +91,8 @@ impl Decode {
         }
     }
 
-    /// Whether it reads text, before which Windows software likes to put a byte order mark.
+    /// Whether it reads text, before which Windows software likes to put a byte order mark, and
+    /// which devices that are programmed in C end with a zero byte.
     const fn is_text(self) -> bool {
         matches!(
             self,
@@ -231,10 +232,7 @@ pub fn decode(
     now: Timestamp,
 ) -> Result<Value, Undecodable> {
     let bytes = inflated(codec, bytes, limits)?;
-    let bytes = match bytes.strip_prefix(b"\xef\xbb\xbf") {
-        Some(text) if codec.how.is_text() => text,
-        _ => &bytes,
-    };
+    let bytes: &[u8] = if codec.how.is_text() { bare(&bytes) } else { &bytes };
     match codec.how {
         Decode::Auto => match json::decode(bytes, limits) {
             Err(Undecodable::NotJson { .. } | Undecodable::Empty) => {
@@ -258,6 +256,13 @@ pub fn decode(
             Err(Undecodable::NotSparkplug("it cannot be read without its topic and births"))
         }
     }
+}
+
+/// Text without the byte order mark before it, and without the zero bytes that C ends it with.
+fn bare(text: &[u8]) -> &[u8] {
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+    let end = text.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    text.get(..end).filter(|bare| !bare.is_empty()).unwrap_or(text)
 }
 
 /// The bytes that the codec is to read, without what is around them. [`decode`] does it by itself;
@@ -350,6 +355,10 @@ mod tests {
                 (b"0x1F", "\"0x1F\""),
                 (b"{\"cut\": ", "\"{\\\"cut\\\": \""),
                 (b"\xef\xbb\xbf{\"bom\":true}", "{\"bom\": true}"),
+                (b"{\"c\":true}\0", "{\"c\": true}"),
+                (b"21.5\0\0\0", "21.5"),
+                (b"on\0", "\"on\""),
+                (b"\0", "\"\\u0000\""),
                 (b"\xff\xd8\xff", "! the payload is not UTF-8 text"),
             ],
         );
