@@ -173,7 +173,7 @@ impl Alerts {
                     if json {
                         return text::json(out, &client.get::<Value>(&path).await?);
                     }
-                    list(&client.get(&path).await?, now, out)
+                    list(&client.get(&path).await?, limit, now, out)
                 }
                 Command::Show { id, json } => {
                     let path = format!("/v1/alerts/{}", resolve(&client, &id).await?);
@@ -211,7 +211,7 @@ impl State {
     }
 }
 
-fn list(page: &Page, now: Timestamp, out: &mut dyn Write) -> anyhow::Result<()> {
+fn list(page: &Page, limit: usize, now: Timestamp, out: &mut dyn Write) -> anyhow::Result<()> {
     if page.alerts.is_empty() {
         writeln!(out, "There are no such alerts.")?;
         return Ok(());
@@ -231,7 +231,10 @@ fn list(page: &Page, now: Timestamp, out: &mut dyn Write) -> anyhow::Result<()> 
     text::table(out, &["ID", "STATE", "SEVERITY", "SINCE", "ALERT", "TOLD", "TEXT"], &rows)?;
     if page.total > page.alerts.len() {
         let total = page.total;
-        writeln!(out, "There are {total} in all: --limit {total}, or narrow the list.")?;
+        // What was asked for may be more than one answer holds.
+        let is_most = page.alerts.len() < limit;
+        let more = if is_most { "" } else { &format!("--limit {total}, or ") };
+        writeln!(out, "There are {total} in all: {more}narrow the list.")?;
     }
     Ok(())
 }

@@ -64,6 +64,7 @@ struct Answer {
     rules: Vec<Rule>,
     rules_total: usize,
     silences: Vec<Silence>,
+    lanes: Vec<Lane>,
     timeline: Vec<Entry>,
     left_out: usize,
     conclusion: String,
@@ -76,6 +77,16 @@ struct Contact {
     channels: Vec<String>,
     quiet: bool,
     quiet_until: Option<String>,
+}
+
+/// A provider that takes nothing now.
+#[derive(Deserialize)]
+struct Lane {
+    provider: String,
+    state: String,
+    reason: Option<String>,
+    detail: Option<String>,
+    until: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -192,6 +203,15 @@ impl Answer {
         }
         for silence in &self.silences {
             writeln!(out, "silence {}", silence.line())?;
+        }
+        for lane in &self.lanes {
+            let Lane { provider, state, reason, detail, until } = lane;
+            let why: Vec<&str> =
+                [reason, detail].into_iter().flatten().map(String::as_str).collect();
+            let until = until.as_ref().map(|until| text::distance(until, now));
+            let until = until.map_or_else(String::new, |until| format!("; tried again {until}"));
+            let (state, why) = (state.replace('_', " "), text::cut(&why.join(", "), 200));
+            writeln!(out, "provider {provider} is {state}: {why}{until}")?;
         }
         if let Some(since) = &self.since {
             writeln!(out, "\nsince {}:", text::seconds(since))?;

@@ -367,3 +367,20 @@ async fn a_message_that_was_lost_is_what_is_said() {
         "{conclusion}"
     );
 }
+
+/// A message that has not been tried waits for a lane that another one has stopped.
+#[tokio::test]
+async fn what_a_message_waits_for_is_said() {
+    let (process, fake, mut device) = start().await;
+    let refusing = json!({ "code": 20003, "message": "Authenticate", "status": 401 });
+    fake.script([Answer::json(401, &refusing)]);
+    device.publishes("site/kiel/freezer/1", r#"{"t": -10.0}"#).await;
+    let freezer = alert(&process.api, "freezer-warm", "kiel/1").await;
+    let explained = found("the lane", async || {
+        let explained = process.done(&["explain", id(&freezer)]).await;
+        explained.contains("provider twilio-main is stopped: ").then_some(explained)
+    })
+    .await;
+    let conclusion = steady(explained.lines().last().unwrap());
+    assert!(conclusion.contains("bad_credentials, Twilio 20003"), "{explained}");
+}

@@ -20,13 +20,15 @@ use self::timeline::Entry;
 use super::body::fault;
 use super::messages::{parse_query, read};
 use super::refusal::Refusal;
+use super::view::LaneView;
 use super::{Shared, State as ApiState};
 use crate::clock::{Timestamp, rfc_3339};
+use crate::dispatch::{LaneState, LaneStatus};
 use crate::intake::desk::alerts::AlertNow;
 use crate::intake::desk::why::{self, Asked, Facts};
 use crate::intake::pipeline::Caused;
 use crate::model::tell::Step;
-use crate::model::{AlertId, Message, MessageId, Reason};
+use crate::model::{AlertId, Channel, Message, MessageId, Reason};
 use crate::problem::unknown_key;
 use crate::span::Span;
 
@@ -53,6 +55,8 @@ struct Explanation {
     alert: Option<AlertNow>,
     #[serde(flatten)]
     facts: Facts,
+    /// Lanes that take nothing now, for which messages of the timeline wait.
+    lanes: Vec<LaneView>,
     /// What happened, the oldest first.
     timeline: Vec<Entry>,
     /// Older lines that are not shown.
@@ -68,6 +72,8 @@ struct Past {
     messages: Vec<Message>,
     /// There may be older ones.
     is_part: bool,
+    /// Lanes that take nothing now, for which messages wait.
+    lanes: Vec<LaneStatus>,
 }
 
 enum Question {
@@ -134,7 +140,7 @@ async fn of_id(state: &Shared, id: String) -> Result<Explanation, Refusal> {
     };
     let message: MessageId = id.parse().map_err(|_| no_such())?;
     let alert: AlertId = id.parse().map_err(|_| no_such())?;
-    let (message, alert, past) = read(state, move |state| {
+    let (message, alert, mut past) = read(state, move |state| {
         look_up(state, message, alert).map_err(|error| Refusal::internal(&error))
     })
     .await?;
@@ -142,7 +148,8 @@ async fn of_id(state: &Shared, id: String) -> Result<Explanation, Refusal> {
         // It came through the API.
         let message = message.ok_or_else(no_such)?;
         let facts = Facts::none();
-        let past = Past { messages: vec![message], ..Past::default() };
+        let mut past = Past { messages: vec![message], ..Past::default() };
+        past.add_lanes(state);
         let conclusion = verdict::of_message(&past);
         return Ok(Explanation::of(Some(id), None, None, facts, &past, conclusion));
     };
@@ -152,6 +159,7 @@ async fn of_id(state: &Shared, id: String) -> Result<Explanation, Refusal> {
     });
     let (stands, mut facts) = asked.await.map_err(Refusal::not_now)?.ok_or_else(no_such)?;
     count(state, &mut facts);
+    past.add_lanes(state);
     let conclusion = verdict::of_alert(stands.as_ref(), &facts, &past);
     Ok(Explanation::of(Some(id), None, stands, facts, &past, conclusion))
 }
@@ -189,6 +197,17 @@ impl Past {
         Ok(())
     }
 
+    /// Adds the lanes that keep its messages waiting.
+    fn add_lanes(&mut self, state: &ApiState) {
+        let waits = |channel: &Channel| {
+            let mut messages = self.messages.iter();
+            messages.any(|one| one.target.channel == *channel && !one.status.is_final())
+        };
+        let stands =
+            |lane: &LaneStatus| lane.state != LaneState::Up && lane.channels.iter().any(waits);
+        self.lanes = state.parts.dispatch.lanes().into_iter().filter(stands).collect();
+    }
+
     /// Rule and key of the alert.
     fn of(&self) -> Option<(Arc<str>, Arc<str>)> {
         let step = self.steps.first().map(|step| (step.rule.clone(), step.key.clone()));
@@ -208,10 +227,11 @@ async fn around(state: &Shared, asked: Asked, since: Span) -> Result<Explanation
     let millis = i64::try_from(since.get().as_millis()).unwrap_or(i64::MAX);
     let from = Timestamp::from_millis(now.as_millis().saturating_sub(millis));
     let (question, naming) = (asked.clone(), facts.naming.clone());
-    let past = read(state, move |state| {
+    let mut past = read(state, move |state| {
         past(state, &question, &naming, from).map_err(|error| Refusal::internal(&error))
     })
     .await?;
+    past.add_lanes(state);
     let conclusion = verdict::around(&asked, &facts, &past, from);
     Ok(Explanation { asked, ..Explanation::of(None, Some(from), None, facts, &past, conclusion) })
 }
@@ -234,7 +254,7 @@ fn past(
     let filter = MessageFilter { rule, key, topic, contact, since, ..MessageFilter::default() };
     let messages = store.messages(&filter, None, LINES_MAX)?;
     let is_part = steps.len() == LINES_MAX || messages.len() == LINES_MAX;
-    let mut past = Past { steps, messages, is_part };
+    let mut past = Past { steps, messages, is_part, lanes: Vec::new() };
     past.add_shared(state)?;
     if let Some(contact) = &asked.contact {
         past.messages.retain(|message| message.contact.as_deref() == Some(contact));
@@ -271,6 +291,7 @@ impl Explanation {
         let left_out = timeline.len().saturating_sub(LINES_MAX);
         timeline.drain(..left_out);
         let asked = Asked::default();
-        Self { asked, id, since, alert, facts, timeline, left_out, conclusion }
+        let lanes = past.lanes.iter().cloned().map(LaneView::from).collect();
+        Self { asked, id, since, alert, facts, lanes, timeline, left_out, conclusion }
     }
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Past;
 use super::timeline::{because, name, shown};
 use crate::clock::Timestamp;
+use crate::dispatch::{LaneState, LaneStatus};
 use crate::intake::desk::alerts::{AlertNow, Stand};
 use crate::intake::desk::why::{Asked, Facts, RuleFacts};
 use crate::model::tell::{Step, StepKind};
@@ -19,7 +20,7 @@ const NAMED_MAX: usize = 5;
 pub(super) fn of_message(past: &Past) -> String {
     let messages: Vec<&Message> = past.messages.iter().collect();
     let whom = messages.iter().find_map(|message| message.contact.as_deref());
-    let fate = of_messages(&messages, past.is_part).unwrap_or_default();
+    let fate = of_messages(&messages, past).unwrap_or_default();
     format!("{} {fate}", whom.unwrap_or("The address"))
 }
 
@@ -115,7 +116,7 @@ fn fate(contact: &str, facts: &Facts, past: &Past) -> String {
     let is_for = |message: &&Message| message.contact.as_deref() == Some(contact);
     let messages: Vec<&Message> = past.messages.iter().filter(is_for).collect();
     let against = against(&last_words(contact, facts, past));
-    match (of_messages(&messages, past.is_part), against) {
+    match (of_messages(&messages, past), against) {
         (Some(told), None) => told,
         (Some(told), Some(against)) => format!("{told} Not told{against}"),
         (None, Some(against)) => format!("was not told{against}"),
@@ -191,9 +192,8 @@ fn nobody(facts: &Facts, past: &Past) -> Option<String> {
     Some(format!("Nobody was told{}", against(&last_words("", facts, past))?))
 }
 
-/// What became of messages to one contact; `None` where there is none. `is_part`: there may be older
-/// ones.
-fn of_messages(messages: &[&Message], is_part: bool) -> Option<String> {
+/// What became of messages to one contact; `None` where there is none.
+fn of_messages(messages: &[&Message], past: &Past) -> Option<String> {
     let reached = |message: &&&Message| is_reached(message);
     let last = messages.iter().max_by_key(|message| message.created_at)?;
     let told = messages.iter().filter(reached).max_by_key(|message| message.created_at);
@@ -206,7 +206,7 @@ fn of_messages(messages: &[&Message], is_part: bool) -> Option<String> {
     Some(match told {
         Some(told) => {
             let times = messages.iter().filter(reached).count();
-            let more = if is_part { " or more" } else { "" };
+            let more = if past.is_part { " or more" } else { "" };
             let times =
                 if times > 1 { format!(" {times} times{more}, last") } else { String::new() };
             let (channel, at, status) = (told.target.channel, shown(told.created_at), told.status);
@@ -215,7 +215,12 @@ fn of_messages(messages: &[&Message], is_part: bool) -> Option<String> {
         }
         None if !waits.is_empty() => {
             let (channel, at) = (last.target.channel, shown(last.created_at));
-            let because = because(last.reason, last.detail.as_deref());
+            let mut because = because(last.reason, last.detail.as_deref());
+            // What has not been tried yet waits for what others have met.
+            if because.is_empty() {
+                let lanes = past.lanes.iter().filter(|lane| lane.channels.contains(&channel));
+                because = lanes.map(stopped).collect::<Vec<_>>().join("; ");
+            }
             let because = if because.is_empty() { because } else { format!(": {because}") };
             format!("is not reached yet: the {channel} of {at} waits{because}.")
         }
@@ -226,6 +231,19 @@ fn of_messages(messages: &[&Message], is_part: bool) -> Option<String> {
             format!("was not reached: the {channel} is {status}: {because}. {why}")
         }
     })
+}
+
+/// That a lane takes nothing, and why.
+fn stopped(lane: &LaneStatus) -> String {
+    let state = match lane.state {
+        LaneState::Up => "up",
+        LaneState::Paused => "paused",
+        LaneState::BreakerOpen => "left alone after failures",
+        LaneState::Stopped => "stopped",
+    };
+    let because = because(lane.reason, lane.detail.as_deref());
+    let until = lane.until.map_or_else(String::new, |at| format!(", tried again at {}", shown(at)));
+    format!("{} is {state}: {because}{until}", lane.provider)
 }
 
 /// What came after the last message that has reached its contact, and did not: a sentence.
