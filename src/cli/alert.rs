@@ -49,7 +49,7 @@ enum State {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Show alerts, the worst first
+    /// Show alerts: those that nobody has acknowledged first, and of these the worst
     List {
         /// Only those that stand so; may be repeated
         #[arg(long)]

@@ -244,7 +244,7 @@ function showAlerts(page) {
   if (said === alertsShown) return; // somebody may be about to press a button
   alertsShown = said;
   byId("alerts-card").hidden = page.total === 0;
-  const more = page.total > page.alerts.length ? ", the worst " + page.alerts.length + " of them here" : "";
+  const more = page.total > page.alerts.length ? ", " + page.alerts.length + " of them here" : "";
   byId("alerts-count").textContent = page.total + more;
   replaceRows(byId("alerts"), page.alerts.map(alertRow));
   if (!page.alerts.some((alert) => alert.id === acknowledging && alert.state === "firing")) closeAck();

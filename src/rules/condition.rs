@@ -392,7 +392,21 @@ fn explain_parse(error: &cel::ParseError) -> String {
         ("'is'", "; equality is written =="),
         ("'if'", "; a choice is written x > 5 ? 1 : 2"),
         ("input ':'", "; a name with a colon is written payload[\"a:0\"]"),
-        ("input ','", "; a number has a point, 5.5, and no comma"),
+        ("input ','", "; a number has a point, as 5.5, and a list brackets, as [1, 2]"),
+        ("at: '& ", "; and is written &&"),
+        ("at: '| ", "; or is written ||"),
+        ("at: ';'", "; it ends without one"),
+        ("at: '“'", "; text stands in straight quotes, as 'on'"),
+        ("at: '„'", "; text stands in straight quotes, as 'on'"),
+        ("at: '‘'", "; text stands in straight quotes, as 'on'"),
+        ("at: '’'", "; text stands in straight quotes, as 'on'"),
+        ("input '.", "; an element is written payload.list[0]"),
+        (
+            "IndexContext",
+            "; one element is written [0], any of them payload.list.exists(x, x.a > 5)",
+        ),
+        ("'between'", "; a range is written x > 5 && x < 6"),
+        ("'like'", "; write x.contains('a') or x.matches('a.*')"),
         ("at: '#'", "; a remark is written // at the end"),
         ("input '>'", "; different is written !="),
         ("the end", ": something is missing there; complete it"),
@@ -605,6 +619,34 @@ mod tests {
         check("1 / (size(payload.list) - 1) > 1", payload, "division by zero");
         check("payload.temp > 1", "", "a field is asked of text, which has no fields");
         check("payload > 0", "null", "`>` does not take null and a number; null is no reading");
+    }
+
+    #[test]
+    fn what_other_languages_write_is_told_how_to_write() {
+        for (source, expected) in [
+            ("payload.a AND payload.b", "and is written &&"),
+            ("payload.a & payload.b", "and is written &&"),
+            ("payload.a | payload.b", "or is written ||"),
+            ("payload.a is 'on'", "equality is written =="),
+            ("payload.a <> 'on'", "different is written !="),
+            ("payload.a > 5,5", "a number has a point, as 5.5"),
+            ("payload.a in (1, 2)", "a list brackets, as [1, 2]"),
+            ("payload.a == “on”", "text stands in straight quotes"),
+            ("payload.list.0 > 5", "an element is written payload.list[0]"),
+            ("payload.list[*].a > 5", "any of them payload.list.exists("),
+            ("payload.dp:0.a > 5", "payload[\"a:0\"]"),
+            ("payload.temp-c > 5", "unknown name `c`; a name with a dash is written [\"temp-c\"]"),
+            ("payload.a between 5 and 6", "x > 5 && x < 6"),
+            ("payload.a like 'x%'", "x.contains('a')"),
+            ("payload.a > 5 # warm", "a remark is written //"),
+            ("payload.a > 5;", "it ends without one"),
+            ("payload.a == None", "unknown name `None`; write null"),
+            ("payload.a == True", "unknown name `True`; write true"),
+            ("len(payload.a) > 5", "unknown function `len`; write size(x)"),
+        ] {
+            let problems = refused(source);
+            assert!(problems.contains(expected), "{source}: {problems}");
+        }
     }
 
     fn refused(source: &str) -> String {

@@ -182,8 +182,9 @@ impl HeldNow {
     }
 }
 
-/// The alerts that pass `query`, those that fire first, the worst and newest first; and how many
-/// pass it in all.
+/// The alerts that pass `query`, those first that nobody has acknowledged, then those that somebody
+/// has, then those that do not fire yet, of each the worst and newest first; and how many pass it in
+/// all.
 pub fn list(pipeline: &Pipeline, set: &RuleSet, query: &Query) -> (Vec<AlertNow>, usize) {
     let engine = pipeline.engine();
     let passes = |instance: &&Instance| {
@@ -197,8 +198,8 @@ pub fn list(pipeline: &Pipeline, set: &RuleSet, query: &Query) -> (Vec<AlertNow>
         None => engine.instances().filter(passes).collect(),
     };
     let order = |instance: &&Instance| {
-        let pending = instance.life.level().is_none();
-        (pending, Reverse(severity(set, instance)), Reverse(since(instance)), instance.id)
+        let (stand, severity) = (Stand::of(instance), severity(set, instance));
+        (stand, Reverse(severity), Reverse(since(instance)), instance.id)
     };
     let total = found.len();
     if total > query.limit && query.limit > 0 {

@@ -319,6 +319,9 @@ impl Lowering<'_> {
                 candidates.extend(NAMES_EACH);
             }
             self.problems.push(match closest(name, &candidates) {
+                _ if elsewhere(name).is_some() => {
+                    format!("unknown name `{name}`; write {}", elsewhere(name).unwrap_or_default())
+                }
                 Some(near) => format!("unknown name `{name}`; did you mean `{near}`?"),
                 None => format!(
                     "unknown name `{name}`; a field of the payload is written payload.{name}, and known are {}",
@@ -361,6 +364,10 @@ impl Lowering<'_> {
                     known.extend(functions::TABLE.iter().map(|function| function.name));
                 }
                 self.problems.push(match closest(&name, &known) {
+                    _ if elsewhere(&name).is_some() => {
+                        let write = elsewhere(&name).unwrap_or_default();
+                        format!("unknown function `{name}`; write {write}")
+                    }
                     Some(near) => format!("unknown function `{name}`; did you mean `{near}`?"),
                     None => format!("unknown function `{name}`; known are {}", known.join(", ")),
                 });
@@ -482,6 +489,9 @@ impl Lowering<'_> {
                 operators::ADD | operators::SUBSTRACT | operators::MULTIPLY | operators::DIVIDE,
                 [second],
             ) => {
+                if operator == operators::SUBSTRACT && self.is_dashed(first, second) {
+                    return Some(Number::Unknown);
+                }
                 let number = self.alike(first, second);
                 self.cost(operator, first, second);
                 number
@@ -526,6 +536,23 @@ impl Lowering<'_> {
             }
             _ => return None,
         })
+    }
+
+    /// `payload.temp-c`: a field less something that there is not is a field with a dash in its name.
+    fn is_dashed(&mut self, first: &IdedExpr, second: &IdedExpr) -> bool {
+        let (Expr::Select(select), Expr::Ident(rest)) = (&first.expr, &second.expr) else {
+            return false;
+        };
+        let is_bound = self.scope.iter().any(|(bound, _)| bound == rest);
+        let names = NAMES.iter().chain(NAMES_EACH).chain(self.seen.named).chain(self.seen.captures);
+        if is_bound || names.copied().any(|known| known == rest) {
+            return false;
+        }
+        let field = &select.field;
+        self.problems.push(format!(
+            "unknown name `{rest}`; a name with a dash is written [\"{field}-{rest}\"]"
+        ));
+        true
     }
 
     /// Makes two operands of one type where that is known to be needed.
@@ -609,6 +636,19 @@ impl Lowering<'_> {
         }
         result
     }
+}
+
+/// What people who know another language mean.
+fn elsewhere(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "True" | "TRUE" => "true",
+        "False" | "FALSE" => "false",
+        "None" | "nil" | "NULL" | "Null" | "undefined" => "null",
+        "len" | "length" | "count" => "size(x)",
+        "float" | "number" | "Number" | "parseFloat" => "num(x)",
+        "str" | "String" => "string(x)",
+        _ => return None,
+    })
 }
 
 fn too_deep() -> String {

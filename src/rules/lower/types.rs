@@ -307,6 +307,8 @@ impl Types<'_> {
                 "; the time since then is a length of time, as in now - at > duration('5m')"
             }
             (Kind::Duration, _) | (_, Kind::Duration) => "; duration('5m') is a length of time",
+            // 5 < x < 6
+            (Kind::Bool, Kind::Number) => "; a range is written x > 5 && x < 6",
             _ => "",
         };
         self.problems.push(format!(
@@ -467,6 +469,10 @@ mod tests {
             (
                 "unit + 1 == 'a'",
                 "`+` takes two alike, and `unit` is text, 1 a number; string(x) makes text of a number, num(x) a number of text",
+            ),
+            (
+                "5 < payload.a < 6",
+                "`<` compares what `<` gives, which is true or false, with 6, which is a number; a range is written x > 5 && x < 6",
             ),
             ("site.name == 'a'", "`site` is text and has no fields"),
             ("unit[0] == 'a'", "`unit` is text and has no elements"),
