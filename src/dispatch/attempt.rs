@@ -19,6 +19,9 @@ use crate::provider::{Lookup, Provider, SendOutcome};
 use crate::store::{Op, Store};
 use crate::telemetry::{ByOutcome, ByReason, Metrics};
 
+/// Why a message ends that is too late.
+pub(super) const TIME_IS_OVER: &str = "no provider took it before its time ran out";
+
 /// What every attempt needs.
 pub(super) struct Context {
     pub(super) store: Store,
@@ -64,16 +67,22 @@ pub(super) async fn run(
         return found_earlier(context, message, name, found).await;
     }
 
+    let now = context.clock.now();
+    // Its time may have run out since it was picked.
+    if now >= message.expires_at {
+        let report = give_up(context, id, Status::Expired, Reason::Expired, TIME_IS_OVER).await;
+        return (report, LaneNews::Nothing);
+    }
     let attempt = Attempt {
         number: message.attempt_count + 1,
         provider: Arc::clone(name),
         run: context.run,
-        started_at: context.clock.now(),
+        started_at: now,
         ended_at: None,
         outcome: None,
     };
     let number = attempt.number;
-    outcome::start(&mut message, attempt, context.clock.now());
+    outcome::start(&mut message, attempt, now);
     let mut op = Op::new();
     op.put_message(&message);
     if context.store.commit(vec![op]).await.is_err() {

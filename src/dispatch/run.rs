@@ -196,8 +196,7 @@ impl Dispatcher {
 
     fn start_due(&mut self, now: Timestamp) -> Option<Timestamp> {
         for id in self.queue.take_expired(now) {
-            let detail = "no provider took it before its time ran out";
-            self.give_up(id, Status::Expired, Reason::Expired, detail);
+            self.give_up(id, Status::Expired, Reason::Expired, attempt::TIME_IS_OVER);
         }
         let picked = self.queue.pick(&mut self.lanes, &self.routes, now);
         for id in picked.homeless {
