@@ -383,4 +383,15 @@ async fn what_a_message_waits_for_is_said() {
     .await;
     let conclusion = steady(explained.lines().last().unwrap());
     assert!(conclusion.contains("bad_credentials, Twilio 20003"), "{explained}");
+    device.publishes("site/kiel/freezer/2", r#"{"t": -10.0}"#).await;
+    let question = ["explain", "--contact", "ana", "--topic", "site/kiel/freezer/2"];
+    let conclusion = found("the message that waits", async || {
+        let said = process.done(&question).await;
+        said.lines().last().filter(|line| line.contains(" waits")).map(steady)
+    })
+    .await;
+    assert!(
+        conclusion.contains("the sms of TIME waits: twilio-main is stopped: bad_credentials"),
+        "{conclusion}"
+    );
 }

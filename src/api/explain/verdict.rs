@@ -197,14 +197,18 @@ fn of_messages(messages: &[&Message], past: &Past) -> Option<String> {
     let reached = |message: &&&Message| is_reached(message);
     let last = messages.iter().max_by_key(|message| message.created_at)?;
     let told = messages.iter().filter(reached).max_by_key(|message| message.created_at);
-    let waits = messages.iter().filter(|message| !message.status.is_final()).count();
-    let waits = match waits {
-        0 => String::new(),
-        1 => "; one message still waits".to_owned(),
-        several => format!("; {several} messages still wait"),
-    };
-    Some(match told {
-        Some(told) => {
+    let waiting = messages.iter().filter(|message| !message.status.is_final());
+    let count = waiting.clone().count();
+    let waiting = waiting.max_by_key(|message| message.created_at);
+    let waits = waiting.map_or_else(String::new, |waiting| {
+        let because = waits_because(waiting, past);
+        match count {
+            1 => format!("; one message still waits{because}"),
+            several => format!("; {several} messages still wait{because}"),
+        }
+    });
+    Some(match (told, waiting) {
+        (Some(told), _) => {
             let times = messages.iter().filter(reached).count();
             let more = if past.is_part { " or more" } else { "" };
             let times =
@@ -213,24 +217,30 @@ fn of_messages(messages: &[&Message], past: &Past) -> Option<String> {
             let lost = lost_since(told, messages);
             format!("was told{times} by {channel} at {at} ({status}){waits}.{lost}")
         }
-        None if !waits.is_empty() => {
-            let (channel, at) = (last.target.channel, shown(last.created_at));
-            let mut because = because(last.reason, last.detail.as_deref());
-            // What has not been tried yet waits for what others have met.
-            if because.is_empty() {
-                let lanes = past.lanes.iter().filter(|lane| lane.channels.contains(&channel));
-                because = lanes.map(stopped).collect::<Vec<_>>().join("; ");
-            }
-            let because = if because.is_empty() { because } else { format!(": {because}") };
+        (None, Some(waiting)) => {
+            let (channel, at) = (waiting.target.channel, shown(waiting.created_at));
+            let because = waits_because(waiting, past);
             format!("is not reached yet: the {channel} of {at} waits{because}.")
         }
-        None => {
+        (None, None) => {
             let (channel, status) = (last.target.channel, last.status);
             let because = because(last.reason, last.detail.as_deref());
             let why = last.reason.map_or("", Reason::sentence);
             format!("was not reached: the {channel} is {status}: {because}. {why}")
         }
     })
+}
+
+/// Why a message waits, behind a colon; empty: it is its turn.
+fn waits_because(message: &Message, past: &Past) -> String {
+    let mut because = because(message.reason, message.detail.as_deref());
+    // What has not been tried yet waits for what others have met.
+    if because.is_empty() {
+        let channel = message.target.channel;
+        let lanes = past.lanes.iter().filter(|lane| lane.channels.contains(&channel));
+        because = lanes.map(stopped).collect::<Vec<_>>().join("; ");
+    }
+    if because.is_empty() { because } else { format!(": {because}") }
 }
 
 /// That a lane takes nothing, and why.
