@@ -503,6 +503,13 @@ impl AlertId {
     pub fn next(ids: &mut IdSource, now: Timestamp, rule: &str, key: &str) -> Self {
         Self(in_partition(ids.next(now), partition(rule, key)))
     }
+
+    /// When it was made, which is not after its alert fired: a UUID v7 begins with its time.
+    pub fn made_at(&self) -> Timestamp {
+        let mut millis = [0_u8; 8];
+        millis.iter_mut().skip(2).zip(self.0.as_bytes()).for_each(|(to, from)| *to = *from);
+        Timestamp::from_millis(i64::from_be_bytes(millis))
+    }
 }
 
 /// The partition, 0 to 63, of all rows of one rule and instance key.

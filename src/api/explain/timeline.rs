@@ -90,7 +90,7 @@ fn raised_unsaid(past: &Past, since: Option<Timestamp>) -> impl Iterator<Item = 
     let unsaid = move |message: &&Message| {
         let alert = message.alert.as_ref().map(|alert| alert.id);
         alert.is_some_and(|alert| {
-            from.is_none_or(|from| alert.fired_at() >= from) && seen.insert(alert)
+            from.is_none_or(|from| alert.made_at() >= from) && seen.insert(alert)
         })
     };
     past.messages.iter().filter(unsaid).filter_map(raised)
