@@ -6,8 +6,8 @@
 //! a line on what it stands for, and the others end: `superseded`, or `over` with the newest, where
 //! all of it was over before anybody had heard of it.
 //!
-//! **Invariant:** a message that may have been sent, that tells of several alerts, or that no alert
-//! caused, is left as it is.
+//! **Invariant:** a message that may have been sent, or that no alert caused, is left as it is; so is one
+//! that tells of several alerts, but for a repetition that says the same.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use super::{Config, outcome};
 use crate::channel::{self, sms};
 use crate::clock::Timestamp;
 use crate::model::{
-    AlertId, AlertRef, AlertState, AttemptOutcome, Channel, LeftOut, Message, MessageId, Reason,
-    Status, Target, Tells,
+    AlertId, AlertRef, AlertState, AttemptOutcome, Channel, Fnv, LeftOut, Message, MessageId,
+    Reason, Status, Target, Tells,
 };
 
 /// Messages of one rule and instance key to one contact and target. A strong hash, because devices
@@ -60,7 +60,17 @@ pub(super) fn is_in_order(message: &Message) -> bool {
     message.alert.as_ref().is_some_and(|alert| alert.tells != Tells::Event)
 }
 
-/// Whether it may be put together with others of its thread, and need not go out as it is.
+/// What a message says that tells of several alerts; `None` for any other.
+pub(super) fn says(message: &Message) -> Option<u64> {
+    message.alert.as_ref().filter(|alert| alert.tells == Tells::More)?;
+    let text = message.left_out.as_ref().map_or(&message.content.text, |sum| &sum.text);
+    let mut hash = Fnv::new();
+    hash.write(text.as_bytes());
+    Some(hash.finish())
+}
+
+/// Whether it may be put together with others of its thread, and need not go out as it is. Of those
+/// that tell of several alerts only with such as say the same: nobody else says what they do.
 pub(super) fn may_join(message: &Message) -> bool {
     let Some(alert) = &message.alert else { return false };
     // An attempt under way or without answer may have reached its person, and one that was taken
@@ -72,8 +82,9 @@ pub(super) fn may_join(message: &Message) -> bool {
             AttemptOutcome::Accepted { .. } | AttemptOutcome::Unknown { .. } => false,
         })
     });
-    // Nobody else says what it says of other alerts.
-    alert.tells != Tells::More && message.status == Status::Queued && was_refused
+    // Over twice is over between which something fired.
+    let is_news = alert.tells == Tells::More && alert.state == AlertState::Cleared;
+    !is_news && message.status == Status::Queued && was_refused
 }
 
 /// Whether somebody has been told of an alert by this message, or may have been.
@@ -435,7 +446,7 @@ pub(super) mod tests {
         // One that told of three alerts was ended when the first of them was over.
         let mut digest = raise(1, 10);
         digest.alert = digest.alert.map(|alert| AlertRef { tells: Tells::More, ..alert });
-        assert!(!may_join(&digest));
+        assert_ne!(says(&digest), says(&raise(1, 10)));
         let thread = |message: &Message| place(message).map(|(thread, _)| thread);
         let ben = Message { contact: Some("ben".into()), ..raise(1, 10) };
         assert_ne!(thread(&ben), thread(&raise(1, 10)));

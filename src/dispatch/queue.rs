@@ -33,8 +33,10 @@ pub(super) struct Waiting {
     thread: Option<(Thread, Turn)>,
     /// It goes out after those before it in its thread.
     in_order: bool,
-    /// It may be put together with others of its thread.
+    /// It may be put together with others of its thread that say the same.
     may_join: bool,
+    /// What it says, where it tells of several alerts.
+    says: Option<u64>,
     /// Its text says since when.
     is_dated: bool,
     /// Until then it goes out as it is: what its thread holds has just been put together in it.
@@ -54,6 +56,7 @@ impl Waiting {
             thread: collapse::place(message),
             in_order: collapse::is_in_order(message),
             may_join: collapse::may_join(message),
+            says: collapse::says(message),
             is_dated: message.left_out.is_some(),
             decided_until: Timestamp::default(),
         }
@@ -244,25 +247,29 @@ impl Queue {
     /// so long that they are to be put together.
     fn take_together(&mut self, id: MessageId, now: Timestamp) -> Option<Together> {
         let (waiting, _) = self.entries.get(&id)?;
-        let (thread, _) = waiting.thread.filter(|_| waiting.may_join)?;
+        let (thread, turn) = waiting.thread.filter(|_| waiting.may_join)?;
         if self.collapse_after.is_zero() || now < waiting.decided_until {
             return None;
         }
-        let is_free = |(_, id): &&(Turn, MessageId)| {
-            let entry = self.entries.get(id);
-            entry.is_some_and(|(waiting, place)| waiting.may_join && *place != Place::Taken)
+        let joins = |(_, id): &&(Turn, MessageId)| {
+            self.entries.get(id).is_some_and(|(other, place)| {
+                other.may_join && other.says == waiting.says && *place != Place::Taken
+            })
         };
         let members = self.threads.get(&thread)?;
-        let mut free = members.iter().filter(is_free).map(|(_, id)| *id);
-        let (oldest, _) = self.entries.get(&free.next()?)?;
-        let is_alone = free.next().is_none();
-        if now.since(oldest.created_at) < self.collapse_after || (is_alone && oldest.is_dated) {
+        // Of those that tell of several alerts only what follows each other and says the same.
+        let mut ids: Vec<MessageId> = match waiting.says {
+            Some(_) => members.range((turn, id)..).take_while(joins).map(|(_, id)| *id).collect(),
+            None => members.iter().filter(joins).map(|(_, id)| *id).collect(),
+        };
+        let (oldest, _) = self.entries.get(ids.first()?)?;
+        let is_as_it_is = oldest.is_dated || waiting.says.is_some();
+        if now.since(oldest.created_at) < self.collapse_after || (ids.len() == 1 && is_as_it_is) {
             return None;
         }
-        let newest = members.iter().rev().find(is_free).map(|(_, id)| *id)?;
-        let mut free = members.iter().filter(is_free).map(|(_, id)| *id).filter(|id| *id != newest);
-        let mut ids: Vec<MessageId> = free.by_ref().take(TOGETHER_MAX - 1).collect();
-        let more = free.next().is_some();
+        let newest = ids.pop()?;
+        let more = ids.len() >= TOGETHER_MAX;
+        ids.truncate(TOGETHER_MAX - 1);
         ids.push(newest);
         for id in &ids {
             self.take(*id);
@@ -536,8 +543,24 @@ mod tests {
     fn what_tells_of_several_alerts_goes_out_as_it_is_and_in_its_turn() {
         let mut digest = raise(1, 10);
         digest.alert = digest.alert.map(|alert| AlertRef { tells: Tells::More, ..alert });
+        let digest = digest;
+        let again = |minute, text: &str| {
+            let mut again = Message { created_at: at(minute), ..digest.clone() };
+            again.id = MessageId::new(uuid::Uuid::from_u128(u128::try_from(minute).unwrap_or(0)));
+            again.content.text = text.into();
+            again
+        };
+        // Repetitions say the same, and one of them is enough; others are not left out.
+        let told = [again(12, "still"), again(14, "still"), again(15, "now"), again(16, "still")];
+        let mut queue = queue(&told);
+        let together = queue.take_together(told[0].id, at(240)).expect("they say the same");
+        assert_eq!(together.ids, [told[0].id, told[1].id]);
+        assert_eq!(queue.take_together(told[2].id, at(240)), None);
+        told.iter().for_each(|one| queue.remove(one.id));
+
         let over = clear(1, 10, 20);
-        let mut queue = queue(&[digest.clone(), over.clone()]);
+        queue.put(Waiting::of(&digest));
+        queue.put(Waiting::of(&over));
         assert_eq!(queue.take_together(digest.id, at(240)), None);
         assert_eq!(due(&queue), [digest.id]);
         queue.remove(digest.id);
