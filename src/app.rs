@@ -27,9 +27,10 @@ use crate::instance::{self, Instance, Living};
 use crate::intake::pipeline::Pipeline;
 use crate::intake::ruleset::{Limits, RuleSet};
 use crate::intake::{self, Intake};
-use crate::model::{Channel, IdSource, Reason, RunId};
+use crate::model::{IdSource, Reason, RunId};
 use crate::problem::Problem;
 use crate::provider::phone::Screen;
+use crate::provider::reach::Reach;
 use crate::rules;
 use crate::store::{CommitError, Store};
 use crate::telemetry::Metrics;
@@ -157,13 +158,8 @@ impl App {
         let rules =
             RuleSet::load_dir(&config.rules_dir, &config.limits).map_err(StartError::Problems)?;
         metrics.rules_loaded.set(count(rules.rules.len()));
-        let served: Vec<Channel> = config
-            .routes
-            .iter()
-            .filter(|(_, route)| !route.is_empty())
-            .map(|(channel, _)| *channel)
-            .collect();
-        warn_unserved(&rules, &served);
+        let reach = config.reach();
+        warn_unreached(&rules, &reach);
         let in_force = Arc::new(ArcSwap::from_pointee(rules_in_force(&rules, now, &[])));
 
         let key = instance::ensure_key(&config.data_dir)?;
@@ -271,7 +267,7 @@ impl App {
         let chores = Chores {
             rules_dir: config.rules_dir.clone(),
             limits: config.limits,
-            served,
+            reach,
             disk_free_min: config.store.disk_free_min_bytes,
             outbox_messages_max: config.intake.outbox_messages_max,
             ready: ready.clone(),
@@ -442,8 +438,8 @@ fn rules_in_force(set: &RuleSet, now: Timestamp, problems: &[Problem]) -> RulesI
 }
 
 /// An alert that no provider takes anywhere ends dead; better that somebody knows before it does.
-fn warn_unserved(set: &RuleSet, served: &[Channel]) {
-    for problem in set.unserved(|channel| served.contains(&channel)) {
+fn warn_unreached(set: &RuleSet, reach: &Reach) {
+    for problem in set.unreached(|target| reach.objection(target)) {
         tracing::warn!(%problem, "alerts of this rule will not reach everybody");
     }
 }
@@ -471,7 +467,7 @@ struct Chores {
     rules_dir: PathBuf,
     limits: Limits,
     /// Channels that have a provider.
-    served: Vec<Channel>,
+    reach: Reach,
     disk_free_min: u64,
     outbox_messages_max: usize,
     ready: watch::Sender<Readiness>,
@@ -515,7 +511,7 @@ impl Chores {
         match RuleSet::load_dir(&self.rules_dir, &self.limits) {
             Ok(set) => {
                 let rules = set.rules.len();
-                warn_unserved(&set, &self.served);
+                warn_unreached(&set, &self.reach);
                 let in_force = rules_in_force(&set, now, &[]);
                 match self.intake.replace_rules(set).await {
                     Ok(adopted) => {

@@ -29,7 +29,7 @@ impl Check {
         let (mut problems, mut fine) = (Vec::new(), Vec::new());
         // The rules are looked at even where the configuration is wrong, with the limits and in
         // the directory that can be made out.
-        let (rules_dir, limits, routes) = match config::load(&context.layers, &context.clock) {
+        let (rules_dir, limits, reach) = match config::load(&context.layers, &context.clock) {
             Ok(config) => {
                 // What is missing of the development certificates is made at the start.
                 let made_later = crate::app::uses_development_certificates(&config.broker)
@@ -45,7 +45,8 @@ impl Check {
                 let file = config.file.as_deref().unwrap_or("no configuration file, defaults");
                 let names: Vec<&str> = config.providers.iter().map(|one| &*one.name).collect();
                 fine.push(format!("{file}: fine, delivers by {}", names.join(", ")));
-                (config.rules_dir, config.limits, Some(config.routes))
+                let reach = config.reach();
+                (config.rules_dir, config.limits, Some(reach))
             }
             Err(found) => {
                 problems.extend(found);
@@ -58,13 +59,11 @@ impl Check {
                 let place = rules_dir.display().to_string();
                 let (trials, _) = trial::read::read(&files, true);
                 problems.extend(trial::surprise::surprises(&set, &limits, &files, &trials));
-                // What channels are served is only known from a configuration that is right.
-                let unserved = routes.map_or_else(Vec::new, |routes| {
-                    set.unserved(|channel| {
-                        routes.get(&channel).is_some_and(|route| !route.is_empty())
-                    })
-                });
-                problems.extend(unserved.into_iter().map(|what| Problem::new(place.clone(), what)));
+                // What can be reached is only known from a configuration that is right.
+                let unreached = reach
+                    .map_or_else(Vec::new, |reach| set.unreached(|target| reach.objection(target)));
+                problems
+                    .extend(unreached.into_iter().map(|what| Problem::new(place.clone(), what)));
                 for warning in unfit::warnings(&set, &files) {
                     writeln!(out, "warning: {warning}")?;
                 }

@@ -23,6 +23,7 @@ use crate::intake::ruleset::Limits;
 use crate::model::Channel;
 use crate::problem::{Fault, Problem, Step, closest};
 use crate::provider::phone::Screen;
+use crate::provider::reach::Reach;
 use crate::provider::registry::{self, Entry};
 use crate::span::Span;
 use crate::topic::TopicLimits;
@@ -76,6 +77,20 @@ impl Config {
             provider: Arc::clone(&entry.provider),
         };
         self.providers.iter().map(lane).collect()
+    }
+
+    /// What the providers can reach.
+    pub fn reach(&self) -> Reach {
+        let named = |name: &Arc<str>| {
+            let entry = self.providers.iter().find(|entry| entry.name == *name)?;
+            Some((Arc::clone(name), Arc::clone(&entry.provider)))
+        };
+        let channels = self.routes.iter();
+        Reach::new(
+            channels
+                .map(|(channel, names)| (*channel, names.iter().filter_map(named).collect()))
+                .collect(),
+        )
     }
 }
 

@@ -9,7 +9,7 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use super::trial;
-use crate::model::Channel;
+use crate::model::{Channel, Target};
 use crate::notify;
 use crate::notify::book::Book;
 use crate::problem::{Problem, Step, TomlFile, closest, unknown_key};
@@ -45,24 +45,25 @@ impl RuleSet {
         Self { rules: Rules::empty(&limits.rules), book: Book::default(), files: 0 }
     }
 
-    /// Alerts that would reach nobody: for each rule the contacts all of whose channels, as the
-    /// rule names them, nobody serves. What does the serving is not known here: `served` tells.
-    pub fn unserved(&self, served: impl Fn(Channel) -> bool) -> Vec<String> {
+    /// Alerts that would reach nobody: for each rule the contacts none of whose channels, as the rule
+    /// names them, leads to them. What does the sending is not known here: `objection` says why a
+    /// target cannot be reached.
+    pub fn unreached(&self, objection: impl Fn(&Target) -> Option<String>) -> Vec<String> {
         let mut found = Vec::new();
         for rule in self.rules.rules() {
             for name in &*rule.policy.to {
                 let Ok(targets) = self.book.directory.targets(name, &rule.policy.by) else {
                     continue;
                 };
-                if targets.iter().any(|target| served(target.channel)) {
-                    continue;
-                }
-                let channels: Vec<&str> =
-                    targets.iter().map(|target| target.channel.as_str()).collect();
+                let why: Option<Vec<String>> = targets
+                    .iter()
+                    .map(|target| Some(format!("{} ({})", target.channel, objection(target)?)))
+                    .collect();
+                let Some(why) = why else { continue };
                 found.push(format!(
-                    "rule \"{}\": `{name}` is told by {}, and no provider serves that; add one, or another channel to `by` and to the contact",
+                    "rule \"{}\": `{name}` is told by {}; mend that, or add another channel to `by` and to the contact",
                     rule.name,
-                    channels.join(" or ")
+                    why.join(" or ")
                 ));
             }
         }
@@ -301,11 +302,13 @@ mod tests {
         let files = [("a.toml", RULE), ("contacts.toml", ANA)];
         let dir = write(&files);
         let set = RuleSet::load_dir(dir.path(), &Limits::default()).expect("right");
-        assert_eq!(set.unserved(|_| true), Vec::<String>::new());
-        let found = set.unserved(|channel| channel == Channel::Webhook);
+        assert_eq!(set.unreached(|_| None), Vec::<String>::new());
+        let found = set.unreached(|target| {
+            (target.channel == Channel::Sms).then(|| "no provider serves that".to_owned())
+        });
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(
-            found[0].contains("`ana` is told by sms, and no provider serves that"),
+            found[0].contains("`ana` is told by sms (no provider serves that); mend that"),
             "{found:?}"
         );
     }

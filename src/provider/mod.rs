@@ -20,6 +20,7 @@ mod http;
 pub mod phone;
 mod public;
 pub mod rate;
+pub mod reach;
 pub mod registry;
 mod scrub;
 mod table;
@@ -32,7 +33,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use crate::clock::Timestamp;
-use crate::model::{Message, Reason};
+use crate::model::{Address, Message, Reason};
 
 /// One outbound gateway.
 pub trait Provider: Send + Sync {
@@ -40,6 +41,11 @@ pub trait Provider: Send + Sync {
     /// may have been taken; a second one leaves only after the first was refused (a token that has
     /// been revoked, a text that must go as a template).
     fn send<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, SendOutcome>;
+
+    /// Why it will refuse every message to `address`, where the configuration alone decides that.
+    fn objection(&self, _address: &Address) -> Option<String> {
+        None
+    }
 
     /// Whether the provider can be asked if it has taken a message ([`Provider::lookup`]).
     fn can_look_up(&self) -> bool {

@@ -168,6 +168,11 @@ impl Provider for Webhook {
     fn send<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, SendOutcome> {
         Box::pin(self.post(message))
     }
+
+    fn objection(&self, address: &Address) -> Option<String> {
+        let Address::Url(url) = address else { return None };
+        self.check(url).err().map(str::to_owned)
+    }
 }
 
 impl Webhook {

@@ -32,6 +32,43 @@ fn first_word(said: &str) -> &str {
 }
 
 #[tokio::test]
+async fn check_says_whom_the_configuration_keeps_from_being_reached() {
+    let config = "
+        [[provider]]
+        name = 'hooks'
+        kind = 'webhook'
+        secret = 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw'
+    ";
+    let rules = "
+        [[rule]]
+        name = 'hot'
+        topic = 'oven'
+        when = 'payload > 200.0'
+        to = ['plain', 'safe', 'dora']
+        text = 'hot'
+        [[contact]]
+        name = 'plain'
+        webhook = 'http://example.org/secret-path'
+        [[contact]]
+        name = 'safe'
+        webhook = 'https://example.org/secret-path'
+        [[contact]]
+        name = 'dora'
+        sms = '+4915550100007'
+    ";
+    let place = Place::new(config);
+    place.write("rules/oven.toml", rules);
+    let said = command(&place, &["check"]).await;
+    assert_eq!(said.code, 1, "{said:?}");
+    let problems = [
+        "rule \"hot\": `plain` is told by webhook (hooks: the address is plain http; `allow_http = true` would allow it); mend that",
+        "rule \"hot\": `dora` is told by sms (no provider serves that); mend that",
+    ];
+    check(&said.out, &problems);
+    assert!(!said.out.contains("`safe`") && !said.out.contains("secret-path"), "{said:?}");
+}
+
+#[tokio::test]
 async fn check_says_what_is_wrong_and_where() {
     let place = Place::new(
         "

@@ -1,7 +1,7 @@
 //! The dispatcher with a real store and scripted providers: what becomes of a message.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -369,8 +369,10 @@ async fn what_the_provider_already_has_is_not_sent_again() {
 
 /// What the nth alert of a freezer, which fired so many seconds ago, tells now.
 fn freezer(freezer: &str, number: u64, secs_ago: u64, state: AlertState) -> Message {
+    // The same for all, so that two messages of an alert have the same one.
+    static NOW: LazyLock<Timestamp> = LazyLock::new(|| Clock::System.now());
+    let now = *NOW;
     let mut message = message(number, Channel::Sms);
-    let now = message.created_at;
     let fired_at =
         Timestamp::from_millis(now.as_millis() - 1000 * i64::try_from(secs_ago).unwrap());
     let id = AlertId::next(&mut IdSource::new(number), fired_at, "freezer", freezer);
