@@ -731,8 +731,11 @@ impl Session {
         };
         let qos = entry.outgoing.as_ref().map(|outgoing| outgoing.qos);
         match (ack, qos) {
-            (Ack::Puback, Some(Qos::AtLeastOnce)) | (Ack::Pubcomp, None) => {
+            (Ack::Puback, Some(Qos::AtLeastOnce)) => self.drop_in_flight(state, index),
+            (Ack::Pubcomp, None) => {
                 self.drop_in_flight(state, index);
+                // One that does not wait for PUBREL gets none: by then the id may be another's.
+                state.releases.retain(|(_, other)| *other != id);
             }
             // A reason code of 0x80 and above ends the exchange; 0x10 is a success.
             (Ack::Pubrec, Some(Qos::ExactlyOnce)) if reason >= 0x80 => {

@@ -132,8 +132,11 @@ fn covering(wide: &TopicFilter, narrow: &TopicFilter, topic: Option<&TopicName>)
         .filter(|topic| narrow.matches(topic))
         .all(|topic| wide.matches(&topic));
     assert!(!covers || all, "{wide} covers {narrow}, which has more");
-    // `+/#` is all of `#`, because no topic is empty; a right to it is not taken for one to `#`.
-    if narrow.levels() != [FilterLevel::Rest] && narrow.levels().len() > 1 {
+    // `+/#` is all of `#`, and `+/+/#` all of `/#`, because no topic is empty; a right to the one is
+    // not taken for one to the other.
+    let begins_empty =
+        matches!(narrow.levels(), [FilterLevel::Exact(text), FilterLevel::Rest] if text.is_empty());
+    if !begins_empty && narrow.levels().len() > 1 {
         assert!(covers || !all, "{wide} has all of {narrow}, and does not cover it");
     }
 }
