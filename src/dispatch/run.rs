@@ -22,6 +22,9 @@ use crate::provider::Provider;
 use crate::store::Op;
 use crate::telemetry::ByProvider;
 
+/// So many that come in at once keep their room for the next.
+const INBOX_KEPT: usize = 4096;
+
 /// A message in which others have just been put together is sent as it is for so long, also when
 /// newer ones have come: they could hold it up for ever.
 const DECIDED_FOR: Duration = Duration::from_secs(5);
@@ -32,6 +35,8 @@ pub struct Dispatcher {
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
     queue: Queue,
+    /// The inbox by turns, so that neither grows anew with each commit.
+    new: Vec<Waiting>,
     lanes: Vec<Lane>,
     providers: Vec<Arc<dyn Provider>>,
     routes: Routes,
@@ -135,6 +140,7 @@ impl Dispatcher {
             shared: Arc::clone(&shared),
             commands,
             queue,
+            new: Vec::new(),
             lanes,
             providers,
             routes: Routes::new(routes),
@@ -172,13 +178,12 @@ impl Dispatcher {
 
     /// Everything that has come in, before anything is decided.
     fn take_all(&mut self) {
-        let new = {
-            let mut inbox = self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *inbox)
-        };
-        for waiting in new {
-            self.queue.put(waiting);
-        }
+        std::mem::swap(
+            &mut *self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner),
+            &mut self.new,
+        );
+        self.new.drain(..).for_each(|waiting| self.queue.put(waiting));
+        self.new.shrink_to(INBOX_KEPT);
         while let Some(finished) = self.tasks.try_join_next_with_id() {
             self.finished(finished);
         }
