@@ -71,13 +71,25 @@ fn naive(filter: &str, topic: &str) -> bool {
     !is_hidden && below(&levels(filter), &levels(topic))
 }
 
+/// `reached[n]`: what there was of the pattern fits the first n bytes. Trying each length of each `*`
+/// takes longer than a fuzzer waits.
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    match (pattern, text) {
-        ([], []) => true,
-        ([b'*', rest @ ..], _) => (0..=text.len()).any(|skipped| glob(rest, &text[skipped..])),
-        ([first, rest @ ..], [byte, text @ ..]) => first == byte && glob(rest, text),
-        _ => false,
+    let mut reached: Vec<bool> = (0..=text.len()).map(|length| length == 0).collect();
+    for byte in pattern {
+        if *byte == b'*' {
+            let mut any = false;
+            for fits in &mut reached {
+                any |= *fits;
+                *fits = any;
+            }
+        } else {
+            for length in (1..=text.len()).rev() {
+                reached[length] = reached[length - 1] && text[length - 1] == *byte;
+            }
+            reached[0] = false;
+        }
     }
+    reached[text.len()]
 }
 
 fn shared(line: &str) {
