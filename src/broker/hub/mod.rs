@@ -927,7 +927,7 @@ impl Hub {
             tracing::warn!(
                 %client_id, %reason,
                 "a subscriber does not get all: it takes less than is published, or is away; see \
-                 queue_messages_max and watchbell_fanout_dropped_total"
+                 broker.queue_messages_max and watchbell_fanout_dropped_total"
             );
         }
     }
