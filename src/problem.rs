@@ -4,6 +4,7 @@
 //! out, and goes on, so that every problem of a file is reported at once.
 
 use std::fmt;
+use std::ops::Range;
 
 use serde::de::DeserializeOwned;
 use toml::Value;
@@ -85,8 +86,13 @@ impl TomlFile {
         match text.parse::<toml::Table>() {
             Ok(table) => Ok(Self { name, text, table }),
             Err(error) => {
-                let line = error.span().map_or(1, |span| line_at(&text, span.start));
-                Err(Problem::new(format!("{name}:{line}"), error.message().replace('\n', "; ")))
+                let at = error.span().unwrap_or_default();
+                let line = line_at(&text, at.start);
+                let mut what = error.message().replace('\n', "; ");
+                if let Some(remedy) = remedy(&what, &text, at) {
+                    what = format!("{what}; {remedy}");
+                }
+                Err(Problem::new(format!("{name}:{line}"), what))
             }
         }
     }
@@ -119,6 +125,43 @@ impl TomlFile {
     pub fn problem(&self, path: &[Step], what: impl Into<String>) -> Problem {
         Problem::new(format!("{}:{}", self.name, self.line(path)), what)
     }
+}
+
+/// What to write instead, where `what` is wrong with the TOML of `text` at `at`.
+fn remedy(what: &str, text: &str, at: Range<usize>) -> Option<String> {
+    let begin = text.get(..at.start)?.rfind('\n').map_or(0, |before| before + 1);
+    let line = text.get(begin..)?.lines().next()?;
+    if line.contains(['“', '”', '„', '‘', '’']) {
+        return Some("quotes are straight: \"...\" or '...'".to_owned());
+    }
+    let is = |part: &str| what.contains(part);
+    Some(if is("duplicate key") {
+        let key = text.get(at).filter(|key| !key.contains('\n'))?;
+        format!(
+            "`{key}` stands twice in its table: keep one, or begin the next [[table]] before it"
+        )
+    } else if is("string values must be quoted") {
+        let (key, value) = line.split_once('=')?;
+        let value = value.split('#').next().unwrap_or_default().trim();
+        if value.contains(['"', '\'', '[', '{']) {
+            return None;
+        }
+        format!("write {} = \"{value}\"", key.trim())
+    } else if is("key with no value") {
+        "write key = value".to_owned()
+    } else if is("invalid boolean") {
+        "write true or false, in small letters".to_owned()
+    } else if is("escaped value") {
+        "a backslash is written \\\\, or the text stands in single quotes".to_owned()
+    } else if is("invalid basic string") {
+        "the text ends on its line with the quote that it began with".to_owned()
+    } else if is("unexpected key or value") && line.matches('"').count() > 2 {
+        "within \"...\" write '...', as in when = \"payload.state == 'on'\"".to_owned()
+    } else if is("unclosed array table") {
+        "write two brackets on both sides, as in [[rule]]".to_owned()
+    } else {
+        return None;
+    })
 }
 
 /// Where `path`, or as much of it as there is, begins in the text.
@@ -281,6 +324,54 @@ mod tests {
     struct Inner {
         account_sid: String,
         names: Vec<String>,
+    }
+
+    #[test]
+    fn slips_in_toml_are_told_with_what_to_write() {
+        for (text, expected) in [
+            (
+                "a = 1\nname = “x”",
+                "w.toml:2: string values must be quoted, expected literal string; quotes are straight: \"...\" or '...'",
+            ),
+            (
+                "name = 'x'\nname = 'y'",
+                "w.toml:2: duplicate key; `name` stands twice in its table: keep one, or begin the next [[table]] before it",
+            ),
+            (
+                "for = 5m # five",
+                "w.toml:1: string values must be quoted, expected literal string; write for = \"5m\"",
+            ),
+            ("name : 'x'", "w.toml:1: key with no value, expected `=`; write key = value"),
+            (
+                "a = True",
+                "w.toml:1: invalid boolean, expected `true`; write true or false, in small letters",
+            ),
+            (
+                "when = \"payload > \"5\"\"",
+                "w.toml:1: unexpected key or value, expected newline, `#`; within \"...\" write '...', as in when = \"payload.state == 'on'\"",
+            ),
+            (
+                "name = \"x\n",
+                "w.toml:1: invalid basic string, expected `\"`; the text ends on its line with the quote that it began with",
+            ),
+            (
+                "[[rule]\n",
+                "w.toml:1: unclosed array table, expected `]`; write two brackets on both sides, as in [[rule]]",
+            ),
+        ] {
+            let problem = TomlFile::parse("w.toml", text).expect_err("wrong");
+            assert_eq!(problem.to_string(), expected);
+        }
+        let problem = TomlFile::parse("w.toml", "text = \"\\d\"").expect_err("wrong").to_string();
+        assert!(
+            problem.ends_with("; a backslash is written \\\\, or the text stands in single quotes"),
+            "{problem}"
+        );
+        // Nothing is guessed of the rest, whatever stands there.
+        assert_eq!(
+            TomlFile::parse("w.toml", "a = }").expect_err("wrong").to_string(),
+            "w.toml:1: missing inline table opening, expected `{`"
+        );
     }
 
     fn problems(text: &str) -> Vec<String> {

@@ -331,7 +331,7 @@ mod tests {
         );
         insta::assert_snapshot!(found.expect_err("wrong"), @r#"
         rules/a.toml:5: rule "r": `when`: unknown name `payloda`; did you mean `payload`?
-        rules/b.toml:1: unclosed array table, expected `]`
+        rules/b.toml:1: unclosed array table, expected `]`; write two brackets on both sides, as in [[rule]]
         rules/c.toml:1: contcat: unknown key; did you mean `contact`?
         rules/c.toml:4: route: it is not there yet; a rule's `to` names who hears of it
         rules/d.toml:3: contact "ben": `sms`: not a phone number in E.164 form; write + and country code, 7 to 15 digits, no spaces: +4915112345678
