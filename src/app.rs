@@ -466,7 +466,7 @@ fn hint(rules: &RulesInForce) -> Option<Hint> {
 struct Chores {
     rules_dir: PathBuf,
     limits: Limits,
-    /// Channels that have a provider.
+    /// What the providers can reach.
     reach: Reach,
     disk_free_min: u64,
     outbox_messages_max: usize,

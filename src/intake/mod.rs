@@ -1,8 +1,8 @@
 //! Intake: publish -> alert -> messages, durable before anyone is told.
 //!
 //! One thread owns the [`pipeline`] of rules and telling. It takes all that waits, wakes what is due,
-//! evaluates, and hands the store one operation for each publish; while the store syncs, it evaluates what came next. Verdicts go
-//! out from the store's writer once the operation is durable.
+//! evaluates, and hands the store one operation for each publish; while the store syncs, it evaluates
+//! what came next. Verdicts go out from the store's writer once the operation is durable.
 //!
 //! **Invariants:** a [`Verdict::Durable`] means that all that the publish caused is on disk; state
 //! in memory runs ahead of the disk only until the next sync, and if that sync fails the process

@@ -10,7 +10,6 @@ use crate::model::{Channel, Target};
 pub type Named = (Arc<str>, Arc<dyn Provider>);
 
 /// Which providers serve which channel.
-#[derive(Clone, Default)]
 pub struct Reach(BTreeMap<Channel, Vec<Named>>);
 
 impl Reach {
@@ -34,14 +33,5 @@ impl Reach {
         } else {
             objections.join("; ")
         })
-    }
-}
-
-impl std::fmt::Debug for Reach {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let names = |list: &Vec<Named>| list.iter().map(|(name, _)| Arc::clone(name)).collect();
-        let names: BTreeMap<Channel, Vec<Arc<str>>> =
-            self.0.iter().map(|(channel, list)| (*channel, names(list))).collect();
-        f.debug_tuple("Reach").field(&names).finish()
     }
 }

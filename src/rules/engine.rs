@@ -347,11 +347,10 @@ impl Engine {
         let rule = rules.by_name(&name);
         let policy = rule.map(|rule| Arc::clone(&rule.policy));
         drop_instance(&instance, policy, Reason::Forgotten, now, &mut effects);
-        if let Some(rule) = rule {
-            let mine = rule.expected().iter().find(|expected| *expected.key == *key);
-            if let Some(expected) = mine {
-                Run { engine: self, rules, rule, now, effects: &mut effects }.expect(expected);
-            }
+        if let Some(rule) = rule
+            && let Some(expected) = rule.silent.as_ref().and_then(|silent| silent.expected(&key))
+        {
+            Run { engine: self, rules, rule, now, effects: &mut effects }.expect(expected);
         }
         Some(effects)
     }

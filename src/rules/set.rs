@@ -104,9 +104,15 @@ pub struct Silent {
 }
 
 impl Silent {
+    /// The instance of this key, if it is expected.
+    pub fn expected(&self, key: &str) -> Option<&Expected> {
+        let found = self.expect.binary_search_by(|expected| expected.key.as_ref().cmp(key));
+        self.expect.get(found.ok()?)
+    }
+
     /// Whether the instance of this key is expected.
     pub fn expects(&self, key: &str) -> bool {
-        self.expect.binary_search_by(|expected| expected.key.as_ref().cmp(key)).is_ok()
+        self.expected(key).is_some()
     }
 }
 

@@ -45,6 +45,15 @@ fn keeping_for<'a>(id: &'a str, expiry: &'a [u8]) -> Connect<'a> {
     Connect { keep: true, properties: expiry, ..v5(id) }
 }
 
+/// The client `s`, whose session outlives its connection, with a subscription of QoS 1.
+async fn subscribed(process: &Process, filter: &str) -> Raw {
+    let (mut raw, present) = process.connected(&keeping("s")).await;
+    assert!(!present);
+    raw.send(&subscribe(1, filter, 1, None)).await;
+    raw.expect(b"\x90\x03\x00\x01\x01").await;
+    raw
+}
+
 /// PUBACK, PUBREC, PUBREL or PUBCOMP.
 fn ack(header: u8, id: u16) -> Vec<u8> {
     packet(header, &id.to_be_bytes())
@@ -61,10 +70,7 @@ async fn publishes(process: &Process, flags: u8, topic: &str, payload: &[u8]) {
 #[tokio::test]
 async fn a_subscription_and_what_waits_for_it_are_found_again_in_order() {
     let mut process = start().await;
-    let (mut raw, present) = process.connected(&keeping("s")).await;
-    assert!(!present);
-    raw.send(&subscribe(1, "t/+", 1, None)).await;
-    raw.expect(b"\x90\x03\x00\x01\x01").await;
+    let mut raw = subscribed(&process, "t/+").await;
     raw.send(b"\xe0\x00").await;
     raw.expect_closed().await;
     process.killed().await;
@@ -100,9 +106,7 @@ async fn a_subscription_and_what_waits_for_it_are_found_again_in_order() {
 #[tokio::test]
 async fn what_waits_over_two_restarts_was_still_never_sent() {
     let mut process = start().await;
-    let (mut raw, _) = process.connected(&keeping("s")).await;
-    raw.send(&subscribe(1, "t", 1, None)).await;
-    raw.expect(b"\x90\x03\x00\x01\x01").await;
+    let mut raw = subscribed(&process, "t").await;
     // It has had one, acknowledged it, and leaves nothing.
     publishes(&process, 2, "t", b"a").await;
     raw.expect(&publish(2, 1, "t", None, b"a")).await;
@@ -123,9 +127,7 @@ async fn what_waits_over_two_restarts_was_still_never_sent() {
 #[tokio::test]
 async fn who_hears_itself_has_its_acknowledgement_first() {
     let process = start().await;
-    let (mut raw, _) = process.connected(&keeping("s")).await;
-    raw.send(&subscribe(1, "t", 1, None)).await;
-    raw.expect(b"\x90\x03\x00\x01\x01").await;
+    let mut raw = subscribed(&process, "t").await;
     for id in 1..=100 {
         raw.send(&publish(2, id, "t", None, b"a")).await;
         raw.expect(&ack(0x40, id)).await;
@@ -407,9 +409,7 @@ async fn exactly_once_is_once_in_both_directions_whenever_the_broker_is_killed()
 #[tokio::test]
 async fn what_waited_for_a_session_that_has_ended_is_gone_from_the_disk() {
     let mut process = start().await;
-    let (mut raw, _) = process.connected(&keeping("s")).await;
-    raw.send(&subscribe(1, "t", 1, None)).await;
-    raw.expect(b"\x90\x03\x00\x01\x01").await;
+    let mut raw = subscribed(&process, "t").await;
     raw.send(b"\xe0\x00").await;
     raw.expect_closed().await;
     publishes(&process, 2, "t", b"a").await;

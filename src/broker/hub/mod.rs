@@ -26,7 +26,7 @@ mod routes;
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
@@ -62,6 +62,8 @@ use crate::store::{Store, keys};
 use crate::telemetry::{ByReason, Metrics};
 use crate::topic::{TopicFilter, TopicName};
 
+/// The address of what no peer is the cause of.
+const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 /// Wills that are published at a time. More that are due wait.
 const WILLS_MAX: usize = 256;
 /// How often what is too old is dropped from the queues of those who are away.
@@ -94,6 +96,9 @@ pub(crate) struct Hub {
     subscriptions_of: Mutex<Quota>,
     /// Which failures of our own were logged of late.
     repeats: Repeats,
+    /// Which subscribers were named of late that do not get all. By themselves: there may be many,
+    /// and failures of our own are to be seen beside them.
+    slow: Repeats,
 }
 
 struct Limits {
@@ -228,13 +233,14 @@ impl Hub {
                 bytes: 0,
             })),
             repeats: Repeats::default(),
+            slow: Repeats::default(),
         }
     }
 
     /// Whether a failure of our own, whoever meets it, is to be logged in full: the first of its
     /// kind.
     pub(crate) fn is_first_of_ours(&self, failure: impl Hash) -> bool {
-        self.repeats.is_first(IpAddr::from([0, 0, 0, 0]), failure, Instant::now())
+        self.repeats.is_first(NOBODY, failure, Instant::now())
     }
 
     /// What makes the router's thread panic, where there is one.
@@ -922,7 +928,7 @@ impl Hub {
         note(&self.metrics, pushed);
         let client_id = &session.client_id;
         if let Pushed::Dropped(reason @ Reason::QueueFull) = pushed
-            && self.is_first_of_ours((reason, client_id))
+            && self.slow.is_first(NOBODY, client_id, Instant::now())
         {
             tracing::warn!(
                 %client_id, %reason,

@@ -16,6 +16,8 @@ use cel::common::types::{CelBool, CelDouble, CelInt, CelOptional, CelString, Cel
 use cel::common::value::{CowVal, Val};
 use cel::{Env, ExecutionError};
 
+use super::lower::types::Kind;
+
 /// The longest text that is looked at as a number, a word, a time or hexadecimal digits, bytes.
 const WORD_BYTES_MAX: usize = 64;
 
@@ -39,6 +41,9 @@ pub(super) struct Function {
     /// Fewest and most arguments.
     pub(super) takes: (usize, usize),
     pub(super) gives: Gives,
+    /// The same, as far as an expression's types are judged by it ([`super::lower::types`]); what may be of
+    /// several types is of any.
+    pub(super) kind: Kind,
     /// Whether it looks at all of a text, list or map.
     pub(super) walks: bool,
     /// How it is written.
@@ -51,11 +56,11 @@ pub(super) struct Function {
 const fn function(
     name: &'static str,
     takes: (usize, usize),
-    (gives, walks): (Gives, bool),
+    (gives, kind, walks): (Gives, Kind, bool),
     (usage, does): (&'static str, &'static str),
     call: cel::common::functions::Function,
 ) -> Function {
-    Function { name, takes, gives, walks, usage, does, call }
+    Function { name, takes, gives, kind, walks, usage, does, call }
 }
 
 /// Every function of ours; docs/expressions.md has the same lines.
@@ -63,7 +68,7 @@ pub(super) static TABLE: &[Function] = &[
     function(
         "num",
         (1, 1),
-        (Gives::Double, false),
+        (Gives::Double, Kind::Number, false),
         (
             "num(x)",
             "the number, or the number that a text is; `null`, `nan` and empty text are errors",
@@ -73,14 +78,14 @@ pub(super) static TABLE: &[Function] = &[
     function(
         "is_num",
         (1, 1),
-        (Gives::Small, false),
+        (Gives::Small, Kind::Bool, false),
         ("is_num(x)", "whether `num(x)` gives a number; never an error on a value that is there"),
         number::is_num,
     ),
     function(
         "is_on",
         (1, 1),
-        (Gives::Small, false),
+        (Gives::Small, Kind::Bool, false),
         (
             "is_on(x)",
             "true for true, 1, on, yes, online; false for false, 0, off, no, offline; `words` adds to both; any other word is an error",
@@ -90,7 +95,7 @@ pub(super) static TABLE: &[Function] = &[
     function(
         "changed",
         (1, 1),
-        (Gives::Small, false),
+        (Gives::Small, Kind::Bool, false),
         (
             "changed(x)",
             "whether `x` differs from what it was in the previous payload; false at the first; a field that has come is a change",
@@ -100,7 +105,7 @@ pub(super) static TABLE: &[Function] = &[
     function(
         "celsius",
         (1, 2),
-        (Gives::Double, false),
+        (Gives::Double, Kind::Number, false),
         (
             "celsius(f), celsius(x, unit)",
             "degrees Celsius from Fahrenheit, or from the unit C, F or K",
@@ -110,21 +115,21 @@ pub(super) static TABLE: &[Function] = &[
     function(
         "distance",
         (4, 4),
-        (Gives::Double, false),
+        (Gives::Double, Kind::Number, false),
         ("distance(lat, lon, lat2, lon2)", "metres between two places on the ground"),
         number::distance,
     ),
     function(
         "within",
         (5, 5),
-        (Gives::Small, false),
+        (Gives::Small, Kind::Bool, false),
         ("within(lat, lon, lat2, lon2, radius)", "whether the distance is at most `radius` metres"),
         number::within,
     ),
     function(
         "bit",
         (2, 2),
-        (Gives::Small, false),
+        (Gives::Small, Kind::Bool, false),
         (
             "bit(x, n)",
             "whether bit `n` (0 is the lowest) of a whole number or of hexadecimal text is set",
@@ -134,21 +139,21 @@ pub(super) static TABLE: &[Function] = &[
     function(
         "hex",
         (1, 1),
-        (Gives::Int, false),
+        (Gives::Int, Kind::Number, false),
         ("hex(x)", "the whole number (`int`) that hexadecimal text is, with or without 0x"),
         number::hex,
     ),
     function(
         "base64",
         (1, 1),
-        (Gives::Large, true),
+        (Gives::Large, Kind::Bytes, true),
         ("base64(x)", "the bytes of base64 text, of either alphabet, with or without padding"),
         text::base64_bytes,
     ),
     function(
         READ,
         (3, 3),
-        (Gives::Double, false),
+        (Gives::Double, Kind::Any, false),
         (
             "read(x, at, type)",
             "the number at byte `at` (0 is the first) of bytes or of hexadecimal text; its type is one of a binary layout, in quotes: `'i16le'`",
@@ -158,7 +163,7 @@ pub(super) static TABLE: &[Function] = &[
     function(
         "time",
         (1, 2),
-        (Gives::Small, false),
+        (Gives::Small, Kind::Time, false),
         (
             "time(x), time(x, zone)",
             "the time from seconds or milliseconds since 1970, RFC 3339, or a local date and time of the zone (else UTC)",
@@ -168,28 +173,28 @@ pub(super) static TABLE: &[Function] = &[
     function(
         "abs",
         (1, 1),
-        (Gives::Double, false),
+        (Gives::Double, Kind::Number, false),
         ("abs(x)", "the number without its sign"),
         number::abs,
     ),
     function(
         "min",
         (1, 2),
-        (Gives::Double, true),
+        (Gives::Double, Kind::Number, true),
         ("min(x, y), min(list)", "the smallest number"),
         number::min,
     ),
     function(
         "max",
         (1, 2),
-        (Gives::Double, true),
+        (Gives::Double, Kind::Number, true),
         ("max(x, y), max(list)", "the largest number"),
         number::max,
     ),
     function(
         "round",
         (1, 2),
-        (Gives::Double, false),
+        (Gives::Double, Kind::Number, false),
         (
             "round(x), round(x, digits)",
             "the nearest number with so many digits (0 to 9) after the point; half goes away from 0",
@@ -199,35 +204,35 @@ pub(super) static TABLE: &[Function] = &[
     function(
         "floor",
         (1, 1),
-        (Gives::Double, false),
+        (Gives::Double, Kind::Number, false),
         ("floor(x)", "the next whole number below"),
         number::floor,
     ),
     function(
         "ceil",
         (1, 1),
-        (Gives::Double, false),
+        (Gives::Double, Kind::Number, false),
         ("ceil(x)", "the next whole number above"),
         number::ceil,
     ),
     function(
         "keys",
         (1, 1),
-        (Gives::Large, true),
+        (Gives::Large, Kind::List, true),
         ("keys(map)", "the names in a map, as a list"),
         list::keys,
     ),
     function(
         "values",
         (1, 1),
-        (Gives::Large, true),
+        (Gives::Large, Kind::List, true),
         ("values(map)", "the values in a map, as a list"),
         list::values,
     ),
     function(
         "pick",
         (3, 3),
-        (Gives::Large, true),
+        (Gives::Large, Kind::Any, true),
         (
             "pick(list, field, value)",
             "the first element of a list of maps whose `field` equals `value`; none is an error",
@@ -237,35 +242,35 @@ pub(super) static TABLE: &[Function] = &[
     function(
         "lower",
         (1, 1),
-        (Gives::Large, true),
+        (Gives::Large, Kind::Text, true),
         ("lower(x)", "the text in small letters"),
         text::lower,
     ),
     function(
         "upper",
         (1, 1),
-        (Gives::Large, true),
+        (Gives::Large, Kind::Text, true),
         ("upper(x)", "the text in capital letters"),
         text::upper,
     ),
     function(
         "trim",
         (1, 1),
-        (Gives::Large, true),
+        (Gives::Large, Kind::Text, true),
         ("trim(x)", "the text without white space at its ends"),
         text::trim,
     ),
     function(
         "split",
         (2, 2),
-        (Gives::Large, true),
+        (Gives::Large, Kind::List, true),
         ("split(x, separator)", "the parts of a text, as a list"),
         text::split,
     ),
     function(
         "replace",
         (3, 3),
-        (Gives::Large, true),
+        (Gives::Large, Kind::Text, true),
         ("replace(x, from, to)", "the text with every `from` replaced"),
         text::replace,
     ),

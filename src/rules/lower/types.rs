@@ -228,17 +228,11 @@ impl Types<'_> {
             self.of(argument);
         }
         let name = call.func_name.as_str();
+        let ours = functions::find(name).filter(|_| call.target.is_none());
+        if let Some(function) = ours {
+            return function.kind;
+        }
         match (name, call.target.is_some()) {
-            (_, false) if functions::find(name).is_some() => match name {
-                "is_num" | "is_on" | "changed" | "within" | "bit" => Kind::Bool,
-                "time" => Kind::Time,
-                "base64" => Kind::Bytes,
-                "keys" | "values" | "split" => Kind::List,
-                "lower" | "upper" | "trim" | "replace" => Kind::Text,
-                // A type may be `bool`, and an element anything.
-                "read" | "pick" => Kind::Any,
-                _ => Kind::Number,
-            },
             ("matches", _)
             | ("contains" | "startsWith" | "endsWith" | "hasValue", true)
             | ("bool", false) => Kind::Bool,
