@@ -921,6 +921,18 @@ pub struct LeftOut {
 impl Message {
     /// How many attempts a row keeps.
     pub const ATTEMPTS_KEPT: usize = 20;
+
+    /// About how many bytes it takes, in memory or as a row: what it says, and some for the rest.
+    pub fn size(&self) -> usize {
+        let left_out = self.left_out.as_ref().map_or(0, |sum| sum.text.len());
+        let parameters = self.content.template.iter().flat_map(|template| &template.parameters);
+        let detail = self.detail.as_ref().map_or(0, String::len);
+        800 + self.content.text.len()
+            + left_out
+            + detail
+            + parameters.map(String::len).sum::<usize>()
+            + 200 * self.attempts.len()
+    }
 }
 
 /// One provider call. Durable before the request leaves, so that a crash is told from silence.

@@ -8,13 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::RetryConfig;
-use super::collapse::{self, Collapse};
+use super::batch::{Done, EndedUnsent};
+use super::collapse::Collapse;
 use super::lane::LaneNews;
 use super::outcome::{self, Next};
-use super::queue::Together;
 use crate::clock::{Clock, Timestamp};
-use crate::model::tell::StepKind;
-use crate::model::{AlertId, Attempt, AttemptOutcome, Message, MessageId, Reason, RunId, Status};
+use crate::model::{Attempt, AttemptOutcome, Message, MessageId, Reason, RunId, Status};
 use crate::provider::{Lookup, Provider, SendOutcome};
 use crate::store::{Op, Store};
 use crate::telemetry::{ByOutcome, ByReason, Metrics};
@@ -30,6 +29,7 @@ pub(super) struct Context {
     pub(super) retry: RetryConfig,
     pub(super) collapse: Collapse,
     pub(super) run: RunId,
+    pub(super) ended_unsent: EndedUnsent,
     /// Providers' ids that look-ups of this moment have claimed and not yet stored.
     pub(super) claims: Mutex<HashMap<(Arc<str>, String), MessageId>>,
 }
@@ -41,9 +41,8 @@ pub(super) enum Report {
     Waits { message: Box<Message>, elsewhere: bool },
     /// The row has ended; another may go on.
     Ended { follow_up: Option<Box<Message>> },
-    /// Rows of one thread were put together: these wait, and these have ended or cannot be read.
-    /// With `more`, there are others, and it is not over.
-    Collapsed { waiting: Vec<Message>, gone: Vec<MessageId>, more: bool },
+    /// What came of a batch.
+    Batch(Done),
     /// The row could not be read, written, or is not there: leave it.
     Lost,
 }
@@ -122,14 +121,7 @@ pub(super) async fn store_next(context: &Context, message: Message, next: Next) 
             if !matches!(message.status, Status::Sent | Status::Delivered) {
                 let reason = message.reason.unwrap_or(Reason::Canceled);
                 context.metrics.messages_dead.get_or_create(&ByReason { reason }).inc();
-                tracing::warn!(
-                    message_id = %message.id, channel = %message.target.channel,
-                    to = %message.target.address, contact = message.contact.as_deref(),
-                    rule = message.alert.as_ref().map(|alert| &*alert.rule),
-                    status = %message.status, %reason,
-                    detail = message.detail.as_deref().unwrap_or_default(),
-                    "a message has ended without being sent"
-                );
+                context.ended_unsent.note(&message, reason);
             }
             Report::Ended { follow_up }
         }
@@ -150,72 +142,22 @@ pub(super) async fn give_up(
     if message.status.is_final() {
         return Report::Lost;
     }
+    let next = end_late(&mut message, (status, reason, detail), context.clock.now());
+    store_next(context, message, next).await
+}
+
+/// Ends a message that its time or its channel has left behind, in its row only.
+pub(super) fn end_late(
+    message: &mut Message,
+    (status, reason, detail): (Status, Reason, &str),
+    now: Timestamp,
+) -> Next {
     // What held it up so long is what the operator will want to know.
     let detail = match (&message.reason, &message.detail) {
         (Some(why), Some(words)) => format!("{detail}; last: {why}, {words}"),
         _ => detail.to_owned(),
     };
-    let next = outcome::end(&mut message, status, reason, detail, context.clock.now());
-    store_next(context, message, next).await
-}
-
-/// Puts waiting messages of one thread together, in one operation.
-pub(super) async fn put_together(context: &Context, together: Together) -> Report {
-    let Together { ids, more } = together;
-    let now = context.clock.now();
-    let (mut waiting, mut gone, mut thread) = (Vec::new(), Vec::new(), Vec::new());
-    for id in ids {
-        match context.store.message(id) {
-            Ok(Some(message)) if collapse::may_join(&message) => thread.push(message),
-            Ok(Some(message)) if !message.status.is_final() => waiting.push(message),
-            _ => gone.push(id),
-        }
-    }
-    let contact = thread.last().and_then(|message| message.contact.clone());
-    let told = |alert| {
-        // What cannot be read may have told it: better a clear too many.
-        let Ok(messages) = context.store.messages_of(alert) else { return true };
-        let mut messages = messages.iter().filter(|message| message.contact == contact);
-        messages.any(collapse::tells) || is_told_with_others(context, alert, contact.as_ref())
-    };
-    let decision = context.collapse.decide(thread, more, told, now);
-    let mut op = Op::new();
-    for message in decision.kept.iter().chain(&decision.ended) {
-        op.put_message(message);
-    }
-    if context.store.commit(vec![op]).await.is_err() {
-        return Report::Lost;
-    }
-    for message in &decision.ended {
-        let reason = message.reason.unwrap_or(Reason::Superseded);
-        context.metrics.messages_left_out.get_or_create(&ByReason { reason }).inc();
-    }
-    if let Some(message) = decision.kept.as_ref().or(decision.ended.last())
-        && !decision.ended.is_empty()
-    {
-        tracing::info!(
-            message_id = %message.id, channel = %message.target.channel,
-            to = %message.target.address, contact = message.contact.as_deref(),
-            rule = message.alert.as_ref().map(|alert| &*alert.rule),
-            left_out = decision.ended.len(), is_sent = decision.kept.is_some(),
-            "messages that waited long are put together"
-        );
-    }
-    gone.extend(decision.ended.iter().map(|message| message.id));
-    waiting.extend(decision.kept);
-    Report::Collapsed { waiting, gone, more }
-}
-
-/// Whether the contact was told of the alert in a message of several, or will be.
-fn is_told_with_others(context: &Context, alert: AlertId, contact: Option<&Arc<str>>) -> bool {
-    let Ok(steps) = context.store.steps(alert) else { return true };
-    let of_contact = steps.iter().filter(|step| step.contact.as_ref() == contact);
-    let mut ids =
-        of_contact.filter(|step| step.what == StepKind::Grouped).filter_map(|step| step.message);
-    ids.any(|id| match context.store.message(id) {
-        Ok(Some(message)) => collapse::tells(&message) || !message.status.is_final(),
-        Ok(None) | Err(_) => true,
-    })
+    outcome::end(message, status, reason, detail, now)
 }
 
 /// After an attempt whose answer was never read: asks the provider whether it has it. Returns its

@@ -23,12 +23,19 @@ use crate::model::{
 };
 
 /// Messages of one rule and instance key to one contact and target. A strong hash, because devices
-/// choose the instance key: none may end another's messages.
+/// choose the instance key: none may end another's messages. Half of it is kept, because there may
+/// be a million: nobody finds a key that has the 128 bits of another's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Thread([u8; 32]);
+pub(super) struct Thread([u8; 16]);
 
 /// A message's place in its thread: the order in which things happened.
 pub(super) type Turn = (AlertId, AlertState, Timestamp);
+
+/// No place is before it, and none after the other.
+pub(super) const FIRST_TURN: Turn =
+    (AlertId::new(uuid::Uuid::nil()), AlertState::ALL[0], Timestamp::from_millis(i64::MIN));
+pub(super) const LAST_TURN: Turn =
+    (AlertId::new(uuid::Uuid::max()), AlertState::ALL[AlertState::ALL.len() - 1], Timestamp::MAX);
 
 impl Thread {
     fn of(message: &Message, alert: &AlertRef) -> Self {
@@ -44,7 +51,8 @@ impl Thread {
             hash.update(part.as_bytes());
         }
         let digest = hash.finish();
-        Self(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
+        let half = digest.as_ref().first_chunk().expect("SHA-256 has 32 bytes");
+        Self(*half)
     }
 }
 

@@ -4,12 +4,14 @@
 //! waits (new messages, finished attempts, commands), starts what may start, and sleeps until the
 //! next due time. Each attempt runs in a task of its own ([`attempt`]), which reads the row, makes
 //! "started" durable, calls the provider, and writes what came of it ([`outcome`]). What waited
-//! long is put together first ([`collapse`]), so that the end of an outage is no flood.
+//! long is put together first ([`collapse`]), so that the end of an outage is no flood; that, and what
+//! ends without being sent, is done to many at once, in batches of bounded size ([`batch`]).
 //!
 //! **Invariants:** a message is taken by at most one attempt or command at a time; a message that
 //! is in the outbox table is in the queue; nothing leaves after its expiry.
 
 mod attempt;
+mod batch;
 mod collapse;
 mod lane;
 mod outcome;
@@ -43,6 +45,9 @@ pub struct Config {
     pub collapse_after: Span,
     /// The time zone of such a line, an IANA name; default UTC.
     pub zone: String,
+    /// How many messages are put together at once, of each channel, or end at once because they have
+    /// expired or have no provider; default 1000, 2 to 20000. What is more waits for its turn.
+    pub batch_messages_max: usize,
     /// When a failed attempt is repeated.
     pub retry: RetryConfig,
     /// When a provider that fails is left alone.
@@ -55,6 +60,7 @@ impl Default for Config {
             expires_in: Span::from_secs(24 * 3600),
             collapse_after: Span::from_secs(120),
             zone: "UTC".to_owned(),
+            batch_messages_max: 1000,
             retry: RetryConfig::default(),
             breaker: BreakerConfig::default(),
         }
@@ -80,6 +86,12 @@ impl Config {
             problems.push(format!(
                 "dispatch.zone: there is no time zone `{}`; write an IANA name, as Europe/Berlin",
                 self.zone
+            ));
+        }
+        if !(2..=20_000).contains(&self.batch_messages_max) {
+            problems.push(format!(
+                "dispatch.batch_messages_max: 2 to 20000, found {}",
+                self.batch_messages_max
             ));
         }
         if self.breaker.failures == 0 {

@@ -7,9 +7,12 @@
 //! Invariant: of a thread whose messages go out in order only the first is timed, ready or taken by an
 //! attempt, and it is as urgent as the most urgent behind it. So nobody hears that it is over, and
 //! then that it fires.
+//!
+//! A call looks at no more than [`AT_ONCE`] messages, and hands out no more work than it is allowed:
+//! what is left is there at the next call, behind whatever more urgent has come meanwhile.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::collapse::{self, Thread, Turn};
@@ -85,8 +88,9 @@ pub(super) struct Queue {
     timed: BTreeSet<(Timestamp, MessageId)>,
     expiries: BTreeSet<(Timestamp, MessageId)>,
     ready: BTreeMap<Channel, BTreeSet<Order>>,
-    /// Those of each thread in their order, also the ones that are taken.
-    threads: HashMap<Thread, BTreeSet<(Turn, MessageId)>>,
+    /// Those of each thread in their order, also the ones that are taken. One set for all: most
+    /// threads have one message, and a set for each takes half a kilobyte.
+    threads: BTreeSet<(Thread, Turn, MessageId)>,
     /// What waited so long is put together; zero for never.
     collapse_after: Duration,
 }
@@ -96,8 +100,8 @@ pub(super) struct Queue {
 pub(super) struct Picked {
     /// Start these attempts: message, lane.
     pub(super) start: Vec<(MessageId, usize)>,
-    /// Put these together first: waiting messages of one thread, oldest first.
-    pub(super) collapse: Vec<Together>,
+    /// Put these together first, those of each channel at once.
+    pub(super) collapse: Vec<(Channel, Vec<Together>)>,
     /// No lane serves their channel.
     pub(super) homeless: Vec<MessageId>,
     /// When to look again, at the latest.
@@ -109,12 +113,26 @@ pub(super) struct Picked {
 pub(super) struct Together {
     /// Oldest first; the newest of the thread is always there.
     pub(super) ids: Vec<MessageId>,
-    /// There are others between the last two, which did not fit into one operation.
+    /// There are others between the last two, or after them, which did not fit into one operation.
     pub(super) more: bool,
 }
 
 /// So many messages at most are put together in one operation.
 const TOGETHER_MAX: usize = 1000;
+
+/// So many messages at most become due, or are found to have expired, in one call: some 20 ms.
+pub(super) const AT_ONCE: usize = 20_000;
+
+/// What one call may hand out besides attempts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room<'a> {
+    /// Messages of a channel that may be put together.
+    pub(super) together: usize,
+    /// Channels on which some are being put together: not these.
+    pub(super) busy: &'a BTreeSet<Channel>,
+    /// Messages without a provider that may end.
+    pub(super) homeless: usize,
+}
 
 /// How many messages that wait for a busy lane are passed over in search of one that need not.
 const LOOK_AHEAD: usize = 32;
@@ -156,14 +174,14 @@ impl Queue {
             self.entries.insert(id, (waiting, Place::Behind));
             return self.release(id);
         };
-        let members = self.threads.entry(thread).or_default();
-        let first = members.first().map(|(_, id)| *id);
-        let next = members.range((turn, id)..).next().and_then(|(_, id)| self.entries.get(id));
+        let first = self.members(thread).map(|(_, id)| id).next();
+        let next = self.members_from(thread, (turn, id)).next();
+        let next = next.and_then(|(_, id)| self.entries.get(&id));
         if let Some((next, _)) = next.filter(|_| waiting.in_order) {
             waiting.severity = waiting.severity.max(next.severity);
         }
-        members.insert((turn, id));
-        let is_first = members.first() == Some(&(turn, id));
+        self.threads.insert((thread, turn, id));
+        let is_first = self.members(thread).next() == Some((turn, id));
         self.entries.insert(id, (waiting, Place::Behind));
         if is_first || !waiting.in_order {
             self.release(id);
@@ -184,12 +202,26 @@ impl Queue {
         };
         self.leave(&waiting, place);
         let Some((thread, turn)) = waiting.thread else { return };
-        let Some(members) = self.threads.get_mut(&thread) else { return };
-        members.remove(&(turn, id));
-        match members.first().map(|(_, id)| *id) {
-            Some(next) => self.release(next),
-            None => drop(self.threads.remove(&thread)),
+        self.threads.remove(&(thread, turn, id));
+        let next = self.members(thread).next();
+        if let Some((_, next)) = next {
+            self.release(next);
         }
+    }
+
+    /// Those of a thread, in their order.
+    fn members(&self, thread: Thread) -> impl DoubleEndedIterator<Item = (Turn, MessageId)> {
+        self.members_from(thread, (collapse::FIRST_TURN, MessageId::new(uuid::Uuid::nil())))
+    }
+
+    /// Those of a thread from this one on.
+    fn members_from(
+        &self,
+        thread: Thread,
+        (turn, id): (Turn, MessageId),
+    ) -> impl DoubleEndedIterator<Item = (Turn, MessageId)> {
+        let last = (thread, collapse::LAST_TURN, MessageId::new(uuid::Uuid::max()));
+        self.threads.range((thread, turn, id)..=last).map(|(_, turn, id)| (*turn, *id))
     }
 
     /// Lets one that is behind others wait for its due time.
@@ -226,8 +258,8 @@ impl Queue {
     /// Makes those before it in its thread as urgent as it is.
     fn urge(&mut self, waiting: &Waiting) {
         let Some((thread, turn)) = waiting.thread.filter(|_| waiting.in_order) else { return };
-        let Some(members) = self.threads.get(&thread) else { return };
-        for (_, id) in members.range(..(turn, waiting.id)).rev() {
+        let first = (thread, collapse::FIRST_TURN, MessageId::new(uuid::Uuid::nil()));
+        for (_, _, id) in self.threads.range(first..(thread, turn, waiting.id)).rev() {
             let Some((before, place)) = self.entries.get_mut(id) else { continue };
             if before.severity >= waiting.severity {
                 // So are those before it.
@@ -243,36 +275,43 @@ impl Queue {
         }
     }
 
-    /// Takes out the messages of the thread of this one, whose turn it is, where they have waited
-    /// so long that they are to be put together.
-    fn take_together(&mut self, id: MessageId, now: Timestamp) -> Option<Together> {
+    /// The messages of the thread of this one, whose turn it is, where they have waited so long that
+    /// they are to be put together; `room` of them at most, and never one alone of several.
+    fn together(&self, id: MessageId, room: usize, now: Timestamp) -> Option<Together> {
         let (waiting, _) = self.entries.get(&id)?;
         let (thread, turn) = waiting.thread.filter(|_| waiting.may_join)?;
         if self.collapse_after.is_zero() || now < waiting.decided_until {
             return None;
         }
-        let joins = |(_, id): &&(Turn, MessageId)| {
+        let joins = |(_, id): &(Turn, MessageId)| {
             self.entries.get(id).is_some_and(|(other, place)| {
                 other.may_join && other.says == waiting.says && *place != Place::Taken
             })
         };
-        let members = self.threads.get(&thread)?;
-        // Of those that tell of several alerts only what follows each other and says the same.
+        // A thread may hold the whole outbox: no more of it is looked at than is taken.
+        let most = room.clamp(2, TOGETHER_MAX);
         let mut ids: Vec<MessageId> = match waiting.says {
-            Some(_) => members.range((turn, id)..).take_while(joins).map(|(_, id)| *id).collect(),
-            None => members.iter().filter(joins).map(|(_, id)| *id).collect(),
+            // Of those that tell of several alerts only what follows each other and says the same.
+            Some(_) => {
+                let members = self.members_from(thread, (turn, id)).take_while(joins);
+                members.map(|(_, id)| id).take(most + 1).collect()
+            }
+            None => {
+                let members = self.members(thread).filter(joins);
+                members.map(|(_, id)| id).take(most + 1).collect()
+            }
         };
         let (oldest, _) = self.entries.get(ids.first()?)?;
         let is_as_it_is = oldest.is_dated || waiting.says.is_some();
         if now.since(oldest.created_at) < self.collapse_after || (ids.len() == 1 && is_as_it_is) {
             return None;
         }
-        let newest = ids.pop()?;
-        let more = ids.len() >= TOGETHER_MAX;
-        ids.truncate(TOGETHER_MAX - 1);
-        ids.push(newest);
-        for id in &ids {
-            self.take(*id);
+        let more = ids.len() > most;
+        ids.truncate(most);
+        if more && waiting.says.is_none() {
+            // The newest says how it stands, whatever is between it and these.
+            ids.pop();
+            ids.extend(self.members(thread).rev().find(joins).map(|(_, id)| id));
         }
         Some(Together { ids, more })
     }
@@ -316,12 +355,13 @@ impl Queue {
         }
     }
 
-    /// Takes out what has outlived its expiry.
+    /// Takes out what has outlived its expiry, at most [`AT_ONCE`].
     pub(super) fn take_expired(&mut self, now: Timestamp) -> Vec<MessageId> {
         let expired: Vec<MessageId> = self
             .expiries
             .iter()
             .take_while(|(expires_at, _)| *expires_at <= now)
+            .take(AT_ONCE)
             .map(|(_, id)| *id)
             .collect();
         for id in &expired {
@@ -330,11 +370,20 @@ impl Queue {
         expired
     }
 
-    /// Takes out what may start now, and takes the lanes' places and tokens for it.
-    pub(super) fn pick(&mut self, lanes: &mut [Lane], routes: &Routes, now: Timestamp) -> Picked {
-        while let Some((due_at, id)) = self.timed.first().copied()
-            && due_at <= now
-        {
+    /// Takes out what may start now, and takes the lanes' places and tokens for it; beside that no
+    /// more than there is room for.
+    pub(super) fn pick(
+        &mut self,
+        lanes: &mut [Lane],
+        routes: &Routes,
+        room: Room<'_>,
+        now: Timestamp,
+    ) -> Picked {
+        for _ in 0..AT_ONCE {
+            let Some((due_at, id)) = self.timed.first().copied() else { break };
+            if due_at > now {
+                break;
+            }
             self.timed.pop_first();
             if let Some((waiting, place)) = self.entries.get_mut(&id) {
                 *place = Place::Ready;
@@ -344,8 +393,9 @@ impl Queue {
         let mut picked = Picked::default();
         let channels: Vec<Channel> = self.ready.keys().copied().collect();
         for channel in channels {
-            self.pick_on(channel, lanes, routes, now, &mut picked);
+            self.pick_on(channel, lanes, routes, room, now, &mut picked);
         }
+        // What is due or too late already and did not fit in here has its turn at the next call.
         let timers = [self.timed.first(), self.expiries.first()];
         let timers = timers.into_iter().flatten().map(|(at, _)| *at);
         picked.wake_at = picked.wake_at.into_iter().chain(timers).min();
@@ -357,10 +407,14 @@ impl Queue {
         channel: Channel,
         lanes: &mut [Lane],
         routes: &Routes,
+        room: Room<'_>,
         now: Timestamp,
         picked: &mut Picked,
     ) {
         let route = routes.of(channel);
+        let is_busy = room.busy.contains(&channel);
+        let mut together = Vec::new();
+        let mut room_left = if is_busy { 0 } else { room.together };
         loop {
             let ready = self.ready.entry(channel).or_default();
             let mut chosen = None;
@@ -382,11 +436,21 @@ impl Queue {
                     }
                 }
             }
-            let Some((id, lane)) = chosen else { return };
+            let Some((id, lane)) = chosen else { break };
+            if lane.is_none() && picked.homeless.len() >= room.homeless {
+                break;
+            }
             if lane.is_some()
-                && let Some(together) = self.take_together(id, now)
+                && let Some(joined) = self.together(id, room_left, now)
             {
-                picked.collapse.push(together);
+                // It is its turn, so nothing less urgent goes before it. What is more urgent and
+                // comes now is before it at the next call.
+                if room_left == 0 {
+                    break;
+                }
+                room_left = room_left.saturating_sub(joined.ids.len());
+                joined.ids.iter().for_each(|id| self.take(*id));
+                together.push(joined);
                 continue;
             }
             self.take(id);
@@ -399,6 +463,9 @@ impl Queue {
                 }
                 None => picked.homeless.push(id),
             }
+        }
+        if !together.is_empty() {
+            picked.collapse.push((channel, together));
         }
     }
 }
@@ -458,6 +525,102 @@ mod tests {
         let mut queue = Queue::new(Duration::from_secs(120));
         messages.iter().for_each(|message| queue.put(Waiting::of(message)));
         queue
+    }
+
+    impl Queue {
+        fn take_together(&mut self, id: MessageId, now: Timestamp) -> Option<Together> {
+            let together = self.together(id, TOGETHER_MAX, now)?;
+            together.ids.iter().for_each(|id| self.take(*id));
+            Some(together)
+        }
+    }
+
+    /// A lane for SMS that takes so many at once.
+    fn lane(concurrency: usize) -> (Vec<Lane>, Routes) {
+        let settings = crate::dispatch::lane::LaneSettings {
+            name: "one".into(),
+            kind: "test",
+            channels: vec![Channel::Sms],
+            per_second: None,
+            concurrency,
+            breaker: crate::dispatch::BreakerConfig::default(),
+        };
+        (vec![Lane::new(settings, at(0))], Routes::new(BTreeMap::from([(Channel::Sms, vec![0])])))
+    }
+
+    /// The nth instance's first message.
+    fn of_instance(number: i64, minute: i64) -> Message {
+        let mut one = raise(number, minute);
+        one.alert = one.alert.map(|alert| AlertRef { key: number.to_string().into(), ..alert });
+        one
+    }
+
+    fn pick(queue: &mut Queue, (lanes, routes): &mut (Vec<Lane>, Routes), room: usize) -> Picked {
+        let busy = BTreeSet::new();
+        let room = Room { together: room, busy: &busy, homeless: room };
+        queue.pick(lanes, routes, room, at(240))
+    }
+
+    #[test]
+    fn a_backlog_is_put_together_in_batches_that_a_fresh_critical_alert_goes_before() {
+        let backlog: Vec<Message> = (0..500).map(|number| of_instance(number, 10)).collect();
+        let mut queue = queue(&backlog);
+        let mut lane = lane(2);
+        let picked = pick(&mut queue, &mut lane, 100);
+        let taken: usize =
+            picked.collapse.iter().flat_map(|(_, all)| all).map(|one| one.ids.len()).sum();
+        assert_eq!((picked.start.len(), taken), (0, 100));
+
+        // While they are put together, no others are, and what is urgent and new goes out.
+        let urgent = Message { severity: Severity::Critical, ..of_instance(1000, 239) };
+        queue.put(Waiting::of(&urgent));
+        let busy = BTreeSet::from([Channel::Sms]);
+        let room = Room { together: 100, busy: &busy, homeless: 100 };
+        let picked = queue.pick(&mut lane.0, &lane.1, room, at(240));
+        assert_eq!((picked.start, picked.collapse), (vec![(urgent.id, 0)], vec![]));
+    }
+
+    #[test]
+    fn a_thread_as_large_as_the_outbox_is_taken_in_parts_and_with_its_newest() {
+        let thread: Vec<Message> = (0..300).map(|number| raise(number, 10 + number)).collect();
+        let mut queue = queue(&thread);
+        let picked = pick(&mut queue, &mut lane(2), 100);
+        let [(Channel::Sms, threads)] = picked.collapse.as_slice() else { panic!("{picked:?}") };
+        let [together] = threads.as_slice() else { panic!("{threads:?}") };
+        assert!(together.more);
+        assert_eq!(together.ids.len(), 100);
+        assert_eq!(together.ids[..99], thread[..99].iter().map(|one| one.id).collect::<Vec<_>>());
+        assert_eq!(together.ids.last(), Some(&thread[299].id));
+    }
+
+    #[test]
+    fn what_has_no_provider_ends_in_batches() {
+        let backlog: Vec<Message> = (0..500).map(|number| of_instance(number, 10)).collect();
+        let mut queue = queue(&backlog);
+        let picked = pick(&mut queue, &mut (Vec::new(), Routes::default()), 100);
+        assert_eq!(picked.homeless.len(), 100);
+    }
+
+    #[test]
+    fn what_is_due_or_expired_at_once_is_found_in_parts() {
+        let mut queue = queue(&[]);
+        let many = i64::try_from(AT_ONCE).expect("small") + 10;
+        let one = raise(1, 10);
+        for number in 0..many {
+            let id = MessageId::new(uuid::Uuid::from_u128(u128::try_from(number).expect("small")));
+            queue.put(Waiting { id, thread: None, ..Waiting::of(&one) });
+        }
+        let picked = queue.pick(
+            &mut [],
+            &Routes::new(BTreeMap::from([(Channel::Sms, vec![0])])),
+            Room { together: 10, busy: &BTreeSet::new(), homeless: 10 },
+            at(240),
+        );
+        assert_eq!((queue.ready_on(Channel::Sms), queue.timed.len()), (AT_ONCE, 10));
+        assert_eq!(picked.wake_at, Some(one.due_at), "it looks again at once");
+        let late = at(10 + 1440);
+        assert_eq!(queue.take_expired(late).len(), AT_ONCE);
+        assert_eq!(queue.take_expired(late).len(), 10);
     }
 
     fn due(queue: &Queue) -> Vec<MessageId> {
@@ -571,8 +734,9 @@ mod tests {
     /// Of each thread the first is not behind, the others are unless somebody has them, and nobody
     /// is less urgent than one after it.
     fn check(queue: &Queue) {
-        for members in queue.threads.values() {
-            let members: Vec<_> = members.iter().map(|(_, id)| queue.entries[id]).collect();
+        let threads: BTreeSet<Thread> = queue.threads.iter().map(|(thread, ..)| *thread).collect();
+        for thread in threads {
+            let members: Vec<_> = queue.members(thread).map(|(_, id)| queue.entries[&id]).collect();
             for (index, (waiting, place)) in members.iter().enumerate() {
                 assert_eq!(
                     queue.timed.contains(&(waiting.due_at, waiting.id)),

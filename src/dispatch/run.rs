@@ -1,7 +1,7 @@
 //! The task behind [`super::Dispatch`]: takes all that waits, decides, and sleeps until the next
 //! due time.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -10,14 +10,15 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{Id, JoinSet};
 
 use super::attempt::{self, Context, Report};
+use super::batch;
 use super::collapse::Collapse;
 use super::lane::{Lane, LaneChange, LaneNews, LaneSettings, Standing};
-use super::queue::{Queue, Routes, Together, Waiting};
+use super::queue::{Queue, Room, Routes, Together, Waiting};
 use super::{
     Command, Config, ControlError, Dispatch, LaneState, LaneStatus, Parts, Shared, outcome,
 };
 use crate::clock::Timestamp;
-use crate::model::{Message, MessageId, Reason, Status};
+use crate::model::{Channel, Message, MessageId, Reason, Status};
 use crate::provider::Provider;
 use crate::store::Op;
 use crate::telemetry::ByProvider;
@@ -43,9 +44,25 @@ pub struct Dispatcher {
     tasks: JoinSet<Finished>,
     /// Which messages and lane a task has, should it panic.
     running: HashMap<Id, (Vec<MessageId>, Option<usize>)>,
+    /// What is done to many messages at once: one of a kind at a time, and which task it is.
+    batches: HashMap<Id, Batch>,
+    /// Messages that are taken because they have expired, and whose end is still to be written.
+    expired: VecDeque<MessageId>,
+    batch_messages_max: usize,
     /// Commands on messages whose attempt has ended on disk and not here yet. As many at most as
     /// there are askers.
     early: Vec<Command>,
+}
+
+/// A kind of work on many messages at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Batch {
+    /// Of this channel's what waited long is put together.
+    Together(Channel),
+    /// They have expired.
+    Expired,
+    /// No provider serves their channel.
+    Homeless,
 }
 
 struct Finished {
@@ -133,6 +150,7 @@ impl Dispatcher {
             retry: config.retry.clone(),
             collapse: Collapse::new(config),
             run,
+            ended_unsent: batch::EndedUnsent::default(),
             claims: Mutex::default(),
         };
         let dispatcher = Self {
@@ -146,6 +164,9 @@ impl Dispatcher {
             routes: Routes::new(routes),
             tasks: JoinSet::new(),
             running: HashMap::new(),
+            batches: HashMap::new(),
+            expired: VecDeque::new(),
+            batch_messages_max: config.batch_messages_max,
             early: Vec::new(),
         };
         dispatcher.show(now);
@@ -174,6 +195,7 @@ impl Dispatcher {
         while let Some(finished) = self.tasks.join_next_with_id().await {
             self.finished(finished);
         }
+        self.context.ended_unsent.say_counts(true);
     }
 
     /// Everything that has come in, before anything is decided.
@@ -200,16 +222,32 @@ impl Dispatcher {
     }
 
     fn start_due(&mut self, now: Timestamp) -> Option<Timestamp> {
-        for id in self.queue.take_expired(now) {
-            self.give_up(id, Status::Expired, Reason::Expired, attempt::TIME_IS_OVER);
+        self.expired.extend(self.queue.take_expired(now));
+        if !self.expired.is_empty() && !self.is_under_way(Batch::Expired) {
+            let most = self.batch_messages_max.min(self.expired.len());
+            let ids = self.expired.drain(..most).collect();
+            let why = (Status::Expired, Reason::Expired, attempt::TIME_IS_OVER);
+            self.give_up(Batch::Expired, ids, why);
         }
-        let picked = self.queue.pick(&mut self.lanes, &self.routes, now);
-        for id in picked.homeless {
+        let busy: BTreeSet<Channel> = self
+            .batches
+            .values()
+            .filter_map(|batch| match batch {
+                Batch::Together(channel) => Some(*channel),
+                Batch::Expired | Batch::Homeless => None,
+            })
+            .collect();
+        let most = self.batch_messages_max;
+        let homeless = if self.is_under_way(Batch::Homeless) { 0 } else { most };
+        let room = Room { together: most, busy: &busy, homeless };
+        let picked = self.queue.pick(&mut self.lanes, &self.routes, room, now);
+        if !picked.homeless.is_empty() {
             let detail = "no provider is configured for its channel; add one to [channel.NAME]";
-            self.give_up(id, Status::Failed, Reason::NoProvider, detail);
+            let why = (Status::Failed, Reason::NoProvider, detail);
+            self.give_up(Batch::Homeless, picked.homeless, why);
         }
-        for together in picked.collapse {
-            self.put_together(together);
+        for (channel, threads) in picked.collapse {
+            self.put_together(channel, threads);
         }
         for (id, index) in picked.start {
             let (Some(lane), Some(provider)) = (self.lanes.get(index), self.providers.get(index))
@@ -225,19 +263,25 @@ impl Dispatcher {
         picked.wake_at
     }
 
-    fn give_up(&mut self, id: MessageId, status: Status, reason: Reason, detail: &'static str) {
-        let context = Arc::clone(&self.context);
-        self.spawn(vec![id], None, async move {
-            let report = attempt::give_up(&context, id, status, reason, detail).await;
-            (report, LaneNews::Nothing)
-        });
+    fn is_under_way(&self, batch: Batch) -> bool {
+        self.batches.values().any(|one| *one == batch)
     }
 
-    fn put_together(&mut self, together: Together) {
+    fn give_up(&mut self, batch: Batch, ids: Vec<MessageId>, why: (Status, Reason, &'static str)) {
         let context = Arc::clone(&self.context);
-        self.spawn(together.ids.clone(), None, async move {
-            (attempt::put_together(&context, together).await, LaneNews::Nothing)
+        let task = self.spawn(ids.clone(), None, async move {
+            (batch::give_up(&context, ids, why).await, LaneNews::Nothing)
         });
+        self.batches.insert(task, batch);
+    }
+
+    fn put_together(&mut self, channel: Channel, threads: Vec<Together>) {
+        let context = Arc::clone(&self.context);
+        let ids = threads.iter().flat_map(|together| together.ids.iter().copied()).collect();
+        let task = self.spawn(ids, None, async move {
+            (batch::put_together(&context, threads).await, LaneNews::Nothing)
+        });
+        self.batches.insert(task, Batch::Together(channel));
     }
 
     fn spawn(
@@ -245,16 +289,21 @@ impl Dispatcher {
         ids: Vec<MessageId>,
         lane: Option<usize>,
         work: impl Future<Output = (Report, LaneNews)> + Send + 'static,
-    ) {
+    ) -> Id {
         let handle = self.tasks.spawn(async move {
             let (report, news) = work.await;
             Finished { lane, report, news }
         });
         self.running.insert(handle.id(), (ids, lane));
+        handle.id()
     }
 
     fn finished(&mut self, result: Result<(Id, Finished), tokio::task::JoinError>) {
         let now = self.context.clock.now();
+        self.batches.remove(&match &result {
+            Ok((task, _)) => *task,
+            Err(error) => error.id(),
+        });
         let (ids, finished) = match result {
             Ok((task, finished)) => {
                 (self.running.remove(&task).map(|(ids, _)| ids).unwrap_or_default(), finished)
@@ -294,20 +343,25 @@ impl Dispatcher {
             }
             // The store has failed, and with it this process; or the row is unreadable.
             Report::Lost => self.forget(&ids),
-            Report::Collapsed { waiting, gone, more } => {
-                self.forget(&gone);
-                for message in &waiting {
-                    let failed_on = self.queue.get(message.id).and_then(|known| known.failed_on);
-                    let mut waiting = Waiting::of(message);
-                    waiting.failed_on = failed_on;
-                    if !more {
-                        waiting.decided_until = now.plus(DECIDED_FOR);
-                    }
-                    self.queue.put(waiting);
-                }
-            }
+            Report::Batch(done) => self.batch_done(done, now),
         }
         self.obey_early();
+    }
+
+    fn batch_done(&mut self, done: batch::Done, now: Timestamp) {
+        self.forget(&done.gone);
+        for id in done.untouched {
+            if let Some(waiting) = self.queue.get(id) {
+                self.queue.put(waiting);
+            }
+        }
+        for (mut waiting, is_decided) in done.waiting {
+            waiting.failed_on = self.queue.get(waiting.id).and_then(|known| known.failed_on);
+            if is_decided {
+                waiting.decided_until = now.plus(DECIDED_FOR);
+            }
+            self.queue.put(waiting);
+        }
     }
 
     fn forget(&mut self, ids: &[MessageId]) {
@@ -490,6 +544,7 @@ impl Dispatcher {
 
     /// Publishes what others may see: counts, lanes, gauges.
     fn show(&self, now: Timestamp) {
+        self.context.ended_unsent.say_counts(false);
         let inbox = self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner).len();
         self.shared.waiting.store(self.queue.len() + inbox, Ordering::Relaxed);
         let metrics = &self.context.metrics;

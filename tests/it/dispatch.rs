@@ -30,6 +30,8 @@ struct Scripted {
     sent: Mutex<Vec<MessageId>>,
     knows: Mutex<Option<Vec<String>>>,
     always: Mutex<Option<SendOutcome>>,
+    /// Nothing is answered before it is open.
+    gate: Mutex<Option<watch::Receiver<bool>>>,
 }
 
 impl Scripted {
@@ -45,6 +47,12 @@ impl Scripted {
         Arc::new(scripted)
     }
 
+    fn held(gate: watch::Receiver<bool>) -> Arc<Self> {
+        let scripted = Self::default();
+        *scripted.gate.lock().unwrap() = Some(gate);
+        Arc::new(scripted)
+    }
+
     fn sent(&self) -> Vec<MessageId> {
         self.sent.lock().unwrap().clone()
     }
@@ -54,6 +62,10 @@ impl Provider for Scripted {
     fn send<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, SendOutcome> {
         Box::pin(async move {
             self.sent.lock().unwrap().push(message.id);
+            let gate = self.gate.lock().unwrap().clone();
+            if let Some(mut gate) = gate {
+                gate.wait_for(|is_open| *is_open).await.unwrap();
+            }
             let next = self.answers.lock().unwrap().pop_front();
             next.or_else(|| self.always.lock().unwrap().clone()).unwrap_or_else(accepted)
         })
@@ -126,6 +138,14 @@ impl Running {
     /// A dispatcher whose providers serve SMS in the order given, and all other channels not at
     /// all; `stored` is what an earlier run left in the outbox.
     async fn start(providers: &[(&str, Arc<Scripted>)], stored: &[Message]) -> Self {
+        Self::start_with(providers, stored, |_| ()).await
+    }
+
+    async fn start_with(
+        providers: &[(&str, Arc<Scripted>)],
+        stored: &[Message],
+        edit: impl FnOnce(&mut Config),
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let metrics = Metrics::new();
         let store = Store::open(directory.path(), &Default::default(), &metrics).unwrap();
@@ -142,7 +162,7 @@ impl Running {
             })
             .collect();
         let names = providers.iter().map(|(name, _)| (*name).into()).collect();
-        let config = Config {
+        let mut config = Config {
             retry: RetryConfig {
                 first: Span::from_millis(10),
                 max: Span::from_millis(20),
@@ -156,6 +176,7 @@ impl Running {
             },
             ..Config::default()
         };
+        edit(&mut config);
         let parts = Parts {
             store: store.clone(),
             clock: Clock::System,
@@ -497,5 +518,53 @@ async fn what_waited_long_is_put_together_and_what_did_not_is_not() {
     }
     let messages = running.store.messages_of(told[0].alert.as_ref().unwrap().id).unwrap();
     assert_eq!(messages.len(), 2);
+    running.stop().await;
+}
+
+/// So many messages of instances of their own that have waited for `secs_ago`.
+fn backlog(count: u64, secs_ago: u64) -> Vec<Message> {
+    let instance = |number: u64| {
+        let key = format!("kiel/{number}");
+        freezer(&key, number, secs_ago, AlertState::Firing)
+    };
+    (1..=count).map(instance).collect()
+}
+
+/// A pick took everything that was due: a million rows were read and held before one was sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_is_put_together_as_it_is_sent_and_not_all_at_once() {
+    let backlog = backlog(300, 600);
+    let (gate, opened) = watch::channel(false);
+    let provider = Scripted::held(opened);
+    let edit = |config: &mut Config| config.batch_messages_max = 10;
+    let running = Running::start_with(&[("one", Arc::clone(&provider))], &backlog, edit).await;
+    eventually(|| provider.sent().len() == 2).await;
+    let is_dated = |message: &&Message| running.row(message.id).left_out.is_some();
+    assert!(backlog.iter().filter(is_dated).count() <= 10);
+    gate.send_replace(true);
+    eventually(|| provider.sent().len() == 300).await;
+    eventually(|| running.dispatch.waiting() == 0).await;
+    assert!(backlog.iter().all(|message| is_dated(&message)));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_expire_together_end_in_batches_and_hold_up_nobody() {
+    let mut late = backlog(300, 600);
+    for message in &mut late {
+        message.expires_at = message.created_at.plus(Duration::from_secs(60));
+    }
+    let fresh = message(1000, Channel::Sms);
+    let stored = [late.as_slice(), std::slice::from_ref(&fresh)].concat();
+    let provider = Scripted::answering([]);
+    let edit = |config: &mut Config| config.batch_messages_max = 10;
+    let running = Running::start_with(&[("one", Arc::clone(&provider))], &stored, edit).await;
+    running.until(fresh.id, Status::Sent).await;
+    eventually(|| running.dispatch.waiting() == 0).await;
+    for message in &late {
+        let row = running.row(message.id);
+        assert_eq!((row.status, row.reason), (Status::Expired, Some(Reason::Expired)));
+    }
+    assert_eq!(provider.sent(), [fresh.id]);
     running.stop().await;
 }
