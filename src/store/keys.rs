@@ -46,6 +46,8 @@ pub enum Table {
     Will = b'l',
     /// Retained messages.
     Retained = b't',
+    /// Parts of rows that are too large for one, see [`super::parts`].
+    Part = b'p',
 }
 
 impl Table {

@@ -32,6 +32,7 @@
 //! | `c` received | session number, packet id (2 bytes) | [`sessions::ReceivedRow`]: a QoS 2 publish of the client that was taken and not released |
 //! | `l` will | will number | a will that waits for its delay |
 //! | `t` retained | topic | the topic's retained message |
+//! | `p` part | number, position (4 bytes) | a part of a row that is too large for one, see [`parts`] |
 //!
 //! Numbers and times are 8 bytes, the most significant first. Numbers count up and are never used
 //! twice: a row whose session or body is not there is left over from a crash and is deleted at the
@@ -51,15 +52,26 @@
 //! know. `s` (suppressed: alerts of which nobody was told) is no longer written: such an alert is a
 //! step `dropped`. Rows that an older program left there go when their retention is over.
 //!
+//! A row whose value is larger than 3,584 bytes, or whose key is longer than 191, stands in parts
+//! ([`parts`]), and its own value begins with 2. Large rows of an older program are read as they are,
+//! and are taken apart by the first start that finds them. An older program says of a row in parts
+//! that it has value version 2, and leaves it: a retained message, a waiting publish, a message is
+//! then as if it were not there, and where it must read all (instances of rules) it does not start.
+//! What it deletes or writes anew is deleted or new; the parts go at the next start of a newer one.
+//!
 //! # How it is made durable
 //!
 //! sled's `flush()` does not fsync on Linux (spacejam/sled#1351), so the writer thread follows it
 //! with `sync_data` on its own handle of the `db` file. See [`writer`] and [`open`].
 
 mod bans;
+mod batches;
+mod cure;
 pub mod keys;
 mod open;
 mod outbox;
+mod parts;
+mod read;
 pub mod rows;
 pub mod sessions;
 pub mod shelf;
@@ -78,6 +90,7 @@ pub use self::bans::{Ban, BanError, BanKind};
 use self::keys::{Key, Table};
 pub use self::open::OpenError;
 pub use self::outbox::{IDEMPOTENCY_KEPT, MessageFilter, RemoveError};
+use self::read::Reader;
 pub use self::rows::Device;
 pub use self::trail::StepFilter;
 pub use self::writer::CommitError;
@@ -126,7 +139,7 @@ impl Config {
 /// A handle on the open store; clones share it.
 #[derive(Clone)]
 pub struct Store {
-    tree: sled::Tree,
+    reader: Reader,
     requests: mpsc::Sender<writer::Request>,
     failed: watch::Receiver<Option<CommitError>>,
     directory: Arc<Path>,
@@ -243,11 +256,11 @@ impl Store {
     /// See [`OpenError`]: each says what an operator can do.
     pub fn open(directory: &Path, config: &Config, metrics: &Metrics) -> Result<Self, OpenError> {
         let opened = open::open(directory, config)?;
-        let tree = opened.tree.clone();
+        let reader = Reader::new(opened.tree.clone());
         let (requests, failed) = writer::start(opened, metrics.clone())
             .map_err(|error| OpenError::Io { path: directory.to_owned(), error })?;
         Ok(Self {
-            tree,
+            reader,
             requests,
             failed,
             directory: directory.into(),
@@ -328,7 +341,7 @@ impl Store {
     }
 
     fn get<T: DeserializeOwned>(&self, key: &Key) -> Result<Option<T>, ReadError> {
-        self.tree.get(key)?.map(|bytes| decode(&bytes)).transpose()
+        self.reader.get(key)?.map(|bytes| decode(&bytes)).transpose()
     }
 
     /// All rows of a table in the order of their keys; a row that cannot be read is an error of
@@ -337,9 +350,7 @@ impl Store {
         &self,
         table: Table,
     ) -> impl Iterator<Item = Result<T, ReadError>> + use<T> {
-        self.tree
-            .scan_prefix([table as u8])
-            .values()
-            .map(|value| value.map_err(ReadError::from).and_then(|bytes| decode(&bytes)))
+        let values = self.reader.rows([table as u8]).values();
+        values.map(|value| value.and_then(|bytes| decode(&bytes)))
     }
 }

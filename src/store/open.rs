@@ -10,6 +10,8 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use super::cure::cure;
+use super::parts::Large;
 use super::{Config, keys};
 
 /// The on-disk format that this program writes.
@@ -59,6 +61,8 @@ pub(super) struct Opened {
     pub(super) tree: sled::Tree,
     /// A handle of our own on sled's file, for `sync_data`.
     pub(super) file: File,
+    /// Which rows are in parts.
+    pub(super) large: Large,
 }
 
 /// Opens or makes the store in `directory`.
@@ -100,7 +104,12 @@ pub(super) fn open(directory: &Path, config: &Config) -> Result<Opened, OpenErro
     let file = File::options().write(true).open(path.join("db")).map_err(io(&path))?;
     let tree = (*db).clone();
     check_format(&path, &tree)?;
-    Ok(Opened { db, tree, file })
+    let mut opened = Opened { db, tree, file, large: Large::default() };
+    match catch_unwind(AssertUnwindSafe(|| cure(&mut opened))) {
+        Ok(Ok(())) => Ok(opened),
+        Ok(Err(error)) => Err(OpenError::Damaged { path, detail: error.to_string() }),
+        Err(panic) => Err(OpenError::Damaged { path, detail: panic_text(&*panic) }),
+    }
 }
 
 /// sled reports a held lock as an `Other` error whose text wraps `WouldBlock`.

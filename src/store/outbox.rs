@@ -8,6 +8,7 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use super::keys::{self, Table};
+use super::read::Rows;
 use super::rows::{Device, Idempotency};
 use super::{Ban, CommitError, Op, ReadError, Store, decode};
 use crate::clock::Timestamp;
@@ -120,7 +121,7 @@ impl Store {
     pub fn messages_of(&self, alert: AlertId) -> Result<Vec<Message>, ReadError> {
         let mut found = Vec::new();
         for table in [Table::Outbox, Table::History] {
-            for value in self.tree.scan_prefix(keys::messages_of(table, alert)).values() {
+            for value in self.reader.rows(keys::messages_of(table, alert)).values() {
                 let message: Message = decode(&value?)?;
                 if message.alert.as_ref().is_some_and(|of| of.id == alert) {
                     found.push(message);
@@ -141,7 +142,7 @@ impl Store {
         provider: &str,
         provider_ref: &str,
     ) -> Result<Option<MessageId>, ReadError> {
-        let Some(bytes) = self.tree.get(keys::reference(provider, provider_ref))? else {
+        let Some(bytes) = self.reader.get(&keys::reference(provider, provider_ref))? else {
             return Ok(None);
         };
         uuid::Uuid::from_slice(&bytes)
@@ -184,7 +185,7 @@ impl Store {
     pub fn outlived(&self, now: Timestamp, limit: usize) -> Result<Vec<Op>, ReadError> {
         let mut ops = Vec::new();
         for partition in 0..64 {
-            for item in self.tree.scan_prefix([Table::History as u8, partition]) {
+            for item in self.reader.rows([Table::History as u8, partition]) {
                 // One row that cannot be read must not keep the others for ever.
                 let Ok(message) = decode::<Message>(&item?.1) else { continue };
                 if now.since(message.updated_at) < self.retention || ops.len() >= limit {
@@ -201,7 +202,7 @@ impl Store {
             }
         }
         self.outlived_steps(now, self.retention, limit, &mut ops)?;
-        for item in self.tree.scan_prefix([Table::Idempotency as u8]) {
+        for item in self.reader.rows([Table::Idempotency as u8]) {
             if ops.len() >= limit {
                 break;
             }
@@ -213,7 +214,7 @@ impl Store {
                 ops.push(op);
             }
         }
-        for item in self.tree.scan_prefix([Table::Ban as u8]) {
+        for item in self.reader.rows([Table::Ban as u8]) {
             let (key, value) = item?;
             if ops.len() < limit && decode::<Ban>(&value).is_ok_and(|ban| ban.is_over(now)) {
                 let mut op = Op::new();
@@ -235,7 +236,7 @@ impl Store {
                     // Past every UUID v7, whose seventh byte starts with 7.
                     None => end.extend_from_slice(&[0xff; 17]),
                 }
-                rows.push(self.tree.range(start..end));
+                rows.push(self.reader.range(start..end));
             }
         }
         let mut newest = NewestFirst { heap: BinaryHeap::new(), rows };
@@ -263,7 +264,7 @@ pub enum RemoveError {
 /// The rows of all partitions of both tables, merged by id.
 struct NewestFirst {
     heap: BinaryHeap<(Vec<u8>, Reverse<usize>, sled::IVec)>,
-    rows: Vec<sled::Iter>,
+    rows: Vec<Rows>,
 }
 
 impl NewestFirst {

@@ -81,12 +81,12 @@ impl Store {
         std::thread::scope(|scope| {
             let (rows, batches) = sync_channel(2 * threads);
             for first in 0..threads {
-                let (tree, rows) = (self.tree.clone(), rows.clone());
+                let (reader, rows) = (self.reader.clone(), rows.clone());
                 scope.spawn(move || {
                     for partition in (0..keys::PARTITIONS).skip(first).step_by(threads) {
-                        let found = tree.scan_prefix([table as u8, partition]).values();
+                        let found = reader.rows([table as u8, partition]).values();
                         let mut found = found.map(|value| -> Result<T, ReadError> {
-                            value.map_err(ReadError::from).and_then(|bytes| decode(&bytes))
+                            value.and_then(|bytes| decode(&bytes))
                         });
                         loop {
                             let batch: Vec<_> = found.by_ref().take(BATCH).collect();

@@ -203,8 +203,8 @@ impl Store {
         read: impl Fn(&[u8], &[u8]) -> Result<T, ReadError>,
     ) -> Vec<T> {
         let mut rows = Vec::new();
-        for item in self.tree.scan_prefix([table as u8]) {
-            let row = item.map_err(ReadError::from).and_then(|(key, value)| {
+        for item in self.reader.rows([table as u8]) {
+            let row = item.and_then(|(key, value)| {
                 let key = key.get(2..).unwrap_or_default();
                 found.1 = found.1.max(number(key, 0).unwrap_or(0));
                 read(key, &value)

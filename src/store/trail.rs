@@ -71,7 +71,7 @@ impl Op {
 impl Store {
     /// The steps of one alert, oldest first.
     pub fn steps(&self, alert: AlertId) -> Result<Vec<Step>, ReadError> {
-        let rows = self.tree.scan_prefix(keys::steps(alert));
+        let rows = self.reader.rows(keys::steps(alert));
         rows.values().map(|value| decode(&value?)).collect()
     }
 
@@ -87,7 +87,7 @@ impl Store {
         let before = filter.before.unwrap_or(Timestamp::MAX);
         // The oldest of those found is on top, to make room for a newer one.
         let mut found: BinaryHeap<Reverse<Dated>> = BinaryHeap::new();
-        for item in self.tree.scan_prefix([Table::Trail as u8]) {
+        for item in self.reader.rows([Table::Trail as u8]) {
             let (key, value) = item?;
             let Some(at) = keys::step_at(&key).filter(|at| (from..before).contains(at)) else {
                 continue;
@@ -120,7 +120,7 @@ impl Store {
         // `s` held the alerts of which nobody was told, before there were steps.
         for table in [Table::Trail, Table::Suppressed] {
             for partition in 0..64 {
-                for key in self.tree.scan_prefix([table as u8, partition]).keys() {
+                for key in self.reader.rows([table as u8, partition]).keys() {
                     let key = key?;
                     let Some(alert_at) = keys::alert_at(&key) else { continue };
                     // No step is older than its alert, and alerts come in order of time.

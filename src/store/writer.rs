@@ -1,9 +1,8 @@
 //! The one writer: group commit on a thread of its own.
 //!
-//! It takes whatever waits, packs whole operations into batches of at most [`BATCH_KEYS`] keys,
-//! applies them, flushes once, syncs once, and answers everyone. It waits for nothing: what is
-//! queued while a commit runs is the next commit, so a lone operation costs one sync and many
-//! share one. A thread and not a task, because flush and sync block for milliseconds.
+//! It takes whatever waits, packs whole operations into batches ([`super::batches`]), applies them,
+//! flushes once, syncs once, and answers everyone. It waits for nothing: what is queued while a
+//! commit runs is the next commit, so a lone operation costs one sync and many share one. A thread and not a task, because flush and sync block for milliseconds.
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,12 +12,10 @@ use std::time::Instant;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::Op;
+use super::batches::Batches;
 use super::open::{Opened, panic_text};
 use crate::telemetry::Metrics;
 
-/// Larger batches make sled's memory and disk run away; every batch costs two writes, so smaller
-/// ones are slower.
-const BATCH_KEYS: usize = 96;
 /// Requests that may wait, and that one commit may take.
 const QUEUE: usize = 1024;
 
@@ -56,13 +53,13 @@ impl Request {
 
 /// Starts the thread. It ends with [`Request::stop`], or when the last sender has gone.
 pub(super) fn start(
-    opened: Opened,
+    mut opened: Opened,
     metrics: Metrics,
 ) -> std::io::Result<(mpsc::Sender<Request>, watch::Receiver<Option<CommitError>>)> {
     let (requests, queue) = mpsc::channel(QUEUE);
     let (failed, failure) = watch::channel(None);
     std::thread::Builder::new().name("store".to_owned()).spawn(move || {
-        let ended = run(&opened, queue, &failed, &metrics);
+        let ended = run(&mut opened, queue, &failed, &metrics);
         // sled lets go of its lock first, so that whoever closed the store may open it again.
         drop(opened);
         drop(ended);
@@ -71,7 +68,7 @@ pub(super) fn start(
 }
 
 fn run(
-    opened: &Opened,
+    opened: &mut Opened,
     mut queue: mpsc::Receiver<Request>,
     failed: &watch::Sender<Option<CommitError>>,
     metrics: &Metrics,
@@ -110,30 +107,15 @@ fn run(
 }
 
 #[expect(clippy::disallowed_methods, reason = "the one place that flushes, and it syncs after it")]
-fn write(opened: &Opened, requests: &[Request]) -> Result<(), CommitError> {
+fn write(opened: &mut Opened, requests: &[Request]) -> Result<(), CommitError> {
     let failed = |error: &dyn std::fmt::Display| CommitError(error.to_string().into());
-    let mut batch = sled::Batch::default();
-    let mut keys = 0;
-    let mut written = false;
-    let ops = requests.iter().flat_map(|request| &request.ops);
-    for whole in ops.flat_map(Op::wholes) {
-        if keys > 0 && keys + whole.len() > BATCH_KEYS {
-            opened.tree.apply_batch(std::mem::take(&mut batch)).map_err(|error| failed(&error))?;
-            keys = 0;
-        }
-        for (key, value) in whole {
-            match value {
-                Some(value) => batch.insert(key.as_slice(), value.as_slice()),
-                None => batch.remove(key.as_slice()),
-            }
-        }
-        keys += whole.len();
-        written |= !whole.is_empty();
+    let mut batches = Batches::new(&opened.tree, &mut opened.large);
+    for whole in requests.iter().flat_map(|request| &request.ops).flat_map(Op::wholes) {
+        batches.add(whole).map_err(|error| failed(&error))?;
     }
-    if !written {
+    if !batches.end().map_err(|error| failed(&error))? {
         return Ok(());
     }
-    opened.tree.apply_batch(batch).map_err(|error| failed(&error))?;
     opened.db.flush().map_err(|error| failed(&error))?;
     sync(&opened.file).map_err(|error| failed(&error))
 }

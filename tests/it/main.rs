@@ -19,6 +19,7 @@ mod fake;
 mod harness;
 mod import;
 mod intake;
+mod large_rows;
 mod limits;
 mod outbox;
 mod papers;
