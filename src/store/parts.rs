@@ -25,7 +25,7 @@
 //! Parts that belong to no head, as a crash can leave them, are deleted by the next start.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use aws_lc_rs::digest;
 
@@ -45,6 +45,9 @@ const HEAD_VERSION: u8 = 2;
 const HEAD_BYTES: usize = 1 + 8 + 8 + 8;
 const PART_VERSION: u8 = 1;
 const PART_BYTES: usize = ROW_BYTES_MAX - 1;
+
+/// A row, whole.
+pub(super) type KeyAndValue = (Key, Vec<u8>);
 
 /// What stands under the key of a large row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,7 +117,7 @@ impl Head {
         self,
         tree: &sled::Tree,
         standing: &[u8],
-    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, ReadError> {
+    ) -> Result<Option<KeyAndValue>, ReadError> {
         let mut all = Vec::with_capacity(usize::try_from(self.bytes.min(1 << 20)).unwrap_or(0));
         for part in self.place(standing).keys() {
             match tree.get(part)? {
@@ -220,29 +223,25 @@ impl Large {
             if let Some(Ok((key, _))) = tree.scan_prefix([table, partition]).next_back() {
                 large.last_number = large.last_number.max(number(&key).unwrap_or(0));
             }
-            let mut current: Option<(u64, Option<(Vec<u8>, Place)>)> = None;
-            let mut unreadable = HashSet::new();
+            // Of the parts that were looked at last: their number, and how many belong to a row.
+            let mut last = None;
             for item in tree.scan_prefix([table, partition]) {
                 let Ok((key, _)) = item else { break };
                 let Some(number) = number(&key) else { continue };
-                large.last_number = large.last_number.max(number);
-                if current.as_ref().is_none_or(|(of, _)| *of != number) {
-                    let row = match row_of(tree, partition, number) {
-                        Ok(row) => row,
-                        Err(_) => {
-                            unreadable.insert(number);
-                            None
+                let belonging = match last {
+                    Some((of, belonging)) if of == number => belonging,
+                    _ => match row_of(tree, partition, number) {
+                        Ok(Some((standing, place))) => {
+                            large.places.insert(standing, place);
+                            place.parts
                         }
-                    };
-                    if let Some((standing, place)) = &row {
-                        large.places.insert(standing.clone(), *place);
-                    }
-                    current = Some((number, row));
-                }
-                let belongs = current.as_ref().is_some_and(|(_, row)| {
-                    row.as_ref().is_some_and(|(_, place)| position(&key) < Some(place.parts))
-                });
-                if !belongs && !unreadable.contains(&number) {
+                        Ok(None) => 0,
+                        Err(_) => u32::MAX,
+                    },
+                };
+                last = Some((number, belonging));
+                large.last_number = large.last_number.max(number);
+                if position(&key).is_none_or(|position| position >= belonging) {
                     left_over.push(key.to_vec());
                 }
             }

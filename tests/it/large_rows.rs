@@ -49,7 +49,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().build().unwrap()
 }
 
-fn close(store: Store) {
+fn close(store: &Store) {
     runtime().block_on(store.close()).unwrap();
 }
 
@@ -154,7 +154,8 @@ proptest! {
                     runtime().block_on(store.commit(vec![op])).unwrap();
                 }
                 Step::Close => {
-                    close(store);
+                    close(&store);
+    drop(store);
                     store = open(directory.path());
                 }
             }
@@ -164,7 +165,8 @@ proptest! {
         model.keys().for_each(|row| write(&mut op, *row, None));
         runtime().block_on(store.commit(vec![op])).unwrap();
         check(&store, &BTreeMap::new());
-        close(store);
+        close(&store);
+    drop(store);
         prop_assert_eq!(blobs(directory.path()), 0);
         // What is left says which format it is, and that large rows were looked for.
         prop_assert_eq!(parts_and_rows(directory.path()), (0, 2));
@@ -203,7 +205,9 @@ fn a_row_that_is_replaced_while_it_is_read_is_read_as_it_was_or_as_it_is() {
             runtime().block_on(store.commit(vec![op])).unwrap();
         }
         ended.store(true, Ordering::Release);
-        readers.into_iter().for_each(|reader| drop(reader.join().unwrap()));
+        for reader in readers {
+            reader.join().unwrap();
+        }
     });
 }
 
@@ -229,7 +233,8 @@ fn large_rows_of_an_older_program_are_read_and_taken_apart() {
     let mut op = Op::new();
     op.put_retained(&publish("small", vec![b'x'; 10]));
     runtime().block_on(store.commit(vec![op])).unwrap();
-    close(store);
+    close(&store);
+    drop(store);
     let db = raw(directory.path());
     let small = db.get(key("small")).unwrap().unwrap();
     for (topic, payload) in [("larger", 50_000), (&*long, 7), ("a second", 9000)] {
@@ -250,7 +255,8 @@ fn large_rows_of_an_older_program_are_read_and_taken_apart() {
         [(8, second), (6, larger), (long.len(), of_long), (5, small)]
     };
     assert_eq!(sizes(&store), expected(9000, 50_000, 7, 10));
-    close(store);
+    close(&store);
+    drop(store);
     let db = raw(directory.path());
     for item in db.iter() {
         let (key, value) = item.unwrap();
@@ -268,7 +274,8 @@ fn large_rows_of_an_older_program_are_read_and_taken_apart() {
     }
     runtime().block_on(store.commit(vec![op])).unwrap();
     assert_eq!(sizes(&store), []);
-    close(store);
+    close(&store);
+    drop(store);
     assert_eq!(parts_and_rows(directory.path()), (0, 2));
 }
 
@@ -281,7 +288,8 @@ fn parts_that_a_crash_left_without_a_row_are_deleted_by_the_next_start() {
         op.put_row(Table::Engine, 0, &[row], &(row, "x".repeat(size)));
     }
     runtime().block_on(store.commit(vec![op])).unwrap();
-    close(store);
+    close(&store);
+    drop(store);
     let (parts, rows) = parts_and_rows(directory.path());
     assert_eq!(rows, 2 + 3);
     assert!(parts > 500_000 / PART_BYTES, "{parts}");
@@ -295,6 +303,7 @@ fn parts_that_a_crash_left_without_a_row_are_deleted_by_the_next_start() {
     let found: Result<Vec<(u8, String)>, _> = store.rows(Table::Engine).collect();
     let found: Vec<_> = found.unwrap().into_iter().map(|(row, text)| (row, text.len())).collect();
     assert_eq!(found, [(1, 5), (2, 9000)]);
-    close(store);
+    close(&store);
+    drop(store);
     assert_eq!(parts_and_rows(directory.path()), (9000_usize.div_ceil(PART_BYTES), 2 + 2));
 }
