@@ -23,6 +23,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::console;
 use crate::dispatch::{Dispatch, Dispatcher};
+use crate::housekeeping::{self, Housekeeping};
 use crate::instance::{self, Instance, Living};
 use crate::intake::pipeline::Pipeline;
 use crate::intake::ruleset::{Limits, RuleSet};
@@ -32,13 +33,12 @@ use crate::problem::Problem;
 use crate::provider::phone::Screen;
 use crate::provider::reach::Reach;
 use crate::rules;
+use crate::store::reserve::{self, Reserve};
 use crate::store::{CommitError, Store};
 use crate::telemetry::Metrics;
 
-/// How often rule files and certificates are looked at for changes, and the disk for room.
+/// How often rule files and certificates are looked at for changes.
 const LOOK_AROUND: Duration = Duration::from_secs(2);
-/// Rows that one round of tidying up may delete.
-const TIDY_ROWS: usize = 500;
 
 /// A running Watchbell.
 pub struct App {
@@ -58,6 +58,7 @@ pub struct App {
     dispatcher: Part,
     http: Part,
     chores: Part,
+    housekeeping: Part,
     intake_ended: oneshot::Receiver<()>,
 }
 
@@ -163,6 +164,11 @@ impl App {
         let in_force = Arc::new(ArcSwap::from_pointee(rules_in_force(&rules, now, &[])));
 
         let key = instance::ensure_key(&config.data_dir)?;
+        let reserve = Reserve::new(&config.data_dir, config.store.disk_reserve_bytes);
+        match reserve::free_bytes(&config.data_dir) {
+            Ok(free) => housekeeping::make_room(&reserve, free),
+            Err(error) => tracing::error!(%error, "the disk's free space cannot be read"),
+        }
         let store = Store::open(&config.data_dir, &config.store, &metrics)?;
         let run = RunId::new(IdSource::new(random_seed()?).next(now));
         let (dispatch, dispatcher) = {
@@ -264,22 +270,28 @@ impl App {
         let living = instance.write(&config.data_dir)?;
 
         let (reload, reloads) = mpsc::channel(1);
+        let housekeeping = Housekeeping::new(housekeeping::Parts {
+            store: store.clone(),
+            dispatch: dispatch.clone(),
+            intake: intake.clone(),
+            metrics: metrics.clone(),
+            clock: clock.clone(),
+            config: config.store.clone(),
+            reserve,
+        });
         let chores = Chores {
             rules_dir: config.rules_dir.clone(),
             limits: config.limits,
             reach,
-            disk_free_min: config.store.disk_free_min_bytes,
             outbox_messages_max: config.intake.outbox_messages_max,
             ready: ready.clone(),
             dispatch: dispatch.clone(),
-            store: store.clone(),
             intake: intake.clone(),
             metrics,
             clock,
             in_force,
             certificates,
             certificate_problems,
-            disk_low: false,
         };
         Ok(Self {
             broker: Part::start("broker", |stop| broker.run(stop)),
@@ -287,6 +299,7 @@ impl App {
             dispatcher: Part::start("dispatch", |stop| dispatcher.run(stop)),
             http: Part::start("api", |stop| api.run(stop)),
             chores: Part::start("chores", |stop| chores.run(reloads, stop)),
+            housekeeping: Part::start("housekeeping", |stop| housekeeping.run(stop)),
             intake_ended,
             screen: config.screen,
             data_dir: config.data_dir,
@@ -350,7 +363,8 @@ impl App {
             _ = &mut self.upstreams.task => ended("upstreams"),
             _ = &mut self.dispatcher.task => ended("dispatcher"),
             _ = &mut self.http.task => ended("HTTP server"),
-            _ = &mut self.chores.task => ended("housekeeping"),
+            _ = &mut self.chores.task => ended("look at files"),
+            _ = &mut self.housekeeping.task => ended("housekeeping"),
         }
     }
 
@@ -370,6 +384,7 @@ impl App {
             now_for("devices' last acknowledgements");
             self.broker.stop().await;
             self.chores.stop().await;
+            self.housekeeping.stop().await;
             now_for("publishes that are being evaluated");
             intake.drain().await;
             now_for("answers of providers");
@@ -462,28 +477,25 @@ fn hint(rules: &RulesInForce) -> Option<Hint> {
     })
 }
 
-/// What is done now and then: reload changed rules and certificates, watch the disk, delete what is outlived.
+/// What is done now and then: reload changed rules and certificates, say whether it is ready.
 struct Chores {
     rules_dir: PathBuf,
     limits: Limits,
     /// What the providers can reach.
     reach: Reach,
-    disk_free_min: u64,
     outbox_messages_max: usize,
     ready: watch::Sender<Readiness>,
     dispatch: Dispatch,
-    store: Store,
     intake: Intake,
     metrics: Metrics,
     clock: Clock,
     in_force: Arc<ArcSwap<RulesInForce>>,
     certificates: Certificates,
     certificate_problems: Arc<ArcSwap<Vec<String>>>,
-    disk_low: bool,
 }
 
 impl Chores {
-    async fn run(mut self, mut reloads: mpsc::Receiver<()>, mut stop: watch::Receiver<bool>) {
+    async fn run(self, mut reloads: mpsc::Receiver<()>, mut stop: watch::Receiver<bool>) {
         let mut seen = fingerprint(&self.rules_dir);
         let mut ticks = tokio::time::interval(LOOK_AROUND);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -500,9 +512,7 @@ impl Chores {
             }
             self.certificates.look(asked);
             self.certificate_problems.store(Arc::new(self.certificates.problems()));
-            self.watch_disk();
             self.say_whether_ready();
-            self.tidy_up().await;
         }
     }
 
@@ -540,31 +550,9 @@ impl Chores {
         self.in_force.store(Arc::new(in_force));
     }
 
-    fn watch_disk(&mut self) {
-        let free = match self.store.disk_free_bytes() {
-            Ok(free) => free,
-            Err(error) => return tracing::error!(%error, "the disk's free space cannot be read"),
-        };
-        self.metrics.disk_free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
-        let low = free < self.disk_free_min;
-        if low != self.disk_low {
-            self.disk_low = low;
-            self.intake.set_disk_low(low);
-            if low {
-                tracing::error!(
-                    free_bytes = free,
-                    least_bytes = self.disk_free_min,
-                    "the disk is nearly full: nothing new is taken until there is room"
-                );
-            } else {
-                tracing::info!(free_bytes = free, "the disk has room again");
-            }
-        }
-    }
-
     /// Not ready is who takes nothing new. Stopping has the last word.
     fn say_whether_ready(&self) {
-        let readiness = if self.disk_low {
+        let readiness = if self.intake.is_disk_low() {
             Readiness::NotReady(Reason::DiskLow)
         } else if self.dispatch.waiting() >= self.outbox_messages_max {
             Readiness::NotReady(Reason::OutboxFull)
@@ -579,14 +567,6 @@ impl Chores {
             }
             changes
         });
-    }
-
-    async fn tidy_up(&self) {
-        match self.store.outlived(self.clock.now(), TIDY_ROWS) {
-            Ok(ops) if ops.is_empty() => {}
-            Ok(ops) => drop(self.store.commit(ops).await),
-            Err(error) => tracing::error!(%error, "old messages cannot be tidied up"),
-        }
     }
 }
 

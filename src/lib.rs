@@ -42,5 +42,6 @@ pub mod app;
 pub mod certs;
 pub mod cli;
 pub mod config;
+mod housekeeping;
 pub mod instance;
 pub mod replay;

@@ -298,6 +298,12 @@ metrics! {
     store_failed: Gauge<i64, AtomicI64> = "store_failed", Gauge::default();
     /// Free bytes on the disk of the data directory.
     disk_free_bytes: Gauge<i64, AtomicI64> = "disk_free_bytes", Gauge::default();
+    /// With less free than this on the disk of the data directory nothing new is taken: the floor, and what the messages that wait will still cost.
+    disk_needed_bytes: Gauge<i64, AtomicI64> = "disk_needed_bytes", Gauge::default();
+    /// 1 while nothing is sent because the disk is full.
+    sending_held: Gauge<i64, AtomicI64> = "sending_held", Gauge::default();
+    /// Ended messages and steps of alerts that were deleted before their retention was over, because the disk ran low.
+    history_given_up: Counter = "history_given_up", Counter::default();
     /// Rules in force.
     rules_loaded: Gauge<i64, AtomicI64> = "rules_loaded", Gauge::default();
     /// Reloads of the rules that were refused because a file was bad.

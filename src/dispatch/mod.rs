@@ -19,7 +19,7 @@ mod queue;
 mod run;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
@@ -189,6 +189,9 @@ struct Shared {
     inbox: Mutex<Vec<Waiting>>,
     woken: Notify,
     waiting: AtomicUsize,
+    waiting_bytes: AtomicU64,
+    /// Nothing is sent.
+    held: AtomicBool,
     oldest_at: Mutex<Option<Timestamp>>,
     lanes: RwLock<Vec<LaneStatus>>,
 }
@@ -270,6 +273,8 @@ impl Dispatch {
         let before = inbox.len();
         inbox.extend(messages.into_iter().map(Waiting::of));
         let added = inbox.len() - before;
+        let bytes = inbox.iter().skip(before).map(|waiting| u64::from(waiting.bytes)).sum();
+        self.shared.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.shared.waiting.fetch_add(added, Ordering::Relaxed);
         drop(inbox);
         if added > 0 {
@@ -310,6 +315,17 @@ impl Dispatch {
     /// How many messages have not ended.
     pub fn waiting(&self) -> usize {
         self.shared.waiting.load(Ordering::Relaxed)
+    }
+
+    /// About how many bytes they take.
+    pub fn waiting_bytes(&self) -> u64 {
+        self.shared.waiting_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing is sent: what is under way ends, what waits goes on waiting.
+    pub fn set_held(&self, held: bool) {
+        self.shared.held.store(held, Ordering::Relaxed);
+        self.shared.woken.notify_one();
     }
 
     /// When the oldest of them entered the outbox.

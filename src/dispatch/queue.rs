@@ -44,6 +44,8 @@ pub(super) struct Waiting {
     is_dated: bool,
     /// Until then it goes out as it is: what its thread holds has just been put together in it.
     pub(super) decided_until: Timestamp,
+    /// About how many bytes its row takes.
+    pub(super) bytes: u32,
 }
 
 impl Waiting {
@@ -62,6 +64,7 @@ impl Waiting {
             says: collapse::says(message),
             is_dated: message.left_out.is_some(),
             decided_until: Timestamp::default(),
+            bytes: u32::try_from(message.size()).unwrap_or(u32::MAX),
         }
     }
 
@@ -93,6 +96,8 @@ pub(super) struct Queue {
     threads: BTreeSet<(Thread, Turn, MessageId)>,
     /// What waited so long is put together; zero for never.
     collapse_after: Duration,
+    /// Of all rows together.
+    bytes: u64,
 }
 
 /// What may happen now.
@@ -150,6 +155,11 @@ impl Queue {
         self.entries.len()
     }
 
+    /// About how many bytes their rows take.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// When the message of the oldest alert entered the outbox.
     pub(super) fn oldest_at(&self) -> Option<Timestamp> {
         self.entries.first_key_value().map(|(_, (waiting, _))| waiting.created_at)
@@ -169,6 +179,7 @@ impl Queue {
         let id = waiting.id;
         let is_new = !self.entries.contains_key(&id);
         self.remove(id);
+        self.bytes += u64::from(waiting.bytes);
         self.expiries.insert((waiting.expires_at, id));
         let Some((thread, turn)) = waiting.thread else {
             self.entries.insert(id, (waiting, Place::Behind));
@@ -200,6 +211,7 @@ impl Queue {
         let Some((waiting, place)) = self.entries.remove(&id) else {
             return;
         };
+        self.bytes -= u64::from(waiting.bytes);
         self.leave(&waiting, place);
         let Some((thread, turn)) = waiting.thread else { return };
         self.threads.remove(&(thread, turn, id));
@@ -656,6 +668,7 @@ mod tests {
         assert_eq!(due(&queue), [two.id]);
         queue.remove(two.id);
         assert!(queue.threads.is_empty() && queue.timed.is_empty() && queue.expiries.is_empty());
+        assert_eq!(queue.bytes(), 0);
     }
 
     #[test]

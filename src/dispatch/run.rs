@@ -2,7 +2,7 @@
 //! due time.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -139,6 +139,8 @@ impl Dispatcher {
             inbox: Mutex::default(),
             woken: Notify::new(),
             waiting: AtomicUsize::new(queue.len()),
+            waiting_bytes: AtomicU64::new(queue.bytes()),
+            held: AtomicBool::new(false),
             oldest_at: Mutex::default(),
             lanes: RwLock::default(),
         });
@@ -222,6 +224,10 @@ impl Dispatcher {
     }
 
     fn start_due(&mut self, now: Timestamp) -> Option<Timestamp> {
+        if self.shared.held.load(Ordering::Relaxed) {
+            // Whoever ends this wakes us.
+            return None;
+        }
         self.expired.extend(self.queue.take_expired(now));
         if !self.expired.is_empty() && !self.is_under_way(Batch::Expired) {
             let most = self.batch_messages_max.min(self.expired.len());
@@ -545,8 +551,14 @@ impl Dispatcher {
     /// Publishes what others may see: counts, lanes, gauges.
     fn show(&self, now: Timestamp) {
         self.context.ended_unsent.say_counts(false);
-        let inbox = self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner).len();
-        self.shared.waiting.store(self.queue.len() + inbox, Ordering::Relaxed);
+        let inbox = {
+            let inbox = self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+            let bytes: u64 = inbox.iter().map(|waiting| u64::from(waiting.bytes)).sum();
+            // Under the lock, or what is added meanwhile would not be counted.
+            self.shared.waiting.store(self.queue.len() + inbox.len(), Ordering::Relaxed);
+            self.shared.waiting_bytes.store(self.queue.bytes() + bytes, Ordering::Relaxed);
+            inbox.len()
+        };
         let metrics = &self.context.metrics;
         metrics.outbox_messages.set(i64::try_from(self.queue.len() + inbox).unwrap_or(i64::MAX));
         let oldest_at = self.queue.oldest_at();

@@ -72,15 +72,16 @@ mod open;
 mod outbox;
 mod parts;
 mod read;
+pub mod reserve;
 pub mod rows;
 pub mod sessions;
 pub mod shelf;
+pub mod sweep;
 mod trail;
 mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -105,8 +106,12 @@ pub struct Config {
     pub cache_bytes: u64,
     /// How long ended messages and the steps of alerts are kept; default 7d.
     pub retention: Span,
-    /// Below this many free bytes on the disk nothing new is taken; default 209715200 (200 MiB).
+    /// Nothing new is taken with less free on the disk than this and three times what waits, bytes;
+    /// default 209715200 (200 MiB).
     pub disk_free_min_bytes: u64,
+    /// A file that is given up when the disk is full, so that what waits can be sent, bytes; default
+    /// 67108864 (64 MiB), 0 for none.
+    pub disk_reserve_bytes: u64,
     /// Most bans; default 1000, 1 to 100000. Each connection is compared with all of them.
     pub bans_max: usize,
 }
@@ -117,6 +122,7 @@ impl Default for Config {
             cache_bytes: 64 << 20,
             retention: Span::from_secs(7 * 24 * 3600),
             disk_free_min_bytes: 200 << 20,
+            disk_reserve_bytes: 64 << 20,
             bans_max: 1000,
         }
     }
@@ -143,7 +149,6 @@ pub struct Store {
     requests: mpsc::Sender<writer::Request>,
     failed: watch::Receiver<Option<CommitError>>,
     directory: Arc<Path>,
-    retention: Duration,
     bans_max: usize,
     ban_changes: watch::Sender<u64>,
 }
@@ -264,7 +269,6 @@ impl Store {
             requests,
             failed,
             directory: directory.into(),
-            retention: config.retention.into(),
             bans_max: config.bans_max,
             ban_changes: watch::Sender::new(0),
         })
@@ -320,8 +324,13 @@ impl Store {
 
     /// Free bytes on the disk that holds the store.
     pub fn disk_free_bytes(&self) -> std::io::Result<u64> {
-        let stat = rustix::fs::statvfs(&*self.directory)?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        reserve::free_bytes(&self.directory)
+    }
+
+    /// How large the store's file is, bytes; zero where it cannot be asked.
+    pub fn file_bytes(&self) -> u64 {
+        let file = self.directory.join("store").join("db");
+        std::fs::metadata(file).map_or(0, |metadata| metadata.len())
     }
 
     /// The last commit: returns when all before it is durable. Later commits fail.

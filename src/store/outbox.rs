@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::keys::{self, Table};
 use super::read::Rows;
 use super::rows::{Device, Idempotency};
-use super::{Ban, CommitError, Op, ReadError, Store, decode};
+use super::{CommitError, Op, ReadError, Store, decode};
 use crate::clock::Timestamp;
 use crate::model::{AlertId, Channel, Message, MessageId, Status};
 use crate::topic::TopicFilter;
@@ -179,50 +179,6 @@ impl Store {
         op.remove(keys::device(user));
         self.commit(vec![op]).await?;
         Ok(known)
-    }
-
-    /// Operations that delete what has outlived its retention; at most `limit` rows, so that they never crowd out real work.
-    pub fn outlived(&self, now: Timestamp, limit: usize) -> Result<Vec<Op>, ReadError> {
-        let mut ops = Vec::new();
-        for partition in 0..64 {
-            for item in self.reader.rows([Table::History as u8, partition]) {
-                // One row that cannot be read must not keep the others for ever.
-                let Ok(message) = decode::<Message>(&item?.1) else { continue };
-                if now.since(message.updated_at) < self.retention || ops.len() >= limit {
-                    break;
-                }
-                let mut op = Op::new();
-                op.remove(keys::message(Table::History, message.id));
-                if let (Some(provider), Some(reference)) =
-                    (&message.provider, &message.provider_ref)
-                {
-                    op.remove(keys::reference(provider, reference));
-                }
-                ops.push(op);
-            }
-        }
-        self.outlived_steps(now, self.retention, limit, &mut ops)?;
-        for item in self.reader.rows([Table::Idempotency as u8]) {
-            if ops.len() >= limit {
-                break;
-            }
-            let (key, value) = item?;
-            let Ok(row) = decode::<Idempotency>(&value) else { continue };
-            if now.since(row.at) >= IDEMPOTENCY_KEPT {
-                let mut op = Op::new();
-                op.remove(key.to_vec());
-                ops.push(op);
-            }
-        }
-        for item in self.reader.rows([Table::Ban as u8]) {
-            let (key, value) = item?;
-            if ops.len() < limit && decode::<Ban>(&value).is_ok_and(|ban| ban.is_over(now)) {
-                let mut op = Op::new();
-                op.remove(key.to_vec());
-                ops.push(op);
-            }
-        }
-        Ok(ops)
     }
 
     fn newest_first(&self, before: Option<MessageId>) -> Result<NewestFirst, ReadError> {

@@ -59,11 +59,6 @@ impl Reader {
 }
 
 impl Rows {
-    /// The keys alone.
-    pub(super) fn keys(self) -> impl DoubleEndedIterator<Item = Result<sled::IVec, ReadError>> {
-        self.map(|row| row.map(|(key, _)| key))
-    }
-
     /// The values alone.
     pub(super) fn values(self) -> impl DoubleEndedIterator<Item = Result<sled::IVec, ReadError>> {
         self.map(|row| row.map(|(_, value)| value))

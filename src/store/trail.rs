@@ -9,7 +9,6 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::Duration;
 
 use super::keys::{self, Key, Table};
 use super::{Op, ReadError, Store, decode};
@@ -107,36 +106,6 @@ impl Store {
         }
         let newest_first = found.into_sorted_vec();
         Ok(newest_first.into_iter().map(|Reverse(dated)| dated.step).collect())
-    }
-
-    /// Adds operations that delete steps which are older than `retention`, until `ops` are `limit`.
-    pub(super) fn outlived_steps(
-        &self,
-        now: Timestamp,
-        retention: Duration,
-        limit: usize,
-        ops: &mut Vec<Op>,
-    ) -> Result<(), ReadError> {
-        // `s` held the alerts of which nobody was told, before there were steps.
-        for table in [Table::Trail, Table::Suppressed] {
-            for partition in 0..64 {
-                for key in self.reader.rows([table as u8, partition]).keys() {
-                    let key = key?;
-                    let Some(alert_at) = keys::alert_at(&key) else { continue };
-                    // No step is older than its alert, and alerts come in order of time.
-                    if now.since(alert_at) < retention || ops.len() >= limit {
-                        break;
-                    }
-                    let at = keys::step_at(&key).unwrap_or(alert_at);
-                    if now.since(at) >= retention {
-                        let mut op = Op::new();
-                        op.remove(key.to_vec());
-                        ops.push(op);
-                    }
-                }
-            }
-        }
-        Ok(())
     }
 }
 

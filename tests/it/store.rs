@@ -11,9 +11,9 @@ use watchbell::model::{
     Address, AlertId, AlertState, Channel, Content, IdSource, Message, MessageId, Publish, Qos,
     Reason, Severity, Status, Target,
 };
-use watchbell::span::Span;
 use watchbell::store::keys::Table;
 use watchbell::store::sessions::{QueuedRow, ReceivedRow, SessionRow, WillRow};
+use watchbell::store::sweep::{Slice, Sweep};
 use watchbell::store::{Config, MessageFilter, Op, OpenError, ReadError, StepFilter, Store, keys};
 use watchbell::telemetry::Metrics;
 use watchbell::topic::{TopicFilter, TopicLimits};
@@ -34,6 +34,18 @@ fn open_again(directory: &Path) -> Store {
             opened => return opened.unwrap(),
         }
     }
+}
+
+/// What one pass deletes that is older than a minute, by steps of few rows.
+fn outlived(store: &Store, now: Timestamp) -> Vec<Op> {
+    let slice = Slice { time: Duration::from_secs(60), rows: 3 };
+    let (mut sweep, mut ops) = (Sweep::default(), Vec::new());
+    while !sweep.is_over() {
+        let swept = store.sweep(&mut sweep, Duration::from_secs(60), now, slice);
+        assert!(swept.ops.len() <= slice.rows);
+        ops.extend(swept.ops);
+    }
+    ops
 }
 
 fn message(number: u64, status: Status) -> Message {
@@ -244,8 +256,7 @@ fn a_half_made_snapshot_does_not_keep_the_store_shut() {
 fn what_has_outlived_its_retention_goes_and_nothing_else() {
     let directory = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let config = Config { retention: Span::from_secs(60), ..Config::default() };
-    let store = Store::open(directory.path(), &config, &Metrics::new()).unwrap();
+    let store = open(directory.path()).unwrap();
     let (old, waiting) = (message(1, Status::Sent), message(2, Status::Queued));
     let mut op = Op::new();
     op.put_message(&old);
@@ -253,10 +264,48 @@ fn what_has_outlived_its_retention_goes_and_nothing_else() {
     runtime.block_on(store.commit(vec![op])).unwrap();
 
     let soon = old.updated_at.plus(Duration::from_secs(59));
-    assert!(store.outlived(soon, 10).unwrap().is_empty());
+    assert!(outlived(&store, soon).is_empty());
     let later = old.updated_at.plus(Duration::from_secs(3600));
-    runtime.block_on(store.commit(store.outlived(later, 10).unwrap())).unwrap();
+    runtime.block_on(store.commit(outlived(&store, later))).unwrap();
     assert_eq!(all(&store).into_keys().collect::<Vec<_>>(), [waiting.id]);
+}
+
+/// Each table's first young row ended its partition, and history stood before all other tables.
+#[test]
+fn a_message_that_changed_lately_keeps_no_other_and_history_keeps_no_steps() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let store = open(directory.path()).unwrap();
+    // One partition: all are of one alert's time and instance. The first has just been sent.
+    let mut first = message(1, Status::Sent);
+    let now = first.updated_at.plus(Duration::from_secs(3600));
+    let mut op = Op::new();
+    for number in 0..20_u128 {
+        let id = first.id.as_uuid().as_u128() + (number << 6);
+        let id = MessageId::new(uuid::Uuid::from_u128(id));
+        op.put_message(&Message { id, ..first.clone() });
+    }
+    first.updated_at = now;
+    op.put_message(&first);
+    let old = step(1, 0, StepKind::Raised);
+    op.put_step(&old);
+    runtime.block_on(store.commit(vec![op])).unwrap();
+
+    let slice = Slice { time: Duration::from_secs(60), rows: 3 };
+    let mut sweep = Sweep::default();
+    let deleted = |sweep: &mut Sweep| {
+        let swept = store.sweep(sweep, Duration::from_secs(60), now, slice);
+        let count = swept.ops.len();
+        runtime.block_on(store.commit(swept.ops)).unwrap();
+        count
+    };
+    // Some of the history, then the steps, then history again.
+    assert_eq!((deleted(&mut sweep), deleted(&mut sweep)), (3, 1));
+    assert!(store.steps(old.alert).unwrap().is_empty());
+    while !sweep.is_over() {
+        deleted(&mut sweep);
+    }
+    assert_eq!(all(&store).into_keys().collect::<Vec<_>>(), [first.id]);
 }
 
 #[tokio::test]
@@ -370,8 +419,7 @@ fn the_steps_of_one_alert_come_in_order_and_those_of_all_newest_first() {
 fn a_step_goes_when_it_is_old_even_while_its_alert_has_younger_ones() {
     let directory = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let config = Config { retention: Span::from_secs(60), ..Config::default() };
-    let store = Store::open(directory.path(), &config, &Metrics::new()).unwrap();
+    let store = open(directory.path()).unwrap();
     let old = step(1, 0, StepKind::Raised);
     let mut op = Op::new();
     op.put_step(&old);
@@ -384,7 +432,7 @@ fn a_step_goes_when_it_is_old_even_while_its_alert_has_younger_ones() {
 
     let left = |after: u64| {
         let now = old.at.plus(Duration::from_secs(after));
-        let ops = store.outlived(now, 10).unwrap();
+        let ops = outlived(&store, now);
         let count = ops.len();
         runtime.block_on(store.commit(ops)).unwrap();
         (count, store.steps(old.alert).unwrap().len())

@@ -12,7 +12,7 @@ fn floor(module: &str) -> u8 {
         "capture" | "store" | "provider" => 2,
         "intake" | "dispatch" => 3,
         "broker" | "api" | "console" => 4,
-        "app" | "certs" | "cli" | "config" | "instance" | "main" | "replay" => 5,
+        "app" | "certs" | "cli" | "config" | "housekeeping" | "instance" | "main" | "replay" => 5,
         _ => panic!("module `{module}` has no floor: give it one here and in ARCHITECTURE.md"),
     }
 }
