@@ -4,6 +4,11 @@
 //! key are taken apart, once: a row of table `M` says that it was done. All of it is durable before the store
 //! is used.
 
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::batches::Batches;
@@ -60,4 +65,40 @@ pub(super) fn cure(opened: &mut Opened) -> Result<(), ReadError> {
         );
     }
     Ok(())
+}
+
+/// The files under `blobs/` of a store that could not be rid of them yet.
+pub(super) struct Blobs {
+    directory: PathBuf,
+    /// Their names are never used twice.
+    synced: HashSet<OsString>,
+}
+
+impl Blobs {
+    /// Those of the store in `path`.
+    pub(super) fn new(path: &Path) -> Self {
+        Self { directory: path.join("blobs"), synced: HashSet::new() }
+    }
+
+    /// Syncs those that are new, and says how many there are.
+    pub(super) fn sync(&mut self) -> io::Result<usize> {
+        let mut found = HashSet::new();
+        for entry in fs::read_dir(&self.directory)? {
+            let name = entry?.file_name();
+            if !self.synced.contains(&name) {
+                match File::open(self.directory.join(&name)) {
+                    Ok(file) => file.sync_all()?,
+                    // sled deletes those that are outlived.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(error),
+                }
+            }
+            found.insert(name);
+        }
+        if !found.is_subset(&self.synced) {
+            File::open(&self.directory)?.sync_all()?;
+        }
+        self.synced = found;
+        Ok(self.synced.len())
+    }
 }

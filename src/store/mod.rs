@@ -73,6 +73,7 @@ mod outbox;
 mod parts;
 mod read;
 pub mod reserve;
+mod rewrite;
 pub mod rows;
 pub mod sessions;
 pub mod shelf;

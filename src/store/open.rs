@@ -1,17 +1,21 @@
 //! Opening: what to do before sled may touch the directory, and what to say when it cannot.
 //!
 //! The order is the recipe that survived 200 of 200 simulated power cuts: delete half-made
-//! snapshots, open with a bounded cache and background cleaning, then sync every file and
-//! directory, so that the names of the files are as durable as what will be in them.
+//! snapshots, have the files read from the disk, open with a bounded cache and background cleaning,
+//! then sync every file and directory, so that the names of the files are as durable as what will be
+//! in them. `tests/it/power_cut.rs` cuts the power again with each run of the tests.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use super::cure::cure;
+use super::cure::{Blobs, cure};
 use super::parts::Large;
+use super::read::Reader;
+use super::rewrite::{self, Replaced, RewriteError};
 use super::{Config, keys};
 
 /// The on-disk format that this program writes.
@@ -63,28 +67,52 @@ pub(super) struct Opened {
     pub(super) file: File,
     /// Which rows are in parts.
     pub(super) large: Large,
+    /// Files under `blobs/`, where there are any.
+    pub(super) blobs: Option<Blobs>,
+    /// The lock on the store that this one has replaced.
+    pub(super) replaced: Option<Replaced>,
 }
 
 /// Opens or makes the store in `directory`.
 pub(super) fn open(directory: &Path, config: &Config) -> Result<Opened, OpenError> {
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |error| OpenError::Io { path, error }
-    };
     let path = directory.join("store");
+    rewrite::take_back(directory).map_err(io(directory))?;
     // Phone numbers and texts are in it: what we make, nobody else on this machine looks into.
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(io(&path))?;
-    delete_half_made_snapshots(&path).map_err(io(&path))?;
+    let opened = open_sled(directory, &path, config)?;
+    check_format(&path, &opened.tree)?;
+    rewrite::delete_left_over(directory).map_err(io(directory))?;
+    let damaged = |detail| OpenError::Damaged { path: path.clone(), detail };
+    let mut opened = catch_unwind(AssertUnwindSafe(|| without_blobs(opened, directory, config)))
+        .map_err(|panic| damaged(panic_text(&*panic)))??;
+    match catch_unwind(AssertUnwindSafe(|| cure(&mut opened))) {
+        Ok(Ok(())) => Ok(opened),
+        Ok(Err(error)) => Err(damaged(error.to_string())),
+        Err(panic) => Err(damaged(panic_text(&*panic))),
+    }
+}
 
-    let db = match catch_unwind(AssertUnwindSafe(|| {
-        sled::Config::new()
-            .path(&path)
-            .cache_capacity(config.cache_bytes)
-            // Also what runs sled's cleaning: without it the log only grows.
-            .flush_every_ms(Some(500))
-            .use_compression(false)
-            .open()
-    })) {
+fn io(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    let path = path.to_owned();
+    move |error| OpenError::Io { path, error }
+}
+
+/// How sled opens what is in `path`.
+pub(super) fn sled_config(path: &Path, cache_bytes: u64) -> sled::Config {
+    sled::Config::new()
+        .path(path)
+        .cache_capacity(cache_bytes)
+        // Also what runs sled's cleaning: without it the log only grows.
+        .flush_every_ms(Some(500))
+        .use_compression(false)
+}
+
+fn open_sled(directory: &Path, path: &Path, config: &Config) -> Result<Opened, OpenError> {
+    delete_half_made_snapshots(path).map_err(io(path))?;
+    read_from_the_disk(path).map_err(io(path))?;
+    let path = path.to_owned();
+    let db = match catch_unwind(AssertUnwindSafe(|| sled_config(&path, config.cache_bytes).open()))
+    {
         Ok(Ok(db)) => db,
         Ok(Err(sled::Error::Io(error))) if is_lock(&error) => {
             return Err(OpenError::InUse(directory.to_owned()));
@@ -103,13 +131,76 @@ pub(super) fn open(directory: &Path, config: &Config) -> Result<Opened, OpenErro
     sync_all(directory, &path).map_err(io(&path))?;
     let file = File::options().write(true).open(path.join("db")).map_err(io(&path))?;
     let tree = (*db).clone();
-    check_format(&path, &tree)?;
-    let mut opened = Opened { db, tree, file, large: Large::default() };
-    match catch_unwind(AssertUnwindSafe(|| cure(&mut opened))) {
-        Ok(Ok(())) => Ok(opened),
-        Ok(Err(error)) => Err(OpenError::Damaged { path, detail: error.to_string() }),
-        Err(panic) => Err(OpenError::Damaged { path, detail: panic_text(&*panic) }),
+    Ok(Opened { db, tree, file, large: Large::default(), blobs: None, replaced: None })
+}
+
+/// Makes sled read what is on the disk, and not what the last process had only written.
+///
+/// After an fsync that failed, Linux takes the pages for written: another process reads them from
+/// memory, syncs them with success, and builds on what the next power cut takes away. So what can be
+/// written is written first, and then the pages are given up; what the disk did not take reads as it
+/// was before, and sled ends its log there. Nothing that was acknowledged is behind that place. This
+/// costs reading the file once more from the disk; `O_DIRECT` would be sled's to ask for.
+fn read_from_the_disk(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            let file = File::open(entry.path())?;
+            file.sync_all()?;
+            // Advice: a file system without a disk, such as tmpfs, takes none.
+            if let Err(error) = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed) {
+                tracing::debug!(%error, "the store is read from memory");
+            }
+        }
     }
+    Ok(())
+}
+
+/// A store of an older program may have pages in files under `blobs/` that nothing has synced: syncs
+/// them, and writes the store anew without them. Where that cannot be, they are synced with every
+/// commit.
+fn without_blobs(opened: Opened, directory: &Path, config: &Config) -> Result<Opened, OpenError> {
+    let path = directory.join("store");
+    let mut blobs = Blobs::new(&path);
+    let files = blobs.sync().map_err(io(&path))?;
+    if files == 0 {
+        return Ok(opened);
+    }
+    let started = Instant::now();
+    tracing::info!(
+        files,
+        "pages of the store stand in files under blobs/; it is written anew without them"
+    );
+    let rows = Reader::new(opened.tree.clone()).rows([]);
+    let rows = rows.map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec())));
+    let (mut opened, error) = match rewrite::write_beside(directory, config.cache_bytes, rows) {
+        Ok(new) => {
+            let (rows, bytes) = (new.rows, new.bytes);
+            // sled writes by name: it must be gone before another store has the name.
+            drop(opened);
+            let replaced = match new.take_place() {
+                Err(RewriteError::InUse(_)) => {
+                    return Err(OpenError::InUse(directory.to_owned()));
+                }
+                result => result,
+            };
+            let mut opened = open_sled(directory, &path, config)?;
+            match replaced {
+                Ok(replaced) => {
+                    let elapsed_ms =
+                        u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    tracing::info!(rows, bytes, elapsed_ms, "the store was written anew");
+                    opened.replaced = Some(replaced);
+                    return Ok(opened);
+                }
+                Err(error) => (opened, error),
+            }
+        }
+        Err(error) => (opened, error),
+    };
+    tracing::warn!(%error, files, "the store keeps pages in files under blobs/, which are synced with every commit; the next start tries to write it anew again");
+    opened.blobs = Some(blobs);
+    Ok(opened)
 }
 
 /// sled reports a held lock as an `Other` error whose text wraps `WouldBlock`.

@@ -117,6 +117,9 @@ fn write(opened: &mut Opened, requests: &[Request]) -> Result<(), CommitError> {
         return Ok(());
     }
     opened.db.flush().map_err(|error| failed(&error))?;
+    if let Some(blobs) = &mut opened.blobs {
+        blobs.sync().map_err(|error| failed(&error))?;
+    }
     sync(&opened.file).map_err(|error| failed(&error))
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use watchbell::clock::Timestamp;
-use watchbell::model::{Publish, Qos};
+use watchbell::model::{Publish, Qos, Status};
 use watchbell::store::keys::Table;
 use watchbell::store::{Config, Op, OpenError, Store};
 use watchbell::telemetry::Metrics;
@@ -45,7 +45,7 @@ fn raw(directory: &Path) -> sled::Db {
     }
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().build().unwrap()
 }
 
@@ -65,7 +65,7 @@ fn parts_and_rows(directory: &Path) -> (usize, usize) {
     (parts, keys.len() - parts)
 }
 
-fn publish(topic: &str, payload: Vec<u8>) -> Publish {
+pub(crate) fn publish(topic: &str, payload: Vec<u8>) -> Publish {
     let limits = TopicLimits { bytes_max: usize::MAX, levels_max: usize::MAX };
     Publish {
         topic: TopicName::parse(topic, limits).unwrap(),
@@ -155,7 +155,7 @@ proptest! {
                 }
                 Step::Close => {
                     close(&store);
-    drop(store);
+                    drop(store);
                     store = open(directory.path());
                 }
             }
@@ -166,7 +166,7 @@ proptest! {
         runtime().block_on(store.commit(vec![op])).unwrap();
         check(&store, &BTreeMap::new());
         close(&store);
-    drop(store);
+        drop(store);
         prop_assert_eq!(blobs(directory.path()), 0);
         // What is left says which format it is, and that large rows were looked for.
         prop_assert_eq!(parts_and_rows(directory.path()), (0, 2));
@@ -306,4 +306,80 @@ fn parts_that_a_crash_left_without_a_row_are_deleted_by_the_next_start() {
     close(&store);
     drop(store);
     assert_eq!(parts_and_rows(directory.path()), (9000_usize.div_ceil(PART_BYTES), 2 + 2));
+}
+
+#[test]
+fn the_largest_rows_that_the_limits_allow_make_no_blob() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = open(directory.path());
+    let text = |nth: usize, size: usize| {
+        char::from(b'a' + u8::try_from(nth % 26).unwrap()).to_string().repeat(size)
+    };
+    for round in 0..4 {
+        let size = |largest: usize| if round == 2 { largest / 3 } else { largest - round };
+        let mut ops = Vec::new();
+        for neighbour in 0..16_usize {
+            // `broker.packet_bytes_max` and `topic_bytes_max`: the default, and the most.
+            for (topic, bytes) in [(20, 1 << 20), (512, 1 << 20), (65_000, 100)] {
+                let topic = format!("{}{neighbour:02}", text(topic, topic));
+                let mut op = Op::new();
+                op.put_retained(&publish(&topic, text(round, size(bytes)).into_bytes()));
+                ops.push(op);
+            }
+            let mut op = Op::new();
+            let body = u64::try_from(16 * round + neighbour).unwrap();
+            op.put_body(body, &publish("queued", text(round, size(1 << 20)).into_bytes()));
+            ops.push(op);
+            // A window's points, `previous` payloads, and a text.
+            for (table, bytes) in
+                [(Table::Memory, 400_000), (Table::Instance, 1 << 20), (Table::Telling, 9000)]
+            {
+                let mut op = Op::new();
+                let place = u8::try_from(neighbour % 2).unwrap();
+                op.put_row(
+                    table,
+                    place,
+                    &[u8::try_from(neighbour).unwrap()],
+                    &text(round, size(bytes)),
+                );
+                ops.push(op);
+            }
+            let mut message =
+                super::store::message(u64::try_from(neighbour).unwrap(), Status::Queued);
+            message.content.text = text(round, size(64_000)).into();
+            let mut op = Op::new();
+            op.put_message(&message);
+            ops.push(op);
+        }
+        let mut op = Op::new();
+        op.put_retained(&publish("one", text(round, size(8 << 20)).into_bytes()));
+        ops.push(op);
+        runtime().block_on(store.commit(ops)).unwrap();
+        assert_eq!(blobs(directory.path()), 0, "round {round}");
+        if round == 1 {
+            close(&store);
+            drop(store);
+            store = open(directory.path());
+        }
+    }
+    // Pages are put together again and again where small rows stand among large ones.
+    for round in 0..60_usize {
+        let mut op = Op::new();
+        for neighbour in 0..16_u8 {
+            let bytes = [ROW_BYTES_MAX - 3, 30, 9000][(round + usize::from(neighbour)) % 3];
+            op.put_row(Table::Engine, 0, &[neighbour], &text(round, bytes));
+        }
+        runtime().block_on(store.commit(vec![op])).unwrap();
+    }
+    assert_eq!(blobs(directory.path()), 0);
+    let saved = store.saved();
+    assert_eq!(saved.unreadable, Vec::<String>::new());
+    assert_eq!((saved.retained.len(), saved.bodies.len()), (3 * 16 + 1, 4 * 16));
+    for table in [Table::Memory, Table::Instance, Table::Telling, Table::Engine] {
+        assert_eq!(store.rows::<String>(table).filter(Result::is_ok).count(), 16);
+    }
+    close(&store);
+    drop(store);
+    drop(open(directory.path()));
+    assert_eq!(blobs(directory.path()), 0);
 }

@@ -24,6 +24,7 @@ mod limits;
 mod outbox;
 mod papers;
 mod path;
+mod power_cut;
 mod process;
 mod providers;
 mod raw;

@@ -48,7 +48,7 @@ fn outlived(store: &Store, now: Timestamp) -> Vec<Op> {
     ops
 }
 
-fn message(number: u64, status: Status) -> Message {
+pub(crate) fn message(number: u64, status: Status) -> Message {
     let now = Timestamp::from_millis(1_790_000_000_000 + i64::try_from(number).unwrap());
     let address = Address::Phone("+4915550100001".parse().unwrap());
     let alert = AlertId::next(&mut IdSource::new(number), now, "rule", &number.to_string());
