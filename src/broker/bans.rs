@@ -2,8 +2,9 @@
 //!
 //! An operator's bans are in the store (`watchbell ban`) and in memory here; [`tend`] takes their
 //! changes and disconnects whom a new one is about. What a client did is counted by [`Tally`]:
-//! logins that failed, by user name and address and by address alone, and connections of one
-//! client that come too fast. These counts are in memory and end with the process.
+//! logins that failed, by user name and address and by address alone, those with tokens by what was
+//! verified of them, and connections of one client that come too fast. These counts are in memory
+//! and end with the process.
 //!
 //! Pure but for locks and the store: `now` is a parameter. An IPv6 address counts as its /64, which
 //! is what one customer of a provider has.
@@ -214,11 +215,39 @@ fn whose(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Logins that failed: of each user name from each address, and of each address in all.
+/// From whom a login comes, as far as that is certain before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Source<'a> {
+    /// From this address, as [`whose`] has it: there may be many behind it.
+    Address(IpAddr),
+    /// From whoever has the certificate of this identity: what others do is not held against it.
+    Certificate(&'a str),
+}
+
+impl<'a> Source<'a> {
+    pub(crate) fn new(address: IpAddr, identity: Option<&'a str>) -> Self {
+        identity.map_or_else(|| Self::Address(whose(address)), Self::Certificate)
+    }
+}
+
+/// What is certain of a token that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Refused<'a> {
+    /// A key of ours verifies it, so it is of this holder, and expired or for somebody else.
+    Of(&'a str),
+    /// Nothing: any bytes could stand there.
+    Garbage(&'a [u8]),
+}
+
+/// Logins that failed: of each user name from each source, and of each source in all. Those with
+/// tokens count by themselves: behind one address many devices may send the same user name, or none
+/// that means anything, each with a token of its own.
 #[derive(Debug)]
 pub(crate) struct FailedLogins {
     users: Tally,
-    addresses: Tally,
+    sources: Tally,
+    tokens: Tally,
+    garbage: Tally,
 }
 
 impl FailedLogins {
@@ -231,35 +260,90 @@ impl FailedLogins {
                 out_max: config.failed_logins_ban_max.get(),
             })
         };
+        let (of_one, of_all) = (config.failed_logins_max, config.failed_logins_per_address_max);
         Self {
-            users: tally(config.failed_logins_max),
-            addresses: tally(config.failed_logins_per_address_max),
+            users: tally(of_one),
+            sources: tally(of_all),
+            tokens: tally(of_one),
+            garbage: tally(of_all),
         }
     }
 
-    /// Whether this user name is not heard from this address.
-    pub(crate) fn is_user_out(&self, address: IpAddr, user: &str, now: Instant) -> bool {
-        self.users.is_out((whose(address), user), now)
+    /// Whether this user name is not heard from there.
+    pub(crate) fn is_user_out(&self, source: Source<'_>, user: &str, now: Instant) -> bool {
+        self.users.is_out((source, user), now)
     }
 
-    /// Whether nobody is heard from this address.
-    pub(crate) fn is_address_out(&self, address: IpAddr, now: Instant) -> bool {
-        self.addresses.is_out(whose(address), now)
+    /// Whether no password is heard from there.
+    pub(crate) fn is_source_out(&self, source: Source<'_>, now: Instant) -> bool {
+        self.sources.is_out(source, now)
     }
 
-    /// Notes a failed login.
-    pub(crate) fn note(&self, address: IpAddr, user: &str, now: Instant) {
-        self.note_user(address, user, now);
-        if self.addresses.note(whose(address), now) {
-            tracing::warn!(%address, "too many failed logins from this address: it is not heard for a while");
+    /// Whether this token was refused too often.
+    pub(crate) fn is_token_out(
+        &self,
+        source: Source<'_>,
+        token: Refused<'_>,
+        now: Instant,
+    ) -> bool {
+        self.tokens.is_out((source, token), now)
+    }
+
+    /// Whether too many tokens come from there that are none.
+    pub(crate) fn sends_garbage(&self, source: Source<'_>, now: Instant) -> bool {
+        self.garbage.is_out(source, now)
+    }
+
+    /// Notes a failed login with a password.
+    pub(crate) fn note(&self, source: Source<'_>, user: &str, now: Instant) {
+        self.note_user(source, user, now);
+        if self.sources.note(source, now) {
+            tracing::warn!(
+                ?source,
+                "too many failed logins from there: no password is heard from it for a while, but those that were right a short while ago"
+            );
         }
     }
 
     /// Notes one that says nothing of the address's other users.
-    pub(crate) fn note_user(&self, address: IpAddr, user: &str, now: Instant) {
-        if self.users.note((whose(address), user), now) {
-            tracing::warn!(%address, user, "too many failed logins: this user is not heard from this address for a while");
+    pub(crate) fn note_user(&self, source: Source<'_>, user: &str, now: Instant) {
+        if self.users.note((source, user), now) {
+            tracing::warn!(
+                ?source,
+                user,
+                "too many failed logins: this user is not heard from there for a while"
+            );
         }
+    }
+
+    /// Notes a token that was refused. Says whether it, or what comes from there, is refused for a
+    /// while; a good one never is.
+    pub(crate) fn note_token(&self, source: Source<'_>, token: Refused<'_>, now: Instant) -> bool {
+        // One that goes on trying has said what it had to say.
+        if self.is_token_out(source, token, now) {
+            return true;
+        }
+        if self.tokens.note((source, token), now) {
+            match token {
+                Refused::Of(holder) => tracing::warn!(
+                    ?source,
+                    holder,
+                    "too many logins with a token that is signed and refused, as one that has expired: has its device a way to fetch a new one?"
+                ),
+                Refused::Garbage(_) => tracing::warn!(
+                    ?source,
+                    "too many logins with a token that none of our keys has signed"
+                ),
+            }
+        }
+        if matches!(token, Refused::Garbage(_)) && self.garbage.note(source, now) {
+            tracing::warn!(
+                ?source,
+                "too many different tokens from there that none of our keys has signed"
+            );
+        }
+        self.is_token_out(source, token, now)
+            || matches!(token, Refused::Garbage(_)) && self.sends_garbage(source, now)
     }
 }
 
@@ -386,18 +470,48 @@ mod tests {
         let config =
             Config { failed_logins_max: 3, failed_logins_per_address_max: 5, ..Config::default() };
         let failed = FailedLogins::new(&config);
-        let (now, here) = (Instant::now(), address("2001:db8::1"));
+        let now = Instant::now();
+        let at = |text| Source::new(address(text), None);
+        let here = at("2001:db8::1");
         for _ in 0..3 {
             failed.note(here, "a", now);
         }
         assert!(failed.is_user_out(here, "a", now));
-        assert!(!failed.is_user_out(here, "b", now) && !failed.is_address_out(here, now));
-        assert!(!failed.is_user_out(address("2001:db8:1::1"), "a", now));
+        assert!(!failed.is_user_out(here, "b", now) && !failed.is_source_out(here, now));
+        assert!(!failed.is_user_out(at("2001:db8:1::1"), "a", now));
         for _ in 0..2 {
-            failed.note(address("2001:db8::2"), "b", now);
+            failed.note(at("2001:db8::2"), "b", now);
         }
-        assert!(failed.is_address_out(here, now), "the same /64");
+        assert!(failed.is_source_out(here, now), "the same /64");
         assert!(!failed.is_user_out(here, "b", now));
+        // Whoever shows a certificate is not just anybody behind that address.
+        let known = Source::new(address("2001:db8::1"), Some("pump"));
+        assert!(!failed.is_user_out(known, "a", now) && !failed.is_source_out(known, now));
+    }
+
+    #[test]
+    fn one_expired_token_counts_for_its_holder_and_garbage_for_garbage() {
+        let config =
+            Config { failed_logins_max: 3, failed_logins_per_address_max: 5, ..Config::default() };
+        let failed = FailedLogins::new(&config);
+        let now = Instant::now();
+        let here = Source::new(address("192.0.2.7"), None);
+        let old = Refused::Of("issuer/pump-1");
+        let outs: Vec<bool> = (0..100).map(|_| failed.note_token(here, old, now)).collect();
+        assert_eq!(outs.iter().position(|out| *out), Some(2));
+        assert!(!failed.is_token_out(here, Refused::Of("issuer/pump-2"), now));
+        assert!(!failed.sends_garbage(here, now));
+        // The same garbage again and again is one device that was set up wrong.
+        for _ in 0..100 {
+            failed.note_token(here, Refused::Garbage(b"a"), now);
+        }
+        assert!(failed.is_token_out(here, Refused::Garbage(b"a"), now));
+        assert!(!failed.sends_garbage(here, now));
+        failed.note_token(here, Refused::Garbage(b"b"), now);
+        assert!(failed.note_token(here, Refused::Garbage(b"c"), now));
+        assert!(failed.sends_garbage(here, now));
+        // None of it says anything of passwords.
+        assert!(!failed.is_user_out(here, "", now) && !failed.is_source_out(here, now));
     }
 
     #[test]

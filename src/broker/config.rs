@@ -54,8 +54,8 @@ pub struct Config {
     /// that user is refused unheard there; default 10, at least 1.
     pub failed_logins_max: u32,
     /// Failed logins from one address in all within `failed_logins_window`, after which nobody is
-    /// heard there but certificates and passwords that were right a short while ago; default 100,
-    /// at least 1.
+    /// heard there but certificates, tokens, and passwords that were right a short while ago; default
+    /// 100, at least 1. Tokens that none of our keys has signed count by themselves.
     pub failed_logins_per_address_max: u32,
     /// How long a failed login counts; default 1m, 1s to 24h.
     pub failed_logins_window: Span,

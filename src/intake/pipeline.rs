@@ -6,23 +6,25 @@
 //!
 //! Invariant: all that a call caused is in the one operation it was given, and in what it returns.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::ruleset::RuleSet;
 use super::troubles::Troubles;
 use crate::clock::Timestamp;
-use crate::model::tell::{Ack, News, Step};
-use crate::model::{AlertId, AlertState, IdSource, Message, Publish, Reason, partition};
+use crate::model::tell::{Ack, News, Said, Step};
+use crate::model::{Alert, AlertId, AlertState, IdSource, Message, Publish, Reason, partition};
 use crate::notify;
-use crate::notify::notifier::{Firing, Notifier, Outcome};
+use crate::notify::book::Book;
+use crate::notify::notifier::{Firing, Notifier, Outcome, Sources, Texts};
 use crate::notify::row::{Row, RowChange};
 use crate::notify::silence::{BadSilence, Silence};
 use crate::payload::sparkplug;
 use crate::rules;
 use crate::rules::engine::{Adopted, Effects, Engine, Failure, Touched};
 use crate::rules::instance::Instance;
-use crate::rules::set::Matched;
+use crate::rules::set::{Matched, Rules};
 use crate::store::Op;
 use crate::store::keys::Table;
 
@@ -104,8 +106,13 @@ impl Pipeline {
             caused.add(self.settle(set, effects, now, op));
             op.seam();
         }
-        let outcome = self.notifier.reconsider(&set.book, now);
+        let texts = Anew::of(&self.engine, &set.rules);
+        let outcome = self.notifier.reconsider(texts.with(&set.book), now);
+        caused.failures.extend(texts.failures.into_inner());
         take_in_pieces(&mut caused, outcome, op);
+        // Of what is held, repeated, or in a row from before readings were kept.
+        let notifier = &self.notifier;
+        self.engine.retell_where(|alert| notifier.tale(alert).is_some());
         (caused, adopted)
     }
 
@@ -142,7 +149,11 @@ impl Pipeline {
         let is_due = |due: Option<Timestamp>| due.is_some_and(|due| due <= now);
         // What fires at the same time is told with what is told then.
         if !is_due(self.engine.due()) && is_due(self.notifier.due()) {
-            let outcome = self.notifier.wake(&set.book, now);
+            let texts = Anew::of(&self.engine, &set.rules);
+            let outcome = self.notifier.wake(texts.with(&set.book), now);
+            let failures = texts.failures.into_inner();
+            self.troubles.note(&failures, None, now);
+            caused.failures.extend(failures);
             op.seam();
             take_in_pieces(&mut caused, outcome, op);
         }
@@ -185,8 +196,10 @@ impl Pipeline {
         now: Timestamp,
         op: &mut Op,
     ) -> Result<Caused, BadSilence> {
-        let outcome = self.notifier.add_silence(&set.book, silence, now)?;
-        let mut caused = Caused::default();
+        let texts = Anew::of(&self.engine, &set.rules);
+        let outcome = self.notifier.add_silence(texts.with(&set.book), silence, now)?;
+        let failures = texts.failures.into_inner();
+        let mut caused = Caused { failures, ..Caused::default() };
         take(&mut caused, outcome, op);
         Ok(caused)
     }
@@ -199,8 +212,10 @@ impl Pipeline {
         now: Timestamp,
         op: &mut Op,
     ) -> Option<Caused> {
-        let outcome = self.notifier.end_silence(&set.book, id, now)?;
-        let mut caused = Caused::default();
+        let texts = Anew::of(&self.engine, &set.rules);
+        let outcome = self.notifier.end_silence(texts.with(&set.book), id, now)?;
+        let failures = texts.failures.into_inner();
+        let mut caused = Caused { failures, ..Caused::default() };
         take(&mut caused, outcome, op);
         Some(caused)
     }
@@ -267,6 +282,27 @@ impl Pipeline {
     }
 
     fn settle(&mut self, set: &RuleSet, effects: Effects, now: Timestamp, op: &mut Op) -> Caused {
+        let mut caused =
+            Caused { failures: effects.failures, passed: effects.passed, ..Caused::default() };
+        let texts = Anew::of(&self.engine, &set.rules);
+        for news in &effects.news {
+            let outcome = self.notifier.handle(texts.with(&set.book), news, now);
+            take(&mut caused, outcome, op);
+        }
+        for (rule, key) in &effects.steadied {
+            let outcome = self.notifier.steadied(texts.with(&set.book), rule, key, now);
+            take(&mut caused, outcome, op);
+        }
+        caused.failures.extend(texts.failures.into_inner());
+        let mut readings = effects.readings;
+        for News { alert, .. } in &effects.news {
+            // Of what was told in full at once nothing need be kept.
+            if self.notifier.tale(alert.id).is_some() {
+                let reading = readings.iter().position(|(id, _)| *id == alert.id);
+                let reading = reading.map(|place| readings.swap_remove(place).1);
+                self.engine.retell(alert, reading);
+            }
+        }
         for touched in &effects.touched {
             match touched {
                 Touched::Put(rule, key) => {
@@ -279,18 +315,33 @@ impl Pipeline {
                 }
             }
         }
-        let mut caused =
-            Caused { failures: effects.failures, passed: effects.passed, ..Caused::default() };
-        for news in &effects.news {
-            let outcome = self.notifier.handle(&set.book, news, now);
-            take(&mut caused, outcome, op);
-        }
-        for (rule, key) in &effects.steadied {
-            let outcome = self.notifier.steadied(&set.book, rule, key, now);
-            take(&mut caused, outcome, op);
-        }
         caused.news = effects.news;
         caused
+    }
+}
+
+/// The engine as the notifier asks it, and what could not be rendered for it.
+struct Anew<'a> {
+    engine: &'a Engine,
+    rules: &'a Rules,
+    failures: RefCell<Vec<Failure>>,
+}
+
+impl<'a> Anew<'a> {
+    fn of(engine: &'a Engine, rules: &'a Rules) -> Self {
+        Self { engine, rules, failures: RefCell::default() }
+    }
+
+    fn with<'s>(&'s self, book: &'s Book) -> Sources<'s> {
+        Sources { book, texts: Some(self) }
+    }
+}
+
+impl Texts for Anew<'_> {
+    fn of(&self, alert: &Alert, now: Timestamp) -> Option<Said> {
+        let (said, failures) = self.engine.say(self.rules, alert, now)?;
+        self.failures.borrow_mut().extend(failures);
+        Some(said)
     }
 }
 

@@ -171,6 +171,7 @@ impl Worker {
             let mut op = Op::new();
             let set = Arc::clone(&self.set);
             let caused = self.pipeline.wake(&set, now, &mut op);
+            self.say_failures(&caused, None, now);
             self.caused(caused, op, batch);
             if batch.ops.len() >= BATCH {
                 // What is left comes with the next round, which does not wait.
@@ -262,14 +263,15 @@ impl Worker {
             Some(matched) => self.pipeline.publish(&set, &matched, publish, now, &mut op),
             None => Caused::default(),
         };
-        self.say_failures(&caused, publish, now);
+        self.say_failures(&caused, Some(publish), now);
         // One that changed nothing waits all the same: what it would have changed is as it is
         // because of publishes before it, and those may not be on disk yet.
         self.caused(caused, op, batch);
         batch.tickets.push(ticket);
     }
 
-    fn say_failures(&mut self, caused: &Caused, publish: &Publish, now: Timestamp) {
+    /// `publish`: on which; `None`: when a clock ran out.
+    fn say_failures(&mut self, caused: &Caused, publish: Option<&Publish>, now: Timestamp) {
         for (rule, reason) in &caused.passed {
             let label = ByRule { rule: rule.to_string(), reason: *reason };
             self.metrics.rule_passed.get_or_create(&label).inc();
@@ -285,10 +287,18 @@ impl Worker {
                 continue;
             }
             let unsaid = std::mem::replace(said, (now, 0)).1;
+            let topic = publish.map(|publish| publish.topic.as_str());
+            let client_id = publish.map(|publish| &*publish.client_id);
+            let what = match failure.reason {
+                Reason::TemplateFailed => {
+                    "a text of a rule could not be rendered: the payload was told instead"
+                }
+                _ => "a rule came to no result on a publish",
+            };
             tracing::warn!(
-                rule = %failure.rule, topic = %publish.topic, client_id = %publish.client_id,
+                rule = %failure.rule, topic, client_id,
                 reason = %failure.reason, detail = failure.detail, since_last_said = unsaid,
-                "a rule came to no result on a publish"
+                "{what}"
             );
         }
     }

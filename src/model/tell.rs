@@ -96,8 +96,19 @@ pub struct News {
     pub turn: Turn,
     /// A headline.
     pub title: Option<Arc<str>>,
+    /// What the rule's text or headline lacked, where one could not be rendered as it is written.
+    pub unrendered: Option<Arc<str>>,
     /// Who is to be told, and how.
     pub policy: Arc<Policy>,
+}
+
+/// What an alert that fires says now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// Its text.
+    pub text: Arc<str>,
+    /// A headline.
+    pub title: Option<Arc<str>>,
 }
 
 /// One step in the life of an alert that no message tells: what `explain` prints.

@@ -50,7 +50,9 @@ impl Reason {
                 "The payload could not be decoded as the rule's `decode` says."
             }
             Self::ExpressionFailed => "An expression of the rule failed on this publish.",
-            Self::TemplateFailed => "The text of the rule could not be rendered.",
+            Self::TemplateFailed => {
+                "The text of the rule could not be rendered; what could be, and the payload, were told."
+            }
             Self::Skipped => "The rule's `skip` holds, so the publish is none of its readings.",
             Self::Duplicate => "A publish with the same `dedupe` value was taken before.",
             Self::TooOld => "The reading is older than the rule's `max_age`.",

@@ -16,7 +16,7 @@ use super::row::RowId;
 use super::state::{About, Announcement, Call, Ready};
 use super::tale::{Knows, Tale};
 use crate::clock::Timestamp;
-use crate::model::tell::{Quota, StepKind};
+use crate::model::tell::{Quota, Said, StepKind};
 use crate::model::{
     AlertId, AlertRef, AlertState, Channel, Content, Fnv, MessageId, Reason, Severity, Target,
     Tells,
@@ -110,11 +110,16 @@ impl Notifier {
             None => tale.told.get(place).is_some_and(|told| told.knows != tale.present()),
         };
         let is_late = is_news && call.now.since(alert.changed_at) >= LATE;
-        let text = if is_late {
-            digest::late(alert, self.reader(call, &ready.contact))
-        } else {
-            Arc::clone(&alert.text)
-        };
+        // What is told at once was rendered just now.
+        let is_fresh = ready.held.is_none() && is_news && !is_late;
+        let said = if is_fresh { None } else { said_now(call, tale) };
+        let is_anew = said.is_some();
+        let as_it_was = || (Arc::clone(&alert.text), tale.title.clone());
+        let (mut text, title) = said.map_or_else(as_it_was, |said| (said.text, said.title));
+        if is_late {
+            let reader = self.reader(call, &ready.contact);
+            text = digest::late(&text, alert.changed_at, is_anew, reader);
+        }
         let tells = if tale.policy.event { Tells::Event } else { Tells::Alert };
         let draft = Draft {
             id,
@@ -123,7 +128,7 @@ impl Notifier {
             target,
             then,
             severity: alert.severity,
-            content: Content { title: tale.title.clone(), text, template: None },
+            content: Content { title, text, template: None },
             expires_in: tale.policy.expires_in.unwrap_or(self.expires_in),
         };
         push(call, draft);
@@ -158,7 +163,17 @@ impl Notifier {
             let over = item.alert.state == AlertState::Cleared;
             (over, std::cmp::Reverse(item.alert.severity), item.alert.id)
         });
-        let (readies, items): (Vec<Ready>, Vec<Item>) = items.into_iter().unzip();
+        let (readies, mut items): (Vec<Ready>, Vec<Item>) = items.into_iter().unzip();
+        if matches!(bundle, Some(RowId::Group { .. })) {
+            // Of the messages that tell of several, the only one that says what each says.
+            let fires = |item: &&mut Item| item.alert.state == AlertState::Firing;
+            for item in items.iter_mut().filter(fires).take(self.config.names_max) {
+                let tale = self.state.tales.get(&item.alert.id);
+                if let Some(said) = tale.and_then(|tale| said_now(call, tale)) {
+                    item.alert.text = said.text;
+                }
+            }
+        }
         let (Some(first), Some(ready)) = (items.first(), readies.first()) else { return };
         let Some(tale) = self.state.tales.get(&first.alert.id) else { return };
         let (contact, policy) = (Arc::clone(&ready.contact), Arc::clone(&tale.policy));
@@ -426,6 +441,13 @@ impl Notifier {
         }
         None
     }
+}
+
+/// What an alert that fires says now. What an event said is all that it ever says, and so is that an
+/// alert is over.
+fn said_now(call: &Call<'_>, tale: &Tale) -> Option<Said> {
+    let goes_on = tale.alert.state == AlertState::Firing && !tale.policy.event;
+    call.texts.filter(|_| goes_on)?.of(&tale.alert, call.now)
 }
 
 /// Holds the alert from one contact because of a `max`. A repetition is not made up for.

@@ -71,10 +71,17 @@ fn names(items: &[Item]) -> Vec<Arc<str>> {
     items.iter().map(called).collect()
 }
 
-/// The text of an alert that is told later than it changed.
-pub(super) fn late(alert: &Alert, reader: Reader<'_>) -> Arc<str> {
-    let at = shown_to(alert.changed_at, reader.zone, reader.now);
-    format!("{} (at {at})", alert.text).into()
+/// The text of an alert that is told later than it changed, as it was then or (`is_anew`) as it is
+/// now.
+pub(super) fn late(
+    text: &str,
+    changed_at: Timestamp,
+    is_anew: bool,
+    reader: Reader<'_>,
+) -> Arc<str> {
+    let at = shown_to(changed_at, reader.zone, reader.now);
+    let when = if is_anew { "since" } else { "at" };
+    format!("{text} ({when} {at})").into()
 }
 
 /// What had to wait for a `max`: `and 37 more (worst critical): a, b and 35 more`.

@@ -15,6 +15,12 @@ use super::tale::{Knows, Tale, Told};
 use crate::model::tell::{Ack, News, Policy, StepKind, Turn};
 use crate::model::{Alert, AlertId, AlertState, Message, Reason, Severity};
 
+/// What a step says of a text that could not be rendered as it is written.
+fn lacking(news: &News) -> About<'static> {
+    let detail = news.unrendered.clone();
+    About { reason: detail.as_ref().map(|_| Reason::TemplateFailed), detail, ..About::default() }
+}
+
 impl Notifier {
     /// A rule that only counts what it would do.
     pub(super) fn shadow(&mut self, call: &mut Call<'_>, news: &News) {
@@ -35,7 +41,8 @@ impl Notifier {
             Turn::Dropped(reason) => reason,
             _ => Reason::Shadow,
         };
-        call.step(&news.alert, what, About { reason: Some(reason), ..About::default() });
+        let detail = news.unrendered.clone();
+        call.step(&news.alert, what, About { reason: Some(reason), detail, ..About::default() });
     }
 
     pub(super) fn raised(&mut self, call: &mut Call<'_>, news: &News) {
@@ -67,14 +74,16 @@ impl Notifier {
         self.settle(call, alert.id, None);
     }
 
-    /// That it was raised is in its messages; where there are none, it is a step.
-    pub(super) fn note_raise(&self, call: &mut Call<'_>, alert: &Alert) {
+    /// That it was raised is in its messages; where there are none, or they say less than the rule
+    /// meant them to, it is a step.
+    pub(super) fn note_raise(&self, call: &mut Call<'_>, news: &News) {
+        let alert = &news.alert;
         let says_it =
             |message: &Message| message.alert.as_ref().is_some_and(|about| about.id == alert.id);
-        if call.outcome.messages.iter().any(says_it) {
+        if news.unrendered.is_none() && call.outcome.messages.iter().any(says_it) {
             return;
         }
-        call.step(alert, StepKind::Raised, About::default());
+        call.step(alert, StepKind::Raised, lacking(news));
         call.outcome.steps.rotate_right(1);
     }
 
@@ -127,7 +136,7 @@ impl Notifier {
     }
 
     pub(super) fn level(&mut self, call: &mut Call<'_>, news: &News, from: Severity) {
-        call.step(&news.alert, StepKind::Level, About::default());
+        call.step(&news.alert, StepKind::Level, lacking(news));
         let mut tale = self.tale_of(call, news, from);
         if news.alert.severity > from {
             // Somebody takes care of what it was, not of what it has become.
@@ -138,7 +147,7 @@ impl Notifier {
     }
 
     pub(super) fn cleared(&mut self, call: &mut Call<'_>, news: &News) {
-        call.step(&news.alert, StepKind::Cleared, About::default());
+        call.step(&news.alert, StepKind::Cleared, lacking(news));
         let mut tale = self.tale_of(call, news, news.alert.severity);
         for told in &mut tale.told {
             told.repeat_at = None;
@@ -165,10 +174,13 @@ impl Notifier {
         for told in &mut tale.told {
             told.repeat_at = None;
             told.again = false;
-            if told.knows == Knows::Nothing || told.knows == present || present == Knows::Over {
+            if told.knows == present || present == Knows::Over {
                 continue;
             }
-            told.knows = present;
+            // Who has heard nothing hears neither of this nor that it is over.
+            if told.knows != Knows::Nothing {
+                told.knows = present;
+            }
             if told.hold.take().is_some() {
                 let about = About {
                     reason: Some(Reason::Superseded),
@@ -180,7 +192,9 @@ impl Notifier {
             }
         }
         // Kept only where it stops something.
-        tale.ack = tale.policy.repeat.map(|_| ack.clone());
+        let is_unheard = tale.told.iter().any(|told| told.knows == Knows::Nothing);
+        let stops = tale.policy.repeat.is_some() || is_unheard;
+        tale.ack = stops.then(|| ack.clone());
         self.state.tales.insert(news.alert.id, tale);
     }
 

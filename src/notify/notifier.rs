@@ -22,7 +22,7 @@ use super::storm::{Storm, prefix};
 use super::suppress::Causes;
 use super::tale::Tale;
 use crate::clock::Timestamp;
-use crate::model::tell::{Ack, News, Policy, Step, Turn};
+use crate::model::tell::{Ack, News, Policy, Said, Step, Turn};
 use crate::model::{Alert, AlertId, AlertRef, Message, Tells};
 
 /// So often one wake looks for what has become due by what it did itself.
@@ -46,6 +46,29 @@ pub struct Notifier {
     pub(super) expires_in: Duration,
     pub(super) state: State,
     renewed: Renewed,
+}
+
+/// Who knows what an alert that fires says now: what is told again, or later than it happened, is
+/// told as it is by then.
+pub trait Texts {
+    /// The alert's present text; `None`: what it said when it changed last is all there is.
+    fn of(&self, alert: &Alert, now: Timestamp) -> Option<Said>;
+}
+
+/// What a call may ask: who is told how, and what alerts say now. With a book alone they say what
+/// they said.
+#[derive(Clone, Copy)]
+pub struct Sources<'a> {
+    /// Who is told how.
+    pub book: &'a Book,
+    /// What alerts say now.
+    pub texts: Option<&'a dyn Texts>,
+}
+
+impl<'a> From<&'a Book> for Sources<'a> {
+    fn from(book: &'a Book) -> Self {
+        Self { book, texts: None }
+    }
 }
 
 /// An alert that fires, what its rule says of telling, and who takes care of it.
@@ -110,7 +133,8 @@ impl Notifier {
         let tale = self.state.tales.get(&alert.id);
         // Without a tale everybody was told once: of its rule only `repeat` could make a difference.
         let is_renewed = match tale {
-            Some(tale) => tale.policy != *policy,
+            // A row from before an acknowledgement ended what was held.
+            Some(tale) => tale.policy != *policy || (ack.is_some() && tale.acknowledged_unsaid()),
             None => policy.repeat.is_some() && ack.is_none() && !policy.shadow,
         };
         if is_renewed {
@@ -140,8 +164,13 @@ impl Notifier {
     }
 
     /// News of one alert.
-    pub fn handle(&mut self, book: &Book, news: &News, now: Timestamp) -> Outcome {
-        let mut call = Call::new(book, now);
+    pub fn handle<'a>(
+        &mut self,
+        sources: impl Into<Sources<'a>>,
+        news: &News,
+        now: Timestamp,
+    ) -> Outcome {
+        let mut call = Call::new(sources.into(), now);
         if news.policy.shadow {
             self.shadow(&mut call, news);
             return self.state.finish(call);
@@ -157,7 +186,7 @@ impl Notifier {
         }
         self.deliver(&mut call);
         if news.turn == Turn::Raised {
-            self.note_raise(&mut call, &news.alert);
+            self.note_raise(&mut call, news);
         }
         self.state.finish(call)
     }
@@ -168,8 +197,8 @@ impl Notifier {
     }
 
     /// Does all that is due. Doing it twice does nothing more.
-    pub fn wake(&mut self, book: &Book, now: Timestamp) -> Outcome {
-        let mut call = Call::new(book, now);
+    pub fn wake<'a>(&mut self, sources: impl Into<Sources<'a>>, now: Timestamp) -> Outcome {
+        let mut call = Call::new(sources.into(), now);
         for _ in 0..ROUNDS_MAX {
             let due = self.state.all_due(now);
             if due.is_empty() {
@@ -211,8 +240,8 @@ impl Notifier {
 
     /// Brings what is told up to date with what rules and contacts say now, and looks again at
     /// whatever is held. After [`Self::adopt`], and after the news of what the reload ended.
-    pub fn reconsider(&mut self, book: &Book, now: Timestamp) -> Outcome {
-        let mut call = Call::new(book, now);
+    pub fn reconsider<'a>(&mut self, sources: impl Into<Sources<'a>>, now: Timestamp) -> Outcome {
+        let mut call = Call::new(sources.into(), now);
         let Renewed { mut alerts, steady } = std::mem::take(&mut self.renewed);
         alerts.sort_unstable_by_key(|(alert, ..)| alert.id);
         let mut looked_at: BTreeSet<AlertId> = BTreeSet::new();
@@ -221,7 +250,7 @@ impl Notifier {
             self.renew(&mut call, alert, &policy, ack);
         }
         looked_at.extend(steady.iter().filter_map(|id| self.calm(&mut call, id)));
-        if book.storm.is_none() {
+        if call.book.storm.is_none() {
             let mut storms: Vec<RowId> = self.state.storms.keys().cloned().collect();
             storms.sort_unstable();
             for id in storms {
@@ -243,14 +272,14 @@ impl Notifier {
     }
 
     /// An instance that was flapping is gone without news.
-    pub fn steadied(
+    pub fn steadied<'a>(
         &mut self,
-        book: &Book,
+        sources: impl Into<Sources<'a>>,
         rule: &Arc<str>,
         key: &Arc<str>,
         now: Timestamp,
     ) -> Outcome {
-        let mut call = Call::new(book, now);
+        let mut call = Call::new(sources.into(), now);
         let id = RowId::Instance { rule: Arc::clone(rule), key: Arc::clone(key) };
         if let Some(last) = self.calm(&mut call, &id) {
             self.settle(&mut call, last, None);
@@ -263,9 +292,9 @@ impl Notifier {
     ///
     /// # Errors
     /// It has no author, reason or end, covers everything by mistake, or is one too many.
-    pub fn add_silence(
+    pub fn add_silence<'a>(
         &mut self,
-        book: &Book,
+        sources: impl Into<Sources<'a>>,
         silence: Silence,
         now: Timestamp,
     ) -> Result<Outcome, BadSilence> {
@@ -278,7 +307,7 @@ impl Notifier {
             );
             return Err(BadSilence(vec![what]));
         }
-        let mut call = Call::new(book, now);
+        let mut call = Call::new(sources.into(), now);
         self.state.touch(&mut call, &RowId::Silence(Arc::clone(&silence.id)));
         self.state.silences.insert(Arc::clone(&silence.id), silence);
         // It may have replaced a wider or longer one.
@@ -289,11 +318,16 @@ impl Notifier {
 
     /// Ends the silence of that id, or of that name; `None` if there is none. Those of files end
     /// where they stand.
-    pub fn end_silence(&mut self, book: &Book, id: &str, now: Timestamp) -> Option<Outcome> {
+    pub fn end_silence<'a>(
+        &mut self,
+        sources: impl Into<Sources<'a>>,
+        id: &str,
+        now: Timestamp,
+    ) -> Option<Outcome> {
         let silences = &self.state.silences;
         let by_name = || silences.values().find(|silence| silence.name.as_deref() == Some(id));
         let id = Arc::clone(&silences.get(id).or_else(by_name)?.id);
-        let mut call = Call::new(book, now);
+        let mut call = Call::new(sources.into(), now);
         self.state.touch(&mut call, &RowId::Silence(Arc::clone(&id)));
         self.state.silences.remove(&id);
         self.settle_waiting(&mut call, &Wait::Silence, None);

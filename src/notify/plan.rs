@@ -172,8 +172,13 @@ mod tests {
             expires_in: Some(Duration::from_secs(60)),
             ..Policy::default()
         };
-        let news =
-            News { alert: alert(text), turn: Turn::Raised, title: None, policy: policy.into() };
+        let news = News {
+            alert: alert(text),
+            turn: Turn::Raised,
+            title: None,
+            unrendered: None,
+            policy: policy.into(),
+        };
         let book = Book { directory: directory(), ..Book::default() };
         Notifier::new(&Config::default(), Duration::ZERO).handle(&book, &news, NOW)
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::book::Book;
 use super::group::Group;
 use super::hold::{Hold, Instance};
-use super::notifier::Outcome;
+use super::notifier::{Outcome, Sources, Texts};
 use super::quota::Window;
 use super::row::{Row, RowChange, RowId};
 use super::silence::Silence;
@@ -73,6 +73,7 @@ pub(super) struct Announcement {
 /// One call of the notifier while it runs.
 pub(super) struct Call<'a> {
     pub(super) book: &'a Book,
+    pub(super) texts: Option<&'a dyn Texts>,
     pub(super) now: Timestamp,
     pub(super) outcome: Outcome,
     pub(super) ready: Vec<Ready>,
@@ -91,9 +92,10 @@ struct Before {
 }
 
 impl<'a> Call<'a> {
-    pub(super) fn new(book: &'a Book, now: Timestamp) -> Self {
+    pub(super) fn new(sources: Sources<'a>, now: Timestamp) -> Self {
         Self {
-            book,
+            book: sources.book,
+            texts: sources.texts,
             now,
             outcome: Outcome::default(),
             ready: Vec::new(),

@@ -119,9 +119,7 @@ impl Tale {
         }
         before.retain(|told| told.hold.is_some());
         let unnamed = before.into_iter().map(|told| told.contact).collect();
-        if self.policy.repeat.is_none() && policy.repeat.is_some() {
-            self.ack = self.ack.or(ack);
-        }
+        self.ack = self.ack.or(ack);
         let present = self.present();
         let every = policy.repeat.filter(|_| self.ack.is_none());
         for told in &mut self.told {
@@ -150,8 +148,15 @@ impl Tale {
             // It was over before anybody heard of it.
             (Knows::Nothing, Knows::Over) => false,
             (Knows::Fires(_), Knows::Over) => self.policy.tell_clear,
+            // Somebody takes care of it, as it stands.
+            (Knows::Nothing, Knows::Fires(_)) if self.ack.is_some() => false,
             (knows, present) => knows != present || told.again,
         }
+    }
+
+    /// Whether somebody was to hear of it still, and nobody is noted who takes care of it.
+    pub(super) fn acknowledged_unsaid(&self) -> bool {
+        self.ack.is_none() && self.told.iter().any(|told| told.knows == Knows::Nothing)
     }
 
     /// Whether nothing is to be remembered: all that there was to tell is told, and what is told

@@ -14,12 +14,12 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 
 use super::Config;
-use super::instance::Instance;
+use super::instance::{Instance, Last};
 use super::life::Life;
 use super::run::Run;
 use super::set::{Matched, OnDowntime, Replayed, Rule, Rules};
 use crate::clock::Timestamp;
-use crate::model::tell::{Ack, News, Policy, Turn};
+use crate::model::tell::{Ack, News, Policy, Said, Turn};
 use crate::model::{Alert, AlertId, IdSource, Publish, Reason};
 use crate::payload::{self, Codec, Decode, Undecodable, Value, sparkplug};
 use crate::topic::TopicName;
@@ -37,6 +37,9 @@ const SAMPLED_RULES_MAX: usize = 1_000;
 pub struct Effects {
     /// Alerts that changed, in the order of the rules.
     pub news: Vec<News>,
+    /// What those that fire were told of, where their rules remember nothing: for
+    /// [`Engine::retell`], where something of them is told later or again.
+    pub readings: Vec<(AlertId, Last)>,
     /// Rules that could not come to a result.
     pub failures: Vec<Failure>,
     /// Rules that did not look at the publish, and why.
@@ -329,6 +332,7 @@ impl Engine {
             alert,
             turn: Turn::Acknowledged(ack),
             title: None,
+            unrendered: None,
             policy: Arc::clone(&rule.policy),
         };
         Some(Effects {
@@ -336,6 +340,37 @@ impl Engine {
             touched: vec![Touched::Put(name, key)],
             ..Effects::default()
         })
+    }
+
+    /// Something of the alert of this instance is told later, or again: what it is told of is kept
+    /// from now on. Before the instance is written.
+    pub fn retell(&mut self, alert: &Alert, reading: Option<Last>) {
+        let keys = self.instances.get_mut(&alert.rule);
+        let Some(instance) = keys.and_then(|keys| keys.get_mut(&alert.key)) else { return };
+        if instance.id == alert.id && instance.life.level().is_some() {
+            instance.is_retold = true;
+            instance.newest = reading.map(Box::new).or(instance.newest.take());
+        }
+    }
+
+    /// The same for all alerts that fire and are told so, as at a start: from their next readings on.
+    pub fn retell_where(&mut self, is_told: impl Fn(AlertId) -> bool) {
+        for instance in self.instances.values_mut().flat_map(HashMap::values_mut) {
+            instance.is_retold |= instance.life.level().is_some() && is_told(instance.id);
+        }
+    }
+
+    /// What an alert that fires says now, of the newest reading that its rule came to a result on, and
+    /// what could not be rendered. `None`: there is no such reading, or no such alert.
+    pub fn say(
+        &self,
+        rules: &Rules,
+        alert: &Alert,
+        now: Timestamp,
+    ) -> Option<(Said, Vec<Failure>)> {
+        let instance = self.instance(&alert.rule, &alert.key)?;
+        let is_it = instance.id == alert.id && instance.life.level() == Some(alert.severity);
+        super::run::say(rules, rules.by_name(&alert.rule)?, instance, now).filter(|_| is_it)
     }
 
     /// An operator has an instance forgotten; nobody is told. One that is expected is waited for from
@@ -603,6 +638,7 @@ fn dropped(alert: Alert, policy: Option<Arc<Policy>>, reason: Reason, now: Times
         alert: Alert { changed_at: now, ..alert },
         turn: Turn::Dropped(reason),
         title: None,
+        unrendered: None,
         policy: policy.unwrap_or_default(),
     }
 }
@@ -675,6 +711,7 @@ fn go_live(instance: &mut Instance, rule: &Rule, effects: &mut Effects) {
     instance.untold = false;
     let Some(alert) = instance.alert() else { return };
     let policy = Arc::clone(&rule.policy);
-    effects.news.push(News { alert, turn: Turn::Raised, title: None, policy });
+    let turn = Turn::Raised;
+    effects.news.push(News { alert, turn, title: None, unrendered: None, policy });
     put(instance, effects);
 }

@@ -78,6 +78,12 @@ pub struct Instance {
     /// What its rule needs of the publishes before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Box<Memory>>,
+    /// The level that its alert was on before this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_level: Option<Severity>,
+    /// The newest reading, where its alert is told again or later and its rule remembers none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest: Option<Box<Last>>,
     /// Of rows that were written before there were levels.
     #[serde(default, skip_serializing)]
     pub(super) severity: Option<Severity>,
@@ -90,6 +96,9 @@ pub struct Instance {
     /// When it is looked at next; never stored.
     #[serde(skip)]
     pub(super) timer: Option<Timestamp>,
+    /// Whether `newest` is kept up to date; never stored.
+    #[serde(skip)]
+    pub(super) is_retold: bool,
 }
 
 fn is_empty(labels: &Labels) -> bool {
@@ -107,6 +116,10 @@ pub struct Memory {
     /// The last publish.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<Last>,
+    /// The last publish on which the conditions came to a result, where the last one did not and a
+    /// clock runs or something fires: what a text tells of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decided: Option<Box<Last>>,
     /// One for each `window` of the rule.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub windows: Vec<Window>,
@@ -210,15 +223,19 @@ impl Instance {
             events: 0,
             untold: false,
             memory: None,
+            from_level: None,
+            newest: None,
             severity: None,
             is_dirty: false,
             is_stored: false,
             timer: None,
+            is_retold: false,
         }
     }
 
     /// Takes over what an older version wrote.
     pub(super) fn upgrade(&mut self) {
+        self.is_retold = self.newest.is_some();
         if let (Some(severity), Some(at)) = (self.severity.take(), self.fired_at) {
             self.life = Life::firing(severity, at);
             self.changed_at = Some(at);
@@ -268,12 +285,23 @@ impl Instance {
         self.events = 0;
         self.untold = false;
         self.text = Arc::default();
+        self.from_level = None;
+        self.newest = None;
+        self.is_retold = false;
     }
 
     /// Whether its state changes too often to be told.
     pub fn is_flapping(&self) -> bool {
         let flaps = self.memory.as_ref().and_then(|memory| memory.flaps);
         flaps.is_some_and(|flaps| flaps.on)
+    }
+
+    /// The newest reading that texts can tell of: the last that its conditions came to a result on.
+    pub(super) fn told_of(&self) -> Option<&Last> {
+        let memory = self.memory.as_deref();
+        let decided = memory.and_then(|memory| memory.decided.as_deref());
+        let last = || memory.and_then(|memory| memory.last.as_ref());
+        self.newest.as_deref().or(decided).or_else(last)
     }
 
     /// Its last publish.

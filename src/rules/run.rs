@@ -13,10 +13,10 @@ use super::instance::{Instance, Last, Memory};
 use super::life::Move;
 use super::named::Named;
 use super::set::{Expected, KeyPart, Level, Replayed, Rule, Rules, Silent};
-use super::template::{self, default_text, plain};
+use super::template::{self, Unrendered, default_text, fallback};
 use super::window::Window;
 use crate::clock::Timestamp;
-use crate::model::tell::{News, Turn};
+use crate::model::tell::{News, Said, Turn};
 use crate::model::{Alert, AlertId, AlertState, Fnv, Labels, Publish, Reason, Severity};
 use crate::payload::Value;
 use crate::payload::value::Map;
@@ -52,6 +52,19 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
+    /// As an instance keeps it.
+    fn last(&self, previous: Option<Value>) -> Last {
+        Last {
+            payload: self.payload.clone(),
+            previous,
+            item: self.item.clone().map(Box::new),
+            client_id: Arc::clone(self.client_id),
+            at: self.at,
+            retain: self.retain,
+            replayed: self.replayed,
+        }
+    }
+
     /// The name or number of its element, as text.
     fn item_key(&self) -> Option<Arc<str>> {
         match &self.item.as_ref()?.0 {
@@ -309,11 +322,11 @@ impl Run<'_> {
 
         instance.seen_at = Some(self.now);
         instance.silent_from = None;
-        instance.topic = reading.topic.clone();
         let scene = self.scene(&reading, previous, &named);
         let mut changed = is_new && rule.silent.is_some();
         let (mut flapping, mut flaps_now) = (None, flaps_before);
         let mut moves = Vec::new();
+        let mut has_result = true;
         // The memory of one without a condition is for `previous`, windows and `dedupe`.
         if !rule.is_event() {
             let target = if rule.silent.is_some() || first.is_some() {
@@ -333,20 +346,31 @@ impl Run<'_> {
                     flapping = flaps.note(fires, spec.last, (spec.low, spec.high));
                     flaps_now = Some(flaps);
                 }
+            } else {
+                has_result = false;
             }
         }
-        if instance.life.level().is_some() {
+        // What a text tells of is a reading on which the rule could decide.
+        let is_told_of = has_result || instance.life.is_idle();
+        if is_told_of {
+            instance.topic = reading.topic.clone();
+        }
+        let fires = instance.life.level().is_some();
+        if fires {
             instance.events = instance.events.saturating_add(1);
         }
-        memory.last = rule.needs.last.then(|| Last {
-            payload: reading.payload.clone(),
-            previous: previous.cloned(),
-            item: reading.item.clone().map(Box::new),
-            client_id: Arc::clone(reading.client_id),
-            at: reading.at,
-            retain: reading.retain,
-            replayed: reading.replayed,
-        });
+        if is_told_of && instance.is_retold && fires && !rule.needs.last {
+            instance.newest = Some(Box::new(reading.last(None)));
+        }
+        if rule.needs.last {
+            let last = reading.last(previous.cloned());
+            memory.decided = match memory.decided.take() {
+                _ if is_told_of => None,
+                None => before.clone().map(Box::new),
+                decided => decided,
+            };
+            memory.last = Some(last);
+        }
         memory.windows = windows;
         memory.flaps = flaps_now;
         let must_be_written = changed || counted || rule.durable || flapping.is_some();
@@ -365,7 +389,7 @@ impl Run<'_> {
             return drop_instance(&instance, policy, Reason::Forgotten, self.now, self.effects);
         }
         let mut memory = instance.memory.take().unwrap_or_default();
-        let last = memory.last.clone();
+        let last = memory.decided.as_deref().or(memory.last.as_ref()).cloned();
         let nothing: (Value, Arc<str>) = (Value::Null, Arc::default());
         let topic = instance.topic.clone();
         let reading = Reading {
@@ -458,7 +482,7 @@ impl Run<'_> {
                 None => AlertState::Cleared,
             };
             let alert = self.alert(&instance, state, severity);
-            self.tell(alert, Turn::Flapping(on), telling);
+            self.tell(alert, Turn::Flapping(on), None, telling);
         }
         if *memory != Memory::default() {
             instance.memory = Some(memory);
@@ -497,27 +521,29 @@ impl Run<'_> {
                 instance.ack = None;
                 instance.events = 1;
                 instance.untold = rule.is_shadow();
-                let mut alert = self.alert(instance, AlertState::Firing, level);
-                alert.text = self.text(rule.text.as_ref(), &alert, None, instance, telling);
-                instance.text = Arc::clone(&alert.text);
-                self.tell(alert, Turn::Raised, telling);
+                instance.from_level = None;
+                self.told_of(instance, telling);
+                let alert = self.alert(instance, AlertState::Firing, level);
+                self.tell_anew(alert, Turn::Raised, instance, telling);
             }
             (Some(from), Some(level)) => {
                 if level > from {
                     // Who saw the lesser one has not seen this one.
                     instance.ack = None;
                 }
-                let mut alert = self.alert(instance, AlertState::Firing, level);
-                alert.text = self.text(rule.text.as_ref(), &alert, Some(from), instance, telling);
-                instance.text = Arc::clone(&alert.text);
-                self.tell(alert, Turn::Level(from), telling);
+                instance.from_level = Some(from);
+                self.told_of(instance, telling);
+                let alert = self.alert(instance, AlertState::Firing, level);
+                self.tell_anew(alert, Turn::Level(from), instance, telling);
             }
             (Some(from), None) => {
                 let mut alert = self.alert(instance, AlertState::Cleared, from);
+                let mut unrendered = None;
                 if let Some(name) = &rule.text_clear {
-                    alert.text = self.text(Some(name), &alert, Some(from), instance, telling);
+                    (alert.text, unrendered) =
+                        self.text(Some(name), &alert, Some(from), instance, telling);
                 }
-                self.tell(alert, Turn::Cleared, telling);
+                self.tell(alert, Turn::Cleared, unrendered, telling);
                 // Its next alert is another one.
                 if instance.is_stored {
                     self.effects.touched.push(Touched::Remove(instance.id));
@@ -552,9 +578,8 @@ impl Run<'_> {
         instance.labels = labels(&rule.filter, reading.topic, reading.item_key(), &instance.key);
         instance.events = 1;
         let telling = Telling { reading, previous: previous.cloned(), named };
-        let mut alert = self.alert(&instance, AlertState::Firing, rule.severity);
-        alert.text = self.text(rule.text.as_ref(), &alert, None, &instance, &telling);
-        self.tell(alert, Turn::Raised, &telling);
+        let alert = self.alert(&instance, AlertState::Firing, rule.severity);
+        self.tell_anew(alert, Turn::Raised, &mut instance, &telling);
     }
 
     fn lets(&mut self, reading: &Reading<'_>, previous: Option<&Value>, named: &mut Named) {
@@ -603,19 +628,7 @@ impl Run<'_> {
     where
         Self: 's,
     {
-        Scene {
-            payload: reading.payload,
-            previous,
-            item: reading.item.as_ref().map(|(key, item)| (key, item)),
-            named,
-            topic: reading.topic,
-            filter: self.filter(),
-            client_id: reading.client_id,
-            retain: reading.retain,
-            replayed: reading.replayed,
-            at: reading.at,
-            now: self.now,
-        }
+        scene(self.rule, self.now, reading, previous, named)
     }
 
     /// The worst level that holds, seen from the active one (Kapacitor's semantics): worse levels by
@@ -722,19 +735,61 @@ impl Run<'_> {
         }
     }
 
-    fn tell(&mut self, alert: Alert, turn: Turn, telling: &Telling<'_, '_>) {
+    /// Keeps what a firing alert is told of at hand, should it be told later or again.
+    fn told_of(&mut self, instance: &Instance, telling: &Telling<'_, '_>) {
+        if !self.rule.needs.last {
+            self.effects.readings.push((instance.id, telling.reading.last(None)));
+        }
+    }
+
+    /// An alert that fires, with its text of now.
+    fn tell_anew(
+        &mut self,
+        mut alert: Alert,
+        turn: Turn,
+        instance: &mut Instance,
+        telling: &Telling<'_, '_>,
+    ) {
+        let from = instance.from_level;
+        let unrendered;
+        (alert.text, unrendered) =
+            self.text(self.rule.text.as_ref(), &alert, from, instance, telling);
+        instance.text = Arc::clone(&alert.text);
+        self.tell(alert, turn, unrendered, telling);
+    }
+
+    /// `unrendered`: what its text lacked.
+    fn tell(
+        &mut self,
+        alert: Alert,
+        turn: Turn,
+        mut unrendered: Option<Arc<str>>,
+        telling: &Telling<'_, '_>,
+    ) {
         let rule = self.rule;
         let from = match turn {
             Turn::Level(from) => Some(from),
             _ => None,
         };
         let is_told = alert.state == AlertState::Firing || rule.text_clear.is_some();
-        let title = rule.title.as_ref().filter(|_| is_told);
-        let title = title.and_then(|name| self.try_render(name, &alert, from, None, telling));
-        self.effects.news.push(News { alert, turn, title, policy: Arc::clone(&rule.policy) });
+        let mut title = None;
+        if let Some(name) = rule.title.as_ref().filter(|_| is_told) {
+            let place = Place { rules: self.rules, rule, now: self.now };
+            match place.render(name, &alert, from, None, telling) {
+                Ok(text) => title = Some(text),
+                Err(failed) => {
+                    title = failed.partial.as_deref().map(Arc::from);
+                    let failed = self.fail_template(name, &failed);
+                    unrendered.get_or_insert(failed);
+                }
+            }
+        }
+        let policy = Arc::clone(&rule.policy);
+        self.effects.news.push(News { alert, turn, title, unrendered, policy });
     }
 
-    /// The template's text, or a plain one: whatever happens, the alert goes out.
+    /// The template's text, or what can be told instead and what it lacked: whatever happens, the
+    /// alert goes out with its reading.
     fn text(
         &mut self,
         name: Option<&String>,
@@ -742,25 +797,73 @@ impl Run<'_> {
         from: Option<Severity>,
         instance: &Instance,
         telling: &Telling<'_, '_>,
-    ) -> Arc<str> {
-        let Some(name) = name else {
-            if self.rule.silent.is_some() {
-                return format!("{}: {} is silent", alert.rule, alert.topic).into();
-            }
-            return default_text(&alert.rule, &alert.topic, telling.reading.payload);
-        };
-        self.try_render(name, alert, from, Some(instance), telling)
-            .unwrap_or_else(|| plain(&alert.rule, alert.state, &alert.topic))
+    ) -> (Arc<str>, Option<Arc<str>>) {
+        let place = Place { rules: self.rules, rule: self.rule, now: self.now };
+        match place.text(name, alert, from, instance, telling) {
+            (text, None) => (text, None),
+            (text, Some((name, failed))) => (text, Some(self.fail_template(name, &failed))),
+        }
     }
 
-    fn try_render(
-        &mut self,
+    fn fail_template(&mut self, name: &str, failed: &Unrendered) -> Arc<str> {
+        let failure = unrendered(&self.rule.name, name, failed);
+        let detail = failure.detail.as_str().into();
+        self.effects.failures.push(failure);
+        detail
+    }
+}
+
+/// That a template could not be rendered; `name` as it is in the set.
+fn unrendered(rule: &Arc<str>, name: &str, failed: &Unrendered) -> Failure {
+    let key = name.rsplit('/').next().unwrap_or(name);
+    let detail = format!("`{key}`: {}", failed.detail);
+    Failure { rule: Arc::clone(rule), reason: Reason::TemplateFailed, detail }
+}
+
+/// Which rule says something, and when.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    rules: &'a Rules,
+    rule: &'a Rule,
+    now: Timestamp,
+}
+
+impl<'a> Place<'a> {
+    /// What the alert says, and which template failed on the way.
+    fn text(
+        self,
+        name: Option<&'a String>,
+        alert: &Alert,
+        from: Option<Severity>,
+        instance: &Instance,
+        telling: &Telling<'_, '_>,
+    ) -> (Arc<str>, Option<(&'a str, Unrendered)>) {
+        let Some(name) = name else {
+            if self.rule.silent.is_some() {
+                return (format!("{}: {} is silent", alert.rule, alert.topic).into(), None);
+            }
+            let text = default_text(&alert.rule, &alert.topic, telling.reading.payload);
+            return (text, None);
+        };
+        match self.render(name, alert, from, Some(instance), telling) {
+            Ok(text) => (text, None),
+            Err(failed) => {
+                let reading = telling.reading;
+                let item = reading.item.as_ref();
+                let text = fallback(failed.clone(), alert, reading.payload, item);
+                (text, Some((name, failed)))
+            }
+        }
+    }
+
+    fn render(
+        self,
         name: &str,
         alert: &Alert,
         from_level: Option<Severity>,
         instance: Option<&Instance>,
         telling: &Telling<'_, '_>,
-    ) -> Option<Arc<str>> {
+    ) -> Result<Arc<str>, Unrendered> {
         let reading = telling.reading;
         let scene = template::Scene {
             payload: reading.payload.clone(),
@@ -782,20 +885,84 @@ impl Run<'_> {
             now: self.now,
             fired_at: alert.fired_at,
         };
-        match self.rules.templates.render(name, scene) {
-            Ok(text) => Some(text),
-            Err(detail) => {
-                let key = name.rsplit('/').next().unwrap_or(name);
-                self.fail(Reason::TemplateFailed, format!("`{key}`: {detail}"));
-                None
-            }
-        }
+        self.rules.templates.render(name, scene)
     }
 }
 
-impl<'r> Run<'r> {
-    fn filter(&self) -> &'r TopicFilter {
-        &self.rule.filter
+/// What the alert of this instance says at `now`, and what of it could not be rendered. `None`:
+/// there is no reading to tell of.
+pub(super) fn say(
+    rules: &Rules,
+    rule: &Rule,
+    instance: &Instance,
+    now: Timestamp,
+) -> Option<(Said, Vec<Failure>)> {
+    let alert = instance.alert()?;
+    let last = instance.told_of();
+    if last.is_none() && rule.silent.is_none() {
+        return None;
+    }
+    let nothing: (Value, Arc<str>) = (Value::Null, Arc::default());
+    let reading = Reading {
+        topic: &instance.topic,
+        client_id: last.map_or(&nothing.1, |last| &last.client_id),
+        payload: last.map_or(&nothing.0, |last| &last.payload),
+        item: last.and_then(|last| last.item.as_deref().cloned()),
+        retain: last.is_some_and(|last| last.retain),
+        replayed: last.is_some_and(|last| last.replayed),
+        at: last.map_or(now, |last| last.at),
+    };
+    let previous = last.and_then(|last| last.previous.as_ref());
+    let mut named = Named::new();
+    for (name, expression) in rule.lets.iter().filter(|_| last.is_some()) {
+        // What fails was counted when the reading came.
+        if let Ok(value) = expression.evaluate_value(&scene(rule, now, &reading, previous, &named))
+        {
+            named.push(Arc::clone(name), value);
+        }
+    }
+    let windows = instance.memory.as_ref().map_or(&[][..], |memory| &memory.windows);
+    for (window, spec) in windows.iter().zip(&rule.windows) {
+        named.push(Arc::clone(&spec.name), window.value(spec, now));
+    }
+    let telling = Telling { reading: &reading, previous: previous.cloned(), named: &named };
+    let place = Place { rules, rule, now };
+    let from = instance.from_level;
+    let mut failures = Vec::new();
+    let (text, failed) = place.text(rule.text.as_ref(), &alert, from, instance, &telling);
+    failures.extend(failed.map(|(name, failed)| unrendered(&rule.name, name, &failed)));
+    let title = rule.title.as_ref().and_then(|name| {
+        match place.render(name, &alert, from, Some(instance), &telling) {
+            Ok(title) => Some(title),
+            Err(failed) => {
+                failures.push(unrendered(&rule.name, name, &failed));
+                failed.partial.as_deref().map(Arc::from)
+            }
+        }
+    });
+    Some((Said { text, title }, failures))
+}
+
+/// What an expression of the rule sees.
+fn scene<'s>(
+    rule: &'s Rule,
+    now: Timestamp,
+    reading: &'s Reading<'_>,
+    previous: Option<&'s Value>,
+    named: &'s Named,
+) -> Scene<'s> {
+    Scene {
+        payload: reading.payload,
+        previous,
+        item: reading.item.as_ref().map(|(key, item)| (key, item)),
+        named,
+        topic: reading.topic,
+        filter: &rule.filter,
+        client_id: reading.client_id,
+        retain: reading.retain,
+        replayed: reading.replayed,
+        at: reading.at,
+        now,
     }
 }
 

@@ -3,20 +3,23 @@
 //! Compiled when the rule is loaded; a variable, filter or test that there is not refuses the load.
 //! Strict: a field that a payload lacks fails the rendering, because half a sentence reads like a
 //! whole one. No loader, no includes, no files; work is limited by fuel, length by
-//! `text_bytes_max`. What cannot be rendered is replaced by a plain sentence: an alert
-//! always goes out.
+//! `text_bytes_max`. What cannot be rendered is told with what could be, a [`GAP`] for each place
+//! that failed, and the payload as it came: an alert always goes out, and never without its
+//! reading.
+//!
+//! A number that a device has put in quotes is one for `format`, `round` and `abs`.
 
 use std::fmt;
 use std::sync::Arc;
 
-use minijinja::value::{Object, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
+use minijinja::value::{Object, Rest, ValueKind, ValueOrKwargs};
+use minijinja::{Environment, Error, ErrorKind, State, UndefinedBehavior};
 
 use super::condition::capture;
 use super::named::Named;
 use super::view::to_template;
 use crate::clock::Timestamp;
-use crate::model::{AlertState, Severity};
+use crate::model::{Alert, AlertState, Severity};
 use crate::payload::Value;
 use crate::problem::closest;
 use crate::span::Span;
@@ -96,6 +99,20 @@ const TESTS: &[&str] = &[
 
 /// What minijinja itself brings.
 const GLOBALS: &[&str] = &["range", "dict", "namespace", "loop"];
+
+/// What stands in a text for a place that could not be rendered.
+const GAP: &str = "?";
+/// Most of them in one text: each has it rendered once more.
+const GAPS_MAX: usize = 16;
+/// A payload that stands in for a text is cut at so many bytes, and what could be rendered beside
+/// it: so that both fit into the longest SMS.
+const PAYLOAD_BYTES_MAX: usize = 300;
+const RENDERED_BYTES_MAX: usize = 700;
+
+/// minijinja's own filters that ours lead to, by the names that they have besides.
+const FORMAT: &str = "minijinja_format";
+const ROUND: &str = "minijinja_round";
+const ABS: &str = "minijinja_abs";
 
 /// All templates of a rule set.
 pub(super) struct Templates {
@@ -224,6 +241,12 @@ impl Templates {
         });
         // It prints the whole context, and with it payloads.
         environment.remove_global("debug");
+        environment.add_filter(FORMAT, minijinja::filters::format);
+        environment.add_filter(ROUND, minijinja::filters::round);
+        environment.add_filter(ABS, minijinja::filters::abs);
+        environment.add_filter("format", format);
+        environment.add_filter("round", round);
+        environment.add_filter("abs", abs);
         Self { environment, bytes_max }
     }
 
@@ -295,17 +318,177 @@ impl Templates {
     /// Renders the template `name`.
     ///
     /// # Errors
-    /// Why not, without anything of the payload.
-    pub(super) fn render(&self, name: &str, scene: Scene) -> Result<Arc<str>, String> {
+    /// Why not, and what could be rendered.
+    pub(super) fn render(&self, name: &str, scene: Scene) -> Result<Arc<str>, Unrendered> {
+        let nothing = |error: &Error, source: &str| {
+            let detail = explain(error, source);
+            Unrendered { detail, partial: None }
+        };
         let scene = minijinja::Value::from_object(scene);
-        let template = self.environment.get_template(name).map_err(|error| explain(&error, ""))?;
-        let rendered =
-            template.render(scene).map_err(|error| explain(&error, template.source()))?;
-        if rendered.trim().is_empty() {
-            return Err("it rendered to nothing".to_owned());
+        let template = self.environment.get_template(name).map_err(|error| nothing(&error, ""))?;
+        match template.render(scene.clone()) {
+            Ok(text) if text.trim().is_empty() => {
+                let detail = "it rendered to nothing".to_owned();
+                Err(Unrendered { detail, partial: None })
+            }
+            Ok(text) => Ok(shorten(text, self.bytes_max).into()),
+            Err(error) => Err(self.with_gaps(template.source(), &scene, error)),
         }
-        Ok(shorten(rendered, self.bytes_max).into())
     }
+
+    /// The template with a [`GAP`] in the place of each `{{ }}` that fails. None at all where
+    /// something else fails: the condition of an `{% if %}` decides what is said.
+    fn with_gaps(&self, source: &str, scene: &minijinja::Value, error: Error) -> Unrendered {
+        let mut source = source.to_owned();
+        let mut error = error;
+        let mut details: Vec<String> = Vec::new();
+        let mut partial = None;
+        for _ in 0..GAPS_MAX {
+            let detail = explain(&error, &source);
+            if !details.contains(&detail) {
+                details.push(detail);
+            }
+            // Whatever is tried again would only run out of it once more.
+            if matches!(error.kind(), ErrorKind::OutOfFuel) {
+                break;
+            }
+            let Some(place) = error.range().and_then(|range| block(&source, range.start)) else {
+                break;
+            };
+            source.replace_range(place, GAP);
+            match self.environment.render_str(&source, scene.clone()) {
+                Ok(text) => {
+                    let says_something = text.contains(char::is_alphanumeric);
+                    partial = says_something.then(|| shorten(text, self.bytes_max));
+                    break;
+                }
+                Err(next) => error = next,
+            }
+        }
+        Unrendered { detail: details.join("; "), partial }
+    }
+}
+
+/// A text that could not be rendered as it is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Unrendered {
+    /// Why not, without anything of the payload.
+    pub(super) detail: String,
+    /// The text with a [`GAP`] for each place that failed, where there is more than them.
+    pub(super) partial: Option<String>,
+}
+
+/// `format` of minijinja, for numbers in quotes too.
+fn format(
+    state: &mut State<'_, '_>,
+    pattern: &minijinja::Value,
+    arguments: Rest<ValueOrKwargs>,
+) -> Result<minijinja::Value, Error> {
+    let mut all = vec![pattern.clone()];
+    all.extend(arguments.into_values());
+    let conversions = pattern.as_str().map(conversions).unwrap_or_default();
+    for (argument, conversion) in all.iter_mut().skip(1).zip(conversions) {
+        if "diuoxXeEfFgG".contains(conversion) {
+            *argument = number(argument);
+        }
+    }
+    state.apply_filter(FORMAT, &all)
+}
+
+fn round(
+    state: &mut State<'_, '_>,
+    value: &minijinja::Value,
+    arguments: Rest<ValueOrKwargs>,
+) -> Result<minijinja::Value, Error> {
+    let mut all = vec![number(value)];
+    all.extend(arguments.into_values());
+    state.apply_filter(ROUND, &all)
+}
+
+fn abs(state: &mut State<'_, '_>, value: &minijinja::Value) -> Result<minijinja::Value, Error> {
+    state.apply_filter(ABS, &[number(value)])
+}
+
+/// The number that stands in quotes; anything else as it is.
+fn number(value: &minijinja::Value) -> minijinja::Value {
+    let Some(text) = value.as_str().map(str::trim) else { return value.clone() };
+    // What Rust reads besides (`inf`, `nan`) is no reading.
+    if !text.ends_with(|c: char| c.is_ascii_digit() || c == '.') {
+        return value.clone();
+    }
+    if let Ok(whole) = text.parse::<i64>() {
+        return whole.into();
+    }
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() => number.into(),
+        _ => value.clone(),
+    }
+}
+
+/// What a printf pattern makes of each of its arguments, in order. Nothing where it names them.
+fn conversions(pattern: &str) -> Vec<char> {
+    let mut found = Vec::new();
+    let mut characters = pattern.chars();
+    while let Some(character) = characters.next() {
+        if character != '%' {
+            continue;
+        }
+        for character in characters.by_ref() {
+            match character {
+                '(' => return Vec::new(),
+                '%' => break,
+                'l' | 'h' | 'L' => {}
+                _ if character.is_ascii_alphabetic() => {
+                    found.push(character);
+                    break;
+                }
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+/// Where the `{{ }}` stands that `at` is in.
+fn block(source: &str, at: usize) -> Option<std::ops::Range<usize>> {
+    let mut from = 0;
+    while let Some(open) = source.get(from..)?.find('{').map(|found| from + found) {
+        if open > at {
+            return None;
+        }
+        let rest = source.get(open..)?;
+        let end = match rest.as_bytes().get(1) {
+            Some(b'{') => expression_end(rest)?,
+            Some(b'%') => rest.find("%}")? + 2,
+            Some(b'#') => rest.find("#}")? + 2,
+            _ => 1,
+        };
+        if at < open + end {
+            return rest.starts_with("{{").then_some(open..open + end);
+        }
+        from = open + end;
+    }
+    None
+}
+
+/// The length of a `{{ }}`, in which quotes may hold braces.
+fn expression_end(text: &str) -> Option<usize> {
+    let mut quote = None;
+    let mut nested = 0_usize;
+    let mut before = ' ';
+    for (at, character) in text.char_indices().skip(2) {
+        match (quote, character) {
+            (Some(open), _) if open == character && before != '\\' => quote = None,
+            (Some(_), _) => {}
+            (None, '"' | '\'') => quote = Some(character),
+            (None, '{') => nested += 1,
+            (None, '}') if nested > 0 => nested -= 1,
+            (None, '}') if before == '}' => return Some(at + 1),
+            (None, _) => {}
+        }
+        before = character;
+    }
+    None
 }
 
 /// At most `bytes_max` bytes, cut between characters.
@@ -328,7 +511,7 @@ pub(super) fn truncate(text: &mut String, mut bytes_max: usize) {
 /// The text of a rule that has none: its name, what happened, the topic and the payload.
 pub(super) fn default_text(rule: &str, topic: &TopicName, payload: &Value) -> Arc<str> {
     // A payload may be long, and the rest is what tells where to look.
-    let payload = shorten(payload.to_string(), 300);
+    let payload = shorten(payload.to_string(), PAYLOAD_BYTES_MAX);
     if payload.is_empty() {
         format!("{rule}: {topic}").into()
     } else {
@@ -336,9 +519,31 @@ pub(super) fn default_text(rule: &str, topic: &TopicName, payload: &Value) -> Ar
     }
 }
 
-/// What goes out where the rule's own text could not be rendered.
-pub(super) fn plain(rule: &str, state: AlertState, topic: &TopicName) -> Arc<str> {
-    format!("{rule}: {state} on {topic} (the rule's text could not be rendered)").into()
+/// What goes out where the rule's own text could not be rendered: what of it could, and what the
+/// device said. `item`: key and element of a rule with `each`.
+pub(super) fn fallback(
+    unrendered: Unrendered,
+    alert: &Alert,
+    payload: &Value,
+    item: Option<&(Value, Value)>,
+) -> Arc<str> {
+    let said = match (item, payload) {
+        (Some((key, item)), _) => format!("{key}: {item}"),
+        (None, Value::Null) => String::new(),
+        (None, payload) => payload.to_string(),
+    };
+    let said = shorten(said, PAYLOAD_BYTES_MAX);
+    let head = match unrendered.partial {
+        Some(partial) if said.is_empty() => return partial.into(),
+        Some(partial) => {
+            return format!("{} ({said})", shorten(partial, RENDERED_BYTES_MAX)).into();
+        }
+        None if alert.key.is_empty() => alert.rule.to_string(),
+        None => format!("{} {}", alert.rule, alert.key),
+    };
+    let over = if alert.state == AlertState::Cleared { " is over" } else { "" };
+    let head = format!("{}{over}: {}", shorten(head, RENDERED_BYTES_MAX), alert.topic);
+    if said.is_empty() { head.into() } else { format!("{head}: {said}").into() }
 }
 
 /// The error in words; its detail only where that is about the template, not the payload.
@@ -358,7 +563,11 @@ fn explain(error: &Error, source: &str) -> String {
             };
         }
         ErrorKind::OutOfFuel => "raise rules.text_fuel or write less",
-        _ => "",
+        // What stands in the template, never what came.
+        _ => {
+            let place = error.range().and_then(|range| block(source, range.start));
+            place.and_then(|place| source.get(place)).unwrap_or_default()
+        }
     };
     let line = match error.line() {
         Some(line) if line > 1 => format!("line {line}: "),
@@ -496,7 +705,10 @@ mod tests {
         }
         match templates.render("t", scene(payload.as_bytes()).expect("decodes")) {
             Ok(text) => text.to_string(),
-            Err(error) => format!("failed: {error}"),
+            Err(Unrendered { detail, partial }) => {
+                let partial = partial.map(|text| format!(" -> {text}")).unwrap_or_default();
+                format!("failed: {detail}{partial}")
+            }
         }
     }
 
@@ -547,7 +759,11 @@ mod tests {
             ("{{ site }}", "null", "kiel"),
             ("{{ previous.t }}", "1", "failed: a value is missing: previous.t"),
             ("{{ previous is none }}", "false", "true"),
-            ("{{ item_key }} {{ item.x }}", "k 2", "failed: a value is missing: item_key"),
+            (
+                "{{ item_key }} {{ item.x }}",
+                "k 2",
+                "failed: a value is missing: item_key; a value is missing: item.x",
+            ),
             ("{{ level }}<{{ from_level }}>", "critical<warning>", "critical<>"),
             ("-{{ last_seen }}", "-2026-09-21T13:56:40Z", "-never"),
             ("{{ events }} {{ replayed }}", "3 true", "1 false"),
@@ -558,7 +774,7 @@ mod tests {
             for (scene, expected) in [(&full, in_full), (&bare, in_bare)] {
                 let text = match templates.render("t", scene.clone()) {
                     Ok(text) => text.to_string(),
-                    Err(error) => format!("failed: {error}"),
+                    Err(unrendered) => format!("failed: {}", unrendered.detail),
                 };
                 assert_eq!(text, expected, "{source}");
             }
@@ -609,10 +825,16 @@ mod tests {
     fn what_fails_says_why_and_repeats_no_payload() {
         let payload = r#"{"secret":"sesame","n":50000}"#;
         for (source, expected) in [
-            ("it is {{ payload.temp }} now", "failed: a value is missing: payload.temp"),
+            (
+                "it is {{ payload.temp }} now",
+                "failed: a value is missing: payload.temp -> it is ? now",
+            ),
             ("{{ payload.a.b }}", "failed: a value is missing: payload.a.b"),
-            ("{{ payload.secret + 1 }}", "failed: invalid operation"),
-            ("{{ payload.secret | int }}", "failed: invalid operation"),
+            ("{{ payload.secret + 1 }}", "failed: invalid operation: {{ payload.secret + 1 }}"),
+            (
+                "{{ payload.secret | int }} is it",
+                "failed: invalid operation: {{ payload.secret | int }} -> ? is it",
+            ),
             ("{% if payload.n < 0 %}x{% endif %}", "failed: it rendered to nothing"),
             (
                 "{% for x in range(payload.n) %}x{% endfor %}",
@@ -627,6 +849,60 @@ mod tests {
         }
         let long = render("{{ payload }}", &format!("\"{}\"", "ä".repeat(1_000)));
         assert!(long.len() <= 400 && long.ends_with("ä…"), "{long}");
+    }
+
+    #[test]
+    fn each_place_that_fails_is_a_gap_and_the_rest_is_kept() {
+        let payload = r#"{"id":"node7","q":3,"l":[1,"x",2]}"#;
+        for (source, expected) in [
+            (
+                "{{ payload.id }} runs {{ payload.q }} at {{ payload.heap }}/{{ payload.of }}",
+                "failed: a value is missing: payload.heap; a value is missing: payload.of -> node7 runs 3 at ?/?",
+            ),
+            (
+                "{{ payload.id }} {{- payload.x | round(1) -}} {{ '}}' }}",
+                "failed: invalid operation: {{- payload.x | round(1) -}} -> node7 ? }}",
+            ),
+            (
+                "{% for one in payload.l %}{{ one + 1 }},{{ one }} {% endfor %}",
+                "failed: invalid operation: {{ one + 1 }} -> ?,1 ?,x ?,2 ",
+            ),
+            // What decides on the words is no place for a gap.
+            (
+                "{% if payload.heap > 3 %}full{% else %}fine{% endif %}",
+                "failed: a value is missing: if payload.heap > 3",
+            ),
+            (
+                "{% for one in payload.heap %}{{ one }}{% endfor %} {{ payload.q }}",
+                "failed: a value is missing: payload.heap",
+            ),
+            (
+                "{# {{ a }} #}{x {{ payload.heap }}",
+                "failed: a value is missing: payload.heap -> {x ?",
+            ),
+            (&"{{ payload.x }}".repeat(17), "failed: a value is missing: payload.x"),
+        ] {
+            assert_eq!(render(source, payload), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn a_number_in_quotes_is_one_where_a_number_is_wanted() {
+        let payload = r#"{"b":"21.55","n":"7","x":"no","inf":"inf","neg":"-1.26"}"#;
+        for (source, expected) in [
+            ("{{ '%.1f' | format(payload.b) }}", "21.6"),
+            ("{{ '%d %5.1f %s' | format(payload.n, payload.b, payload.b) }}", "7  21.6 21.55"),
+            ("{{ '100%% %3d' | format(payload.n) }}", "100%   7"),
+            ("{{ '%(n).1f' | format({'n': 7.04}) }}", "7.0"),
+            ("{{ payload.b | round(1) }} {{ payload.neg | abs }}", "21.6 1.26"),
+            ("{{ payload.b | round(method='floor') }}", "21.0"),
+            ("{{ payload.b }}", "21.55"),
+        ] {
+            assert_eq!(render(source, payload), expected, "{source}");
+        }
+        for source in ["{{ '%.1f' | format(payload.x) }}", "{{ payload.inf | round }}"] {
+            assert!(render(source, payload).starts_with("failed: "), "{source}");
+        }
     }
 
     #[test]

@@ -346,7 +346,7 @@ fn a_text_that_fails_does_not_hold_the_alert_back() {
                 "a",
                 r#"{"t":2}"#,
                 &[
-                    "r  firing: r: firing on a (the rule's text could not be rendered)",
+                    r#"r  firing: ? is 2 ({"t":2})"#,
                     "! r template_failed: `text`: a value is missing: payload.name",
                     "! r template_failed: `title`: a value is missing: payload.title",
                 ],
@@ -355,12 +355,124 @@ fn a_text_that_fails_does_not_hold_the_alert_back() {
                 "a",
                 r#"{"t":1,"title":"x"}"#,
                 &[
-                    "r  cleared: r: cleared on a (the rule's text could not be rendered)",
+                    r#"r  cleared: ? is over ({"t":1,"title":"x"})"#,
                     "! r template_failed: `text_clear`: a value is missing: payload.name",
                 ],
             ),
         ],
     );
+}
+
+#[test]
+fn a_text_of_which_nothing_can_be_rendered_tells_rule_key_and_payload() {
+    check(
+        r#"
+        [[rule]]
+        name = "r"
+        topic = "a/{k}"
+        when = "payload.t > 1"
+        text = "{% if payload.heap > 3 %}full{% endif %}"
+        text_clear = "{{ payload.heap }}"
+        to = ["ana"]
+
+        [[rule]]
+        name = "each"
+        topic = "e/{k}"
+        each = "payload.m"
+        when = "item > 1"
+        key = ["k", "item_key"]
+        text = "{{ item.x }}"
+        to = ["ana"]
+
+        [[rule]]
+        name = "long"
+        topic = "l"
+        when = "payload.t > 1"
+        text = "{{ payload.x }}: {{ payload.long }}"
+        to = ["ana"]
+        "#,
+        &[
+            (
+                "a/k",
+                r#"{"t":2}"#,
+                &[
+                    r#"r k firing: r k: a/k: {"t":2}"#,
+                    "! r template_failed: `text`: a value is missing: if payload.heap > 3",
+                ],
+            ),
+            (
+                "a/k",
+                r#"{"t":1}"#,
+                &[
+                    r#"r k cleared: r k is over: a/k: {"t":1}"#,
+                    "! r template_failed: `text_clear`: a value is missing: payload.heap",
+                ],
+            ),
+            (
+                "e/k",
+                r#"{"m":{"b":1,"c":2}}"#,
+                &[
+                    r#"each k/c firing: each k/c: e/k: "c": 2"#,
+                    "! each template_failed: `text`: a value is missing: item.x",
+                ],
+            ),
+            (
+                "l",
+                &format!(r#"{{"long":"{}","t":2}}"#, "a".repeat(2_000)),
+                &[
+                    &format!(
+                        "long  firing: ?: {}… ({{\"long\":\"{}…)",
+                        "a".repeat(694),
+                        "a".repeat(288)
+                    ),
+                    "! long template_failed: `text`: a value is missing: payload.x",
+                ],
+            ),
+        ],
+    );
+}
+
+/// A reading without the field came while `for` ran, and the text told of that one.
+#[test]
+fn a_clock_that_runs_out_is_told_with_the_last_reading_that_gave_a_result() {
+    for previous in ["", " was {{ previous.t | default('unknown') }}"] {
+        let text = format!(
+            r#"
+            [[rule]]
+            name = "r"
+            topic = "x/{{h}}/+"
+            key = ["h"]
+            when = "payload.t > 10"
+            for = "5m"
+            text = "{{{{ h }}}}: {{{{ payload.t }}}} C on {{{{ topic }}}}{previous}"
+            to = ["ana"]
+            "#
+        );
+        let was = |value: &str| {
+            if previous.is_empty() { String::new() } else { format!(" was {value}") }
+        };
+        let failed = "! r expression_failed: `when`: the payload has no field `t`; guard it with has(...) if it may be absent";
+        let (first, second) = (was("9"), was("unknown"));
+        script(
+            &text,
+            &[
+                (Do::Pub(0, "x/a/1", r#"{"t":9}"#), &[]),
+                (Do::Pub(1, "x/a/1", r#"{"t":11}"#), &[]),
+                (Do::Pub(60, "x/a/2", r#"{"bat":3.1}"#), &[failed]),
+                (Do::Restart(1), &[]),
+                (Do::Pub(70, "x/a/2", r#"{"bat":3}"#), &[failed]),
+                (Do::Till(301), &[&format!("r a firing: a: 11 C on x/a/1{first}")]),
+                (
+                    Do::Pub(310, "x/a/1", r#"{"t":1}"#),
+                    &[&format!("r a cleared (quiet): a: 11 C on x/a/1{first}")],
+                ),
+                // The next tells of its own: what failed is the reading before it.
+                (Do::Pub(320, "x/a/2", r#"{"bat":3}"#), &[failed]),
+                (Do::Pub(330, "x/a/1", r#"{"t":12}"#), &[]),
+                (Do::Till(700), &[&format!("r a firing: a: 12 C on x/a/1{second}")]),
+            ],
+        );
+    }
 }
 
 #[test]

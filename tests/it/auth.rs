@@ -451,6 +451,98 @@ async fn passwords_guessed_by_the_thousand_do_not_keep_the_right_device_out() {
     assert_eq!(code(&harness, "p2", "p2", &p2).await, "Success");
 }
 
+/// Behind one address seventy devices send the same user name, each with a token of its own. One
+/// whose token had expired locked nine of them out in four minutes.
+#[tokio::test]
+async fn one_expired_token_locks_no_good_one_of_its_address_out() {
+    let secret = b"0123456789abcdef0123456789abcdef";
+    let config = format!(
+        "{LIMITED}failed_logins_max = 3\nfailed_logins_per_address_max = 20\n\
+         failed_logins_window = '1s'\nfailed_logins_ban = '1s'\nfailed_logins_ban_max = '1h'\n\
+         [auth.jwt]\nalgorithms = ['HS256']\nkeys = [{{ secret = '{}' }}]\n",
+        String::from_utf8_lossy(secret)
+    );
+    let harness = Harness::start(&config).await;
+    let good = |name: &str| sign_hs(secret, &claims(name));
+    let expired = sign_hs(secret, &with("old", &json!({ "exp": in_secs(-3600) })));
+    // Longer than the ban, which grows each time.
+    let mut refused = [0, 0];
+    for number in 0..70 {
+        for _ in 0..5 {
+            match &*code(&harness, "old", "jwt", &expired).await {
+                "BadUserNamePassword" => refused[0] += 1,
+                "ConnectionRateExceeded" => refused[1] += 1,
+                other => panic!("{other}"),
+            }
+        }
+        let name = format!("p{number}");
+        assert_eq!(code(&harness, &name, "jwt", &good(&name)).await, "Success", "{number}");
+    }
+    assert!(refused[0] >= 2 && refused[1] > 300, "{refused:?}");
+    // With a new token it is in at once.
+    assert_eq!(code(&harness, "old", "jwt", &good("old")).await, "Success");
+}
+
+#[tokio::test]
+async fn passwords_and_garbage_that_were_guessed_keep_no_good_token_out_and_no_other_way_round() {
+    let secret = b"0123456789abcdef0123456789abcdef";
+    let config = format!(
+        "{LIMITED}failed_logins_max = 3\nfailed_logins_per_address_max = 20\nfailed_logins_ban = '10m'\n\
+         [auth.jwt]\nalgorithms = ['HS256']\nkeys = [{{ secret = '{}' }}]\n",
+        String::from_utf8_lossy(secret)
+    );
+    let harness = Harness::start(&config).await;
+    let password = add(&harness, json!({ "user": "p1" })).await;
+    let good = sign_hs(secret, &claims("p2"));
+    // Garbage counts for garbage: it is limited, and passwords are heard.
+    let mut codes = std::collections::BTreeMap::<String, u32>::new();
+    for guess in 0..100_u8 {
+        let forged = sign_hs(&[guess; 32], &claims("p2"));
+        *codes.entry(code(&harness, "p2", "jwt", &forged).await).or_default() += 1;
+    }
+    assert_eq!(codes["BadUserNamePassword"], 19);
+    assert_eq!(codes["ConnectionRateExceeded"], 81);
+    assert_eq!(code(&harness, "p2", "jwt", &good).await, "Success");
+    assert_eq!(code(&harness, "p1", "p1", &password).await, "Success");
+    // Passwords count for passwords.
+    for user in 0..10 {
+        for guess in 0..3 {
+            let user = format!("jwt{user}");
+            code(&harness, &user, &user, &format!("guess {guess}")).await;
+        }
+    }
+    assert_eq!(code(&harness, "p3", "p3", "guess").await, "ConnectionRateExceeded");
+    assert_eq!(code(&harness, "p2", "jwt0", &good).await, "Success");
+}
+
+/// The hook's users were not among those that were right a short while ago.
+#[tokio::test]
+async fn a_token_that_the_hook_refuses_does_not_lock_out_those_that_it_has_accepted() {
+    let secret = b"0123456789abcdef0123456789abcdef";
+    let good = sign_hs(secret, &claims("p1"));
+    let accepted = good.clone();
+    let fake = Fake::answering(move |request| {
+        let is_good = request.json()["password"] == json!(accepted);
+        Answer::json(200, &json!({ "allow": is_good }))
+    })
+    .await;
+    let config = format!(
+        "{LIMITED}failed_logins_max = 3\nfailed_logins_per_address_max = 20\nfailed_logins_ban = '10m'\n\
+         [auth.http]\nurl = '{}/who'\n",
+        fake.url()
+    );
+    let harness = Harness::start(&config).await;
+    assert_eq!(code(&harness, "jwt", "jwt", &good).await, "Success");
+    for guess in 0..60_u8 {
+        let forged = sign_hs(&[guess; 32], &claims("p1"));
+        code(&harness, "jwt", "jwt", &forged).await;
+        code(&harness, "other", "other", &format!("{guess}")).await;
+    }
+    let forged = sign_hs(&[200; 32], &claims("p1"));
+    assert_eq!(code(&harness, "jwt", "jwt", &forged).await, "ConnectionRateExceeded");
+    assert_eq!(code(&harness, "jwt", "jwt", &good).await, "Success");
+}
+
 #[tokio::test]
 async fn a_client_that_flaps_is_refused_and_nobody_else() {
     let config = format!("{LIMITED}flapping_connects_max = 5\nflapping_ban = '2s'");

@@ -29,6 +29,7 @@ mod process;
 mod providers;
 mod raw;
 mod restart;
+mod retold;
 #[cfg(feature = "rumqttd")]
 mod router;
 mod sessions;

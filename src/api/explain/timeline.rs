@@ -119,13 +119,19 @@ fn of_step(step: &Step) -> Entry {
     // What is told now was held for the reason: that no longer is.
     let says_why = !matches!(step.what, StepKind::Released | StepKind::Grouped);
     let shadow = if step.reason == Some(Reason::Shadow) { " (nobody is told: shadow)" } else { "" };
+    let lacks = match (step.reason, detail) {
+        (Some(Reason::TemplateFailed), Some(detail)) => {
+            format!("; told with the payload: {detail}")
+        }
+        _ => String::new(),
+    };
     let text = match step.what {
         StepKind::Raised => {
             let topic = step.topic.as_str();
-            format!("raised, {}, by a publish on {topic}{shadow}", step.severity)
+            format!("raised, {}, by a publish on {topic}{shadow}{lacks}", step.severity)
         }
-        StepKind::Level => format!("is {} now{shadow}", step.severity),
-        StepKind::Cleared => format!("over{shadow}"),
+        StepKind::Level => format!("is {} now{shadow}{lacks}", step.severity),
+        StepKind::Cleared => format!("over{shadow}{lacks}"),
         StepKind::Acknowledged => {
             format!("acknowledged{}", detail.map(|by| format!(" {by}")).unwrap_or_default())
         }

@@ -158,15 +158,7 @@ impl Hook {
 
     /// What the service says of a client, now or a short while ago.
     pub(super) async fn ask(&self, question: &Question<'_>) -> Result<Answer, Unanswered> {
-        let tag = self.key.tag(&[
-            question.client_id.as_bytes(),
-            question.user.as_bytes(),
-            question.password.as_bytes(),
-            question.identity.map_or(&[][..], str::as_bytes),
-            &[u8::from(question.identity.is_some())],
-            question.peer.as_bytes(),
-            question.listener.as_bytes(),
-        ]);
+        let tag = self.tag(question);
         if let Some(answer) = self.kept(&tag) {
             return Ok(answer);
         }
@@ -199,6 +191,23 @@ impl Hook {
             Err(error) => tracing::debug!(%error, "no answer of auth.http"),
         }
         answer
+    }
+
+    fn tag(&self, question: &Question<'_>) -> [u8; 32] {
+        self.key.tag(&[
+            question.client_id.as_bytes(),
+            question.user.as_bytes(),
+            question.password.as_bytes(),
+            question.identity.map_or(&[][..], str::as_bytes),
+            &[u8::from(question.identity.is_some())],
+            question.peer.as_bytes(),
+            question.listener.as_bytes(),
+        ])
+    }
+
+    /// Whether the service said "yes" to this a short while ago.
+    pub(super) fn is_remembered(&self, question: &Question<'_>) -> bool {
+        matches!(self.kept(&self.tag(question)), Some(Answer::Yes(_)))
     }
 
     async fn ask_now(&self, question: &Question<'_>) -> Result<Answer, Unanswered> {

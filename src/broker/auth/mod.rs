@@ -25,15 +25,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use self::certificate::IdentityFrom;
 pub(crate) use self::certificate::{Holder, holder};
 use self::hook::{Answer, Hook, Question};
 use self::password::{Checked, Passwords};
-use self::token::Tokens;
+use self::token::{Claims, Tokens, Unbelieved};
 use super::acl::{Client, glob_matches};
-use super::bans::FailedLogins;
+use super::bans::{FailedLogins, Refused, Source};
 use super::config;
 use super::protocol::code;
 use super::protocol::connect::Password;
@@ -236,6 +237,11 @@ impl Denied {
         code: code::UNAVAILABLE,
         what: "who this client is cannot be found out now; come again",
     };
+    const TOKEN_OUT: Self = Self {
+        reason: Reason::RateLimited,
+        code: code::CONNECTION_RATE,
+        what: "too many failed logins with this token or others like it; a good one is let in",
+    };
     const OUT: Self = Self {
         reason: Reason::RateLimited,
         code: code::CONNECTION_RATE,
@@ -262,6 +268,8 @@ pub(crate) struct Authenticator {
     tokens: Option<Tokens>,
     hook: Option<Hook>,
     failed: FailedLogins,
+    /// Tokens from where too many came that were none are verified one at a time.
+    turn: Semaphore,
 }
 
 impl Authenticator {
@@ -290,6 +298,7 @@ impl Authenticator {
                 tokens,
                 hook,
                 failed: FailedLogins::new(config),
+                turn: Semaphore::new(1),
             }),
             (passwords, tokens, hook) => {
                 problems.extend(passwords.err());
@@ -331,15 +340,26 @@ impl Authenticator {
         user: &str,
         credentials: &Credentials,
     ) -> Result<Admitted, Denied> {
-        let (peer, now) = (credentials.peer, Instant::now());
+        let now = Instant::now();
+        let identity = credentials.holder.as_ref().map(|holder| &*holder.identity);
+        let source = Source::new(credentials.peer, identity);
+        let password = credentials.password.as_ref().map(|password| &password.0[..]);
+        if let Some(token) = password.and_then(token::looks_like_one) {
+            if let Some(tokens) = &self.tokens {
+                return self.token_within_limits(tokens, token, source, credentials).await;
+            }
+            if self.hook.is_some() && matches!(self.store.device(user), Ok(None)) {
+                return self.asked_within_limits(user, token, source, credentials).await;
+            }
+        }
         if credentials.is_limited {
-            if self.failed.is_user_out(peer, user, now) {
+            if self.failed.is_user_out(source, user, now) {
                 return Err(Denied::OUT);
             }
             // Behind one address are also those who do nothing wrong. Who was right a short while
             // ago gets in without a check; guesses at that count against the user name.
-            if self.failed.is_address_out(peer, now) && !self.is_remembered(user, credentials) {
-                self.failed.note_user(peer, user, now);
+            if self.failed.is_source_out(source, now) && !self.is_remembered(user, credentials) {
+                self.failed.note_user(source, user, now);
                 return Err(Denied::OUT);
             }
         }
@@ -347,27 +367,87 @@ impl Authenticator {
         if let Err(Denied { reason: Reason::BadCredentials, .. }) = result
             && credentials.is_limited
         {
-            self.failed.note(peer, user, Instant::now());
+            self.failed.note(source, user, Instant::now());
         }
         result
     }
 
+    /// A token that we can verify. A good one is let in, whatever others have sent from where it
+    /// comes: nobody guesses a signature. So failures decide on the answer alone, and on how much
+    /// verifying costs us.
+    async fn token_within_limits(
+        &self,
+        tokens: &Tokens,
+        token: &str,
+        source: Source<'_>,
+        credentials: &Credentials,
+    ) -> Result<Admitted, Denied> {
+        let is_limited = credentials.is_limited;
+        let _turn = if is_limited && self.failed.sends_garbage(source, Instant::now()) {
+            let turn = tokio::time::timeout(self.patience, self.turn.acquire()).await;
+            Some(turn.map_err(|_| Denied::BUSY)?)
+        } else {
+            None
+        };
+        let claims = match tokens.verify(token, self.clock.now()).await {
+            Ok(claims) => claims,
+            Err(Unbelieved { why, holder }) => {
+                let shown = holder.as_deref().map(Refused::Of);
+                let shown = shown.unwrap_or(Refused::Garbage(token.as_bytes()));
+                let is_out = is_limited && self.failed.note_token(source, shown, Instant::now());
+                return Err(if is_out { Denied::TOKEN_OUT } else { Denied::credentials(why) });
+            }
+        };
+        self.by_token(claims, credentials)
+    }
+
+    /// A token that only the hook can tell from garbage. One that it has refused too often is not
+    /// asked about; nor, while too many are refused from there, one that it has not just accepted.
+    async fn asked_within_limits(
+        &self,
+        user: &str,
+        token: &str,
+        source: Source<'_>,
+        credentials: &Credentials,
+    ) -> Result<Admitted, Denied> {
+        let (shown, now) = (Refused::Garbage(token.as_bytes()), Instant::now());
+        if credentials.is_limited {
+            let is_flooded = self.failed.sends_garbage(source, now);
+            if self.failed.is_token_out(source, shown, now)
+                || is_flooded && !self.is_remembered(user, credentials)
+            {
+                return Err(Denied::TOKEN_OUT);
+            }
+        }
+        let result = self.login(user, credentials).await;
+        match result {
+            Err(Denied { reason: Reason::BadCredentials, .. })
+                if credentials.is_limited
+                    && self.failed.note_token(source, shown, Instant::now()) =>
+            {
+                Err(Denied::TOKEN_OUT)
+            }
+            result => result,
+        }
+    }
+
     fn is_remembered(&self, user: &str, credentials: &Credentials) -> bool {
-        match (self.store.device(user), &credentials.password) {
-            (Ok(Some(device)), Some(password)) => {
+        let Some(password) = &credentials.password else { return false };
+        match (self.store.device(user), &self.hook) {
+            (Ok(Some(device)), _) => {
                 self.passwords.is_remembered(&device, &password.0, Instant::now())
             }
-            _ => false,
+            (Ok(None), Some(hook)) => {
+                let peer = credentials.peer.to_canonical().to_string();
+                let question = question(user, &peer, credentials);
+                question.is_ok_and(|question| hook.is_remembered(&question))
+            }
+            (Ok(None), None) | (Err(_), _) => false,
         }
     }
 
     async fn login(&self, user: &str, credentials: &Credentials) -> Result<Admitted, Denied> {
         let password = credentials.password.as_ref().map(|password| &password.0[..]);
-        if let (Some(tokens), Some(password)) = (&self.tokens, password)
-            && let Some(token) = token::looks_like_one(password)
-        {
-            return self.by_token(tokens, token, credentials).await;
-        }
         let device = self.store.device(user).map_err(|error| {
             tracing::error!(error = %error, "the list of devices cannot be read");
             Denied::STORE
@@ -412,14 +492,7 @@ impl Authenticator {
         })
     }
 
-    async fn by_token(
-        &self,
-        tokens: &Tokens,
-        token: &str,
-        credentials: &Credentials,
-    ) -> Result<Admitted, Denied> {
-        let now = self.clock.now();
-        let claims = tokens.verify(token, now).await.map_err(Denied::credentials)?;
+    fn by_token(&self, claims: Claims, credentials: &Credentials) -> Result<Admitted, Denied> {
         let mut client_id = credentials.client_id.clone();
         match claims.client_id {
             Some(own) if client_id.is_empty() => client_id = own,
@@ -442,19 +515,8 @@ impl Authenticator {
         user: &str,
         credentials: &Credentials,
     ) -> Result<Admitted, Denied> {
-        let password = credentials.password.as_ref().map_or(&[][..], |password| &password.0);
-        // JSON has no bytes.
-        let password = std::str::from_utf8(password).map_err(|_| Denied::CREDENTIALS)?;
         let peer = credentials.peer.to_canonical().to_string();
-        let holder = credentials.holder.as_ref();
-        let question = Question {
-            client_id: &credentials.client_id,
-            user,
-            password,
-            identity: holder.map(|holder| &*holder.identity),
-            peer: &peer,
-            listener: &credentials.listener,
-        };
+        let question = question(user, &peer, credentials)?;
         let yes = match hook.ask(&question).await {
             Ok(Answer::Yes(yes)) => yes,
             Ok(Answer::No) => return Err(Denied::CREDENTIALS),
@@ -473,6 +535,25 @@ impl Authenticator {
             ends_at: None,
         })
     }
+}
+
+/// What the hook is asked of a client.
+fn question<'a>(
+    user: &'a str,
+    peer: &'a str,
+    credentials: &'a Credentials,
+) -> Result<Question<'a>, Denied> {
+    let password = credentials.password.as_ref().map_or(&[][..], |password| &password.0);
+    // JSON has no bytes.
+    let password = std::str::from_utf8(password).map_err(|_| Denied::CREDENTIALS)?;
+    Ok(Question {
+        client_id: &credentials.client_id,
+        user,
+        password,
+        identity: credentials.holder.as_ref().map(|holder| &*holder.identity),
+        peer,
+        listener: &credentials.listener,
+    })
 }
 
 /// Checks that `client_id` is one of `name`'s, or chooses one where it is empty.

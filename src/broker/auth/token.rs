@@ -102,6 +102,20 @@ pub(super) struct Claims {
     pub(super) ends_at: Timestamp,
 }
 
+/// A token that is not believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Unbelieved {
+    pub(super) why: &'static str,
+    /// Whose it is, where one of our keys has signed it: identity, issuer and key id.
+    pub(super) holder: Option<String>,
+}
+
+impl From<&'static str> for Unbelieved {
+    fn from(why: &'static str) -> Self {
+        Self { why, holder: None }
+    }
+}
+
 /// One key, ready to use.
 struct Verifier {
     id: Option<String>,
@@ -181,7 +195,21 @@ impl Tokens {
     }
 
     /// Believes a token, or says why not.
-    pub(super) async fn verify(&self, token: &str, now: Timestamp) -> Result<Claims, &'static str> {
+    pub(super) async fn verify(&self, token: &str, now: Timestamp) -> Result<Claims, Unbelieved> {
+        let (claims, key_id) = self.verified(token).await?;
+        self.config.read(&claims, now).map_err(|why| {
+            let text = |name: &str| claims.get(name).and_then(Value::as_str).unwrap_or_default();
+            let holder = text(&self.config.identity_claim);
+            let holder = format!("{holder} of {} {}", text("iss"), key_id.unwrap_or_default());
+            Unbelieved { why, holder: Some(holder.trim_end().to_owned()) }
+        })
+    }
+
+    /// What a token says that one of our keys has signed, and which key it names.
+    async fn verified(
+        &self,
+        token: &str,
+    ) -> Result<(Map<String, Value>, Option<String>), &'static str> {
         let header = jsonwebtoken::decode_header(token).map_err(|_| "the token's header is bad")?;
         if header.crit.is_some() {
             return Err("the token's header has `crit`");
@@ -198,7 +226,7 @@ impl Tokens {
             return Err("there is no key for this token");
         }
         let claims = self.claims(token, &header).ok_or("the token's signature is wrong")?;
-        self.config.read(&claims, now)
+        Ok((claims, header.kid))
     }
 
     fn keys_for(&self, header: &Header) -> usize {

@@ -275,12 +275,15 @@ pub fn happenings(
     for step in &caused.steps {
         let is_word = match step.what {
             StepKind::Held | StepKind::Dropped => true,
-            // Of a shadow rule.
-            StepKind::Raised | StepKind::Level | StepKind::Cleared => step.reason.is_some(),
+            StepKind::Raised | StepKind::Level | StepKind::Cleared => is_of_shadow(step),
             StepKind::Acknowledged | StepKind::Released | StepKind::Grouped => false,
         };
         if is_word {
-            found.push(of_step(when, step, caused, set));
+            // What an acknowledgement ends is what it is for.
+            let ends =
+                |other: &Step| other.what == StepKind::Acknowledged && other.alert == step.alert;
+            let optional = step.what == StepKind::Dropped && caused.steps.iter().any(ends);
+            found.push(Happening { optional, ..of_step(when, step, caused, set) });
         }
     }
     for news in &caused.news {
@@ -309,6 +312,11 @@ pub fn happenings(
         found.push(Happening { optional: true, ..Happening::failed(when, rule, *reason) });
     }
     found
+}
+
+/// Whether the step stands for a message that a rule in shadow does not cause.
+fn is_of_shadow(step: &Step) -> bool {
+    step.reason == Some(Reason::Shadow)
 }
 
 /// The last news of an alert, of those that say how it stands.
@@ -363,7 +371,7 @@ fn is_told(news: &News, caused: &Caused) -> bool {
     let message = caused.messages.iter().filter_map(|message| message.alert.as_ref());
     let step = |step: &&Step| match step.what {
         StepKind::Held | StepKind::Dropped | StepKind::Grouped => true,
-        StepKind::Raised | StepKind::Level | StepKind::Cleared => step.reason.is_some(),
+        StepKind::Raised | StepKind::Level | StepKind::Cleared => is_of_shadow(step),
         StepKind::Acknowledged | StepKind::Released => false,
     };
     message.into_iter().any(|about| about.id == id && (flaps || about.state == news.alert.state))
