@@ -719,12 +719,12 @@ async fn check_revocation(revoke: impl Fn(&Pki)) {
 
 #[tokio::test]
 async fn a_revoked_client_is_cut_off_and_does_not_resume() {
-    check_revocation(|pki| pki.write("north.crl", &pki.north.revokes(&[7], NEXT))).await;
+    Box::pin(check_revocation(|pki| pki.write("north.crl", &pki.north.revokes(&[7], NEXT)))).await;
 }
 
 #[tokio::test]
 async fn a_client_of_a_ca_that_is_gone_is_cut_off_and_does_not_resume() {
-    check_revocation(|pki| pki.write("north.pem", &pki.south.certificate.pem())).await;
+    Box::pin(check_revocation(|pki| pki.write("north.pem", &pki.south.certificate.pem()))).await;
 }
 
 /// The server's certificate as a client sees it.
