@@ -376,6 +376,8 @@ words! {
         ProviderUnavailable = "provider_unavailable",
         /// No connection to the provider.
         ConnectFailed = "connect_failed",
+        /// This machine has run out of open files, memory or ports: the provider was not asked.
+        OutOfResources = "out_of_resources",
         /// The request left and no answer was read: it may have been sent.
         NoAnswer = "no_answer",
         /// The provider's answer makes no sense.
@@ -981,6 +983,10 @@ pub enum AttemptOutcome {
     Unknown {
         /// In words.
         detail: String,
+        /// Somebody answered that it went well, and it was not the provider, or could not be read:
+        /// it is not sent there again.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        answered: bool,
     },
 }
 

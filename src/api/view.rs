@@ -138,7 +138,7 @@ impl<'a> AttemptView<'a> {
             Some(AttemptOutcome::Rejected { reason, detail }) => {
                 ("rejected", Some(*reason), Some(detail.as_str()), None)
             }
-            Some(AttemptOutcome::Unknown { detail }) => {
+            Some(AttemptOutcome::Unknown { detail, .. }) => {
                 ("unknown", Some(Reason::NoAnswer), Some(detail.as_str()), None)
             }
         };
@@ -169,6 +169,9 @@ pub(super) struct LaneView {
     until: Option<Timestamp>,
     in_flight: usize,
     ready: usize,
+    /// What an operator should know of it though it takes messages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<String>,
 }
 
 impl From<crate::dispatch::LaneStatus> for LaneView {
@@ -183,6 +186,7 @@ impl From<crate::dispatch::LaneStatus> for LaneView {
             until: lane.until,
             in_flight: lane.in_flight,
             ready: lane.ready,
+            warning: lane.warning,
         }
     }
 }

@@ -76,6 +76,8 @@ struct Lane {
     until: Option<String>,
     in_flight: usize,
     ready: usize,
+    #[serde(default)]
+    warning: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -215,6 +217,7 @@ impl Lane {
         let mut why: Vec<String> = Vec::new();
         why.extend(self.reason.clone());
         why.extend(self.detail.as_deref().map(|detail| text::cut(detail, 80)));
+        why.extend(self.warning.as_deref().map(|warning| text::cut(warning, 160)));
         match &self.until {
             // Its time has come, and one message is the probe.
             Some(_) if self.in_flight > 0 && self.state != "paused" => {

@@ -11,7 +11,7 @@ use super::RetryConfig;
 use super::batch::{Done, EndedUnsent};
 use super::collapse::Collapse;
 use super::lane::LaneNews;
-use super::outcome::{self, Next};
+use super::outcome::{self, Elsewhere, Limits, Next, Terms};
 use crate::clock::{Clock, Timestamp};
 use crate::model::{Attempt, AttemptOutcome, Message, MessageId, Reason, RunId, Status};
 use crate::provider::{Lookup, Provider, SendOutcome};
@@ -27,6 +27,7 @@ pub(super) struct Context {
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
     pub(super) retry: RetryConfig,
+    pub(super) limits: Limits,
     pub(super) collapse: Collapse,
     pub(super) run: RunId,
     pub(super) ended_unsent: EndedUnsent,
@@ -38,7 +39,7 @@ pub(super) struct Context {
 #[derive(Debug)]
 pub(super) enum Report {
     /// The row waits.
-    Waits { message: Box<Message>, elsewhere: bool },
+    Waits { message: Box<Message>, elsewhere: Elsewhere },
     /// The row has ended; another may go on.
     Ended { follow_up: Option<Box<Message>> },
     /// What came of a batch.
@@ -64,6 +65,12 @@ pub(super) async fn run(
     };
     if let Some(found) = find_earlier(context, &message, name, provider).await {
         return found_earlier(context, message, name, found).await;
+    }
+
+    // What has been looked for in vain is not sent for ever, unless an operator wants it.
+    if provider.can_look_up() && context.limits.hold_back(&message, name) {
+        let message = Box::new(message);
+        return (Report::Waits { message, elsewhere: Elsewhere::Done }, LaneNews::Nothing);
     }
 
     let now = context.clock.now();
@@ -98,7 +105,13 @@ pub(super) async fn run(
     log(&message, name, number, &outcome, elapsed.as_millis());
 
     let now = context.clock.now();
-    let (next, news) = outcome::settle(&mut message, outcome, &context.retry, now, random());
+    let terms = Terms {
+        retry: &context.retry,
+        limits: context.limits,
+        can_look_up: provider.can_look_up(),
+        random: random(),
+    };
+    let (next, news) = outcome::settle(&mut message, outcome, terms, now);
     (store_next(context, message, next).await, news)
 }
 
@@ -126,6 +139,30 @@ pub(super) async fn store_next(context: &Context, message: Message, next: Next) 
             Report::Ended { follow_up }
         }
     }
+}
+
+/// Ends a message that every provider of its channel is done with; the contact's next channel goes
+/// on, where there is one.
+pub(super) async fn give_up_refused(context: &Context, id: MessageId) -> Report {
+    let Ok(Some(message)) = context.store.message(id) else {
+        return Report::Lost;
+    };
+    let unanswered = message
+        .attempts
+        .iter()
+        .filter(|attempt| matches!(attempt.outcome, Some(AttemptOutcome::Unknown { .. })))
+        .count();
+    if unanswered > 0 {
+        let times = if unanswered == 1 { "time" } else { "times" };
+        let detail = format!(
+            "it may have been sent: {unanswered} {times} no answer was read, and it is not sent \
+             again"
+        );
+        return give_up(context, id, Status::Failed, Reason::NoAnswer, &detail).await;
+    }
+    let reason = message.reason.unwrap_or(Reason::ProviderRefused);
+    let detail = "no provider of its channel takes it";
+    give_up(context, id, Status::Failed, reason, detail).await
 }
 
 /// Ends a message that its time or its channel has left behind.
@@ -254,9 +291,9 @@ fn log(message: &Message, name: &str, attempt: u32, outcome: &SendOutcome, elaps
             message_id = %id, %channel, provider = name, attempt, %reason, detail, elapsed_ms,
             "an attempt failed; it will be tried again"
         ),
-        SendOutcome::Unknown { detail } => tracing::warn!(
+        SendOutcome::Unknown { detail, .. } => tracing::warn!(
             message_id = %id, %channel, provider = name, attempt, detail, elapsed_ms,
-            "no answer was read: the message may have been sent, and will be tried again"
+            "no answer was read: the message may have been sent"
         ),
         // What follows is said once it is on disk: the message has ended, or the lane has stopped.
         SendOutcome::Rejected { reason, detail, .. } => tracing::debug!(

@@ -439,7 +439,7 @@ pub(super) mod tests {
         for (outcome, expected) in [
             (Some(retry), true),
             (Some(AttemptOutcome::Rejected { reason, detail: detail.clone() }), true),
-            (Some(AttemptOutcome::Unknown { detail }), false),
+            (Some(AttemptOutcome::Unknown { detail, answered: false }), false),
             (Some(accepted), false),
             (None, false),
         ] {

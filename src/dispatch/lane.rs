@@ -3,10 +3,16 @@
 //! Pure: time is a parameter. Three things close a lane: the provider asked for a pause, it failed
 //! several times in a row (the circuit breaker), or it refuses our account. A closed lane lets one
 //! probe through when its time has come; what the probe brings back decides.
+//!
+//! A refusal that may be of one message only stops the lane when several different recipients got
+//! it and nobody else was served in between. One that the provider's table calls sure stops it at
+//! once, but not again for a message that had stopped it before and that others have survived:
+//! **one message never holds up a lane that serves others.**
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::peer::Peer;
 use super::{BreakerConfig, LaneState};
 use crate::clock::Timestamp;
 use crate::model::{Channel, Reason};
@@ -21,6 +27,8 @@ pub(super) struct LaneSettings {
     pub(super) per_second: Option<f64>,
     pub(super) concurrency: usize,
     pub(super) breaker: BreakerConfig,
+    /// So many different recipients that are refused stop the lane.
+    pub(super) refusals: usize,
 }
 
 /// A provider's lane.
@@ -36,6 +44,13 @@ pub(super) struct Lane {
     gate: Gate,
     /// When a pause was last worth a line in the log.
     pause_said_at: Option<Timestamp>,
+    /// When it last took a message.
+    accepted_at: Option<Timestamp>,
+    /// Whom it has refused for our account's sake since then, each once, and how often in all.
+    refused: Vec<Peer>,
+    refusal_count: usize,
+    /// The latest of these refusals.
+    refusal: Option<(Reason, String)>,
 }
 
 #[derive(Clone, Debug)]
@@ -58,12 +73,25 @@ pub(super) enum Standing {
 /// What a call says about its lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum LaneNews {
+    /// The provider has taken the message.
+    Accepted,
     /// The provider works, whatever it said of the message.
     Works,
     /// The provider failed, or asks for a slower pace.
     Failed { reason: Reason, detail: String, after: Option<Duration> },
-    /// The provider refuses our account or configuration.
-    Refused { reason: Reason, detail: String },
+    /// The provider will not, for our account or configuration.
+    Refused {
+        reason: Reason,
+        detail: String,
+        /// It would refuse every message.
+        sure: bool,
+        /// Whom the message was for.
+        peer: Peer,
+        /// When it refused the same message before.
+        before: Option<Timestamp>,
+    },
+    /// This machine could not ask.
+    Ours { detail: String },
     /// Nothing was learned.
     Nothing,
 }
@@ -77,8 +105,13 @@ pub(super) enum LaneChange {
     Closed,
     /// It is open again.
     Opened,
+    /// It is open and has refused so many messages in a row, to too few recipients to be stopped,
+    /// that somebody should look.
+    Refuses,
 }
 
+/// So many refused recipients are noted at most, whatever the configuration says.
+const PEERS_NOTED: usize = 1000;
 /// A provider's wish to wait is honoured up to this.
 const PAUSE_MAX: Duration = Duration::from_secs(3600);
 const PAUSE_SAID_EVERY: Duration = Duration::from_secs(60);
@@ -95,6 +128,10 @@ impl Lane {
             cooldown,
             gate: Gate::Open,
             pause_said_at: None,
+            accepted_at: None,
+            refused: Vec::new(),
+            refusal_count: 0,
+            refusal: None,
         };
         lane.tokens = lane.burst();
         lane
@@ -135,6 +172,22 @@ impl Lane {
         }
     }
 
+    /// Whether it is closed and its time has come: the next call is its probe.
+    pub(super) fn is_probing(&self, now: Timestamp) -> bool {
+        matches!(&self.gate, Gate::Closed { until, state, .. }
+            if now >= *until && *state != LaneState::Paused)
+    }
+
+    /// Whether it has refused this one since it last took a message: not a fair probe.
+    pub(super) fn has_refused(&self, peer: Peer) -> bool {
+        self.refused.contains(&peer)
+    }
+
+    /// Whether it refuses our account: only an operator can change that.
+    pub(super) fn is_stopped(&self) -> bool {
+        matches!(&self.gate, Gate::Closed { state: LaneState::Stopped, .. })
+    }
+
     /// Takes a place and a token. Only when it stands [`Standing::Free`].
     pub(super) fn start(&mut self) {
         self.in_flight += 1;
@@ -147,16 +200,13 @@ impl Lane {
     pub(super) fn finish(&mut self, news: LaneNews, now: Timestamp) -> LaneChange {
         self.in_flight = self.in_flight.saturating_sub(1);
         match news {
-            LaneNews::Nothing => LaneChange::None,
-            LaneNews::Works => {
-                self.failures = 0;
-                match &self.gate {
-                    Gate::Open | Gate::Closed { state: LaneState::Paused, .. } => LaneChange::None,
-                    // A call that had started before the lane closed: not the probe.
-                    Gate::Closed { until, .. } if now < *until => LaneChange::None,
-                    Gate::Closed { .. } => self.open(),
-                }
+            LaneNews::Nothing | LaneNews::Ours { .. } => LaneChange::None,
+            LaneNews::Accepted => {
+                self.accepted_at = Some(now);
+                self.forget_refusals();
+                self.works(now)
             }
+            LaneNews::Works => self.works(now),
             LaneNews::Failed { reason, detail, after: Some(after) } => {
                 let until = now.plus(after.min(PAUSE_MAX));
                 self.close(LaneState::Paused, until, reason, detail)
@@ -175,11 +225,47 @@ impl Lane {
                 self.cooldown = (self.cooldown * 2).min(self.settings.breaker.max.into());
                 self.close(LaneState::BreakerOpen, until, reason, detail)
             }
-            LaneNews::Refused { reason, detail } => {
-                let until = now.plus(self.settings.breaker.probe_refused.into());
-                self.close(LaneState::Stopped, until, reason, detail)
+            LaneNews::Refused { reason, detail, sure, peer, before } => {
+                let others_survive =
+                    before.is_some_and(|before| self.accepted_at.is_some_and(|at| at > before));
+                self.refusal_count += 1;
+                if !self.refused.contains(&peer) && self.refused.len() < PEERS_NOTED {
+                    self.refused.push(peer);
+                }
+                let is_stopped = self.is_stopped() && self.is_probing(now);
+                if (sure && !others_survive)
+                    || is_stopped
+                    || self.refused.len() >= self.settings.refusals
+                {
+                    let until = now.plus(self.settings.breaker.probe_refused.into());
+                    return self.close(LaneState::Stopped, until, reason, detail);
+                }
+                self.refusal = Some((reason, detail));
+                // It answers, so it is not what the breaker is for.
+                match self.works(now) {
+                    LaneChange::None if self.refusal_count == self.settings.refusals => {
+                        LaneChange::Refuses
+                    }
+                    change => change,
+                }
             }
         }
+    }
+
+    fn works(&mut self, now: Timestamp) -> LaneChange {
+        self.failures = 0;
+        match &self.gate {
+            Gate::Open | Gate::Closed { state: LaneState::Paused, .. } => LaneChange::None,
+            // A call that had started before the lane closed: not the probe.
+            Gate::Closed { until, .. } if now < *until => LaneChange::None,
+            Gate::Closed { .. } => self.reopen(),
+        }
+    }
+
+    fn forget_refusals(&mut self) {
+        self.refused.clear();
+        self.refusal_count = 0;
+        self.refusal = None;
     }
 
     fn close(
@@ -200,8 +286,13 @@ impl Lane {
         LaneChange::Closed
     }
 
-    /// Opens the gate, whatever closed it.
+    /// Opens the gate, whatever closed it, for an operator who has mended it.
     pub(super) fn open(&mut self) -> LaneChange {
+        self.forget_refusals();
+        self.reopen()
+    }
+
+    fn reopen(&mut self) -> LaneChange {
         self.failures = 0;
         self.cooldown = self.settings.breaker.first.into();
         match std::mem::replace(&mut self.gate, Gate::Open) {
@@ -218,6 +309,18 @@ impl Lane {
             self.pause_said_at = Some(now);
         }
         due
+    }
+
+    /// What an operator should know of it though it is open.
+    pub(super) fn warning(&self) -> Option<String> {
+        let (reason, detail) = self.refusal.as_ref().filter(|_| matches!(self.gate, Gate::Open))?;
+        let (count, of) = (self.refusal_count, self.refused.len());
+        let (messages, recipients) = match (count, of) {
+            (1, _) => ("message", ""),
+            (_, 1) => ("messages in a row", ", all to one recipient"),
+            _ => ("messages in a row", ""),
+        };
+        Some(format!("refused {count} {messages}{recipients}: {reason}, {detail}"))
     }
 
     /// For people.
@@ -266,6 +369,7 @@ mod tests {
             per_second,
             concurrency: 2,
             breaker,
+            refusals: 3,
         };
         Lane::new(settings, at(0))
     }
@@ -277,6 +381,73 @@ mod tests {
     fn failed() -> LaneNews {
         let detail = String::new();
         LaneNews::Failed { reason: Reason::ProviderUnavailable, detail, after: None }
+    }
+
+    /// One message a recipient, which was refused before then.
+    fn refused(recipient: u64, sure: bool, before: Option<i64>) -> LaneNews {
+        let (reason, detail) = (Reason::ProviderRefused, "HTTP 403".to_owned());
+        let (peer, before) = (Peer::numbered(recipient), before.map(at));
+        LaneNews::Refused { reason, detail, sure, peer, before }
+    }
+
+    #[test]
+    fn a_refusal_of_one_recipient_alarms_and_does_not_stop_the_lane() {
+        let mut lane = lane(None);
+        let changes: Vec<LaneChange> =
+            (0..5).map(|now| lane.finish(refused(1, false, None), at(now))).collect();
+        let [none, refuses] = [LaneChange::None, LaneChange::Refuses];
+        assert_eq!(changes, [none, none, refuses, none, none]);
+        assert_eq!(lane.state(at(5)).0, LaneState::Up);
+        let warning = lane.warning().expect("somebody should look");
+        assert_eq!(
+            warning,
+            "refused 5 messages in a row, all to one recipient: provider_refused, HTTP 403"
+        );
+        lane.finish(LaneNews::Accepted, at(6));
+        assert_eq!(lane.warning(), None);
+    }
+
+    #[test]
+    fn refusals_of_different_recipients_stop_the_lane_unless_others_are_served() {
+        let mut lane = lane(None);
+        for (recipient, accepted) in [(1, false), (2, true), (3, false), (1, false)] {
+            assert_eq!(lane.finish(refused(recipient, false, None), at(0)), LaneChange::None);
+            if accepted {
+                lane.finish(LaneNews::Accepted, at(0));
+            }
+        }
+        // What says nothing of the account does not count for it.
+        lane.finish(LaneNews::Works, at(0));
+        assert_eq!(lane.finish(refused(4, false, None), at(0)), LaneChange::Closed);
+        assert!(lane.is_stopped());
+        assert!([1, 3, 4].iter().all(|one| lane.has_refused(Peer::numbered(*one))));
+        assert!(!lane.has_refused(Peer::numbered(2)));
+        // Its probe is refused as well.
+        assert!(!lane.is_probing(at(59_999)) && lane.is_probing(at(60_000)));
+        lane.finish(refused(9, false, None), at(60_000));
+        assert_eq!(lane.standing(at(60_001)), Standing::Down(Some(at(120_000))));
+    }
+
+    #[test]
+    fn a_message_that_others_survive_does_not_stop_the_lane_again() {
+        let mut lane = lane(None);
+        assert_eq!(lane.finish(refused(1, true, None), at(0)), LaneChange::Closed);
+        assert_eq!(lane.finish(LaneNews::Accepted, at(60_000)), LaneChange::Opened);
+        assert_eq!(lane.finish(refused(1, true, Some(0)), at(60_001)), LaneChange::None);
+        assert_eq!(lane.state(at(60_001)).0, LaneState::Up);
+        // Another's refusal is news.
+        assert_eq!(lane.finish(refused(2, true, None), at(60_002)), LaneChange::Closed);
+    }
+
+    #[test]
+    fn a_refused_probe_shows_that_a_broken_provider_answers() {
+        let mut lane = lane(None);
+        for _ in 0..3 {
+            lane.finish(failed(), at(0));
+        }
+        assert_eq!(lane.state(at(0)).0, LaneState::BreakerOpen);
+        lane.start();
+        assert_eq!(lane.finish(refused(1, false, None), at(1000)), LaneChange::Opened);
     }
 
     #[test]
@@ -343,9 +514,7 @@ mod tests {
     #[test]
     fn a_refusal_stops_the_lane_until_a_probe_succeeds() {
         let mut lane = lane(None);
-        let refused =
-            || LaneNews::Refused { reason: Reason::BadCredentials, detail: String::new() };
-        assert_eq!(lane.finish(refused(), at(0)), LaneChange::Closed);
+        assert_eq!(lane.finish(refused(1, true, None), at(0)), LaneChange::Closed);
         // Late answers of calls that were under way change nothing.
         assert_eq!(lane.finish(LaneNews::Works, at(10)), LaneChange::None);
         assert_eq!(lane.finish(failed(), at(10)), LaneChange::None);

@@ -15,6 +15,7 @@ mod batch;
 mod collapse;
 mod lane;
 mod outcome;
+mod peer;
 mod queue;
 mod run;
 
@@ -52,6 +53,8 @@ pub struct Config {
     pub retry: RetryConfig,
     /// When a provider that fails is left alone.
     pub breaker: BreakerConfig,
+    /// When a message is not offered to a provider any more.
+    pub give_up: GiveUpConfig,
 }
 
 impl Default for Config {
@@ -63,6 +66,7 @@ impl Default for Config {
             batch_messages_max: 1000,
             retry: RetryConfig::default(),
             breaker: BreakerConfig::default(),
+            give_up: GiveUpConfig::default(),
         }
     }
 }
@@ -92,6 +96,18 @@ impl Config {
             problems.push(format!(
                 "dispatch.batch_messages_max: 2 to 20000, found {}",
                 self.batch_messages_max
+            ));
+        }
+        if !(1..=REFUSALS_MAX).contains(&self.give_up.refusals) {
+            problems.push(format!(
+                "dispatch.give_up.refusals: 1 to {REFUSALS_MAX}, found {}",
+                self.give_up.refusals
+            ));
+        }
+        if self.give_up.unanswered_repeats > UNANSWERED_REPEATS_MAX {
+            problems.push(format!(
+                "dispatch.give_up.unanswered_repeats: at most {UNANSWERED_REPEATS_MAX}, found {}",
+                self.give_up.unanswered_repeats
             ));
         }
         if self.breaker.failures == 0 {
@@ -142,6 +158,30 @@ impl Default for BreakerConfig {
             max: Span::from_secs(30),
             probe_refused: Span::from_secs(300),
         }
+    }
+}
+
+/// More would not be kept in a message's record.
+const UNANSWERED_REPEATS_MAX: u32 = 10;
+const REFUSALS_MAX: usize = 10;
+
+/// When a message is not offered to a provider any more; it goes on to the channel's next provider,
+/// then to the contact's next channel.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GiveUpConfig {
+    /// A provider that refuses so many different recipients in a row for the sake of our account
+    /// is stopped; and so many refusals of one message, where others are taken, are enough: 1 to
+    /// 10, default 3.
+    pub refusals: usize,
+    /// How often a message is sent to the same provider again where nobody knows whether it has
+    /// been sent: 0 to 10, default 2.
+    pub unanswered_repeats: u32,
+}
+
+impl Default for GiveUpConfig {
+    fn default() -> Self {
+        Self { refusals: 3, unanswered_repeats: 2 }
     }
 }
 
@@ -250,6 +290,8 @@ pub struct LaneStatus {
     pub in_flight: usize,
     /// Messages ready to leave on its channels.
     pub ready: usize,
+    /// What an operator should know of it though it takes messages.
+    pub warning: Option<String>,
 }
 
 /// Whether a lane takes messages.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::RetryConfig;
 use super::lane::LaneNews;
+use super::peer::Peer;
 use crate::clock::Timestamp;
 use crate::model::{Attempt, AttemptOutcome, Message, Reason, Status};
 use crate::notify::plan;
@@ -12,16 +13,60 @@ use crate::provider::{RetryScope, Scope, SendOutcome};
 /// What happens to the message next.
 #[derive(Debug)]
 pub(super) enum Next {
-    /// It waits. With `elsewhere`, another provider may take it at once.
+    /// It waits.
     Wait {
-        /// Whether its provider, and not the message itself, is what failed.
-        elsewhere: bool,
+        /// Whether another provider may take it at once.
+        elsewhere: Elsewhere,
     },
     /// It has ended; the contact's next channel goes on, where there is one.
     Ended {
         /// The message that goes on.
         follow_up: Option<Box<Message>>,
     },
+}
+
+/// What an attempt says of the message and its provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Elsewhere {
+    /// It is the message itself that has to wait.
+    No,
+    /// The provider failed: another may take it, and this one again later.
+    Failed,
+    /// The provider will not take it, as its account stands: another may.
+    Refused,
+    /// The provider is not asked again: it cannot reach the recipient, or it may have sent the
+    /// message already as often as is allowed.
+    Done,
+}
+
+/// How often a message is sent again where nobody knows whether it has been sent, and how often it
+/// is refused, before its provider is done with it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Repeats after an attempt without answer.
+    pub(super) unanswered_repeats: u32,
+}
+
+impl Limits {
+    /// Whether the provider may have sent the message as often as is allowed already.
+    pub(super) fn are_reached(self, message: &Message, provider: &str) -> bool {
+        let here = message.attempts.iter().filter(|attempt| &*attempt.provider == provider);
+        let mut unanswered = 0;
+        for attempt in here {
+            match &attempt.outcome {
+                Some(AttemptOutcome::Unknown { answered: true, .. }) => return true,
+                Some(AttemptOutcome::Unknown { .. }) => unanswered += 1,
+                _ => {}
+            }
+        }
+        unanswered > self.unanswered_repeats
+    }
+
+    /// Whether the message, which waits, may not be sent there once more. One that an operator has
+    /// put back has no reason to wait.
+    pub(super) fn hold_back(self, message: &Message, provider: &str) -> bool {
+        message.reason.is_some() && self.are_reached(message, provider)
+    }
 }
 
 /// Notes the attempt's start in the row.
@@ -39,58 +84,94 @@ pub(super) fn start(message: &mut Message, attempt: Attempt, now: Timestamp) {
     message.attempts.push(attempt);
 }
 
-/// Notes what came of the latest attempt. `random` is uniform in 0..=1.
+/// How a provider is asked, for [`settle`].
+#[derive(Clone, Copy)]
+pub(super) struct Terms<'a> {
+    pub(super) retry: &'a RetryConfig,
+    pub(super) limits: Limits,
+    /// Whether the provider can be asked what it has taken.
+    pub(super) can_look_up: bool,
+    /// Uniform in 0..=1.
+    pub(super) random: f64,
+}
+
+/// Notes what came of the latest attempt.
 pub(super) fn settle(
     message: &mut Message,
     outcome: SendOutcome,
-    config: &RetryConfig,
+    terms: Terms<'_>,
     now: Timestamp,
-    random: f64,
 ) -> (Next, LaneNews) {
     message.updated_at = now;
     let provider = message.attempts.last().map(|attempt| attempt.provider.clone());
     match outcome {
-        SendOutcome::Accepted { provider_ref, segments, delivered } => {
+        SendOutcome::Accepted { provider_ref, segments, delivered, note } => {
             close_attempt(message, AttemptOutcome::Accepted { provider_ref: provider_ref.clone() });
             message.status = if delivered { Status::Delivered } else { Status::Sent };
-            (message.reason, message.detail) = (None, None);
+            (message.reason, message.detail) = (None, note);
             message.provider = provider;
             message.provider_ref = provider_ref;
             if let (Some(known), Some(billed)) = (&mut message.segments, segments) {
                 known.count = billed;
             }
-            (Next::Ended { follow_up: None }, LaneNews::Works)
+            (Next::Ended { follow_up: None }, LaneNews::Accepted)
         }
         SendOutcome::Retry { reason, after, scope, detail } => {
             close_attempt(message, AttemptOutcome::Retry { reason, detail: detail.clone() });
-            let news = match scope {
-                RetryScope::Provider => LaneNews::Failed { reason, detail: detail.clone(), after },
-                RetryScope::Message => LaneNews::Works,
+            let (news, elsewhere) = match scope {
+                RetryScope::Provider => {
+                    let detail = detail.clone();
+                    (LaneNews::Failed { reason, detail, after }, Elsewhere::Failed)
+                }
+                RetryScope::Endpoint | RetryScope::Message => (LaneNews::Works, Elsewhere::No),
+                RetryScope::Here => (LaneNews::Ours { detail: detail.clone() }, Elsewhere::No),
             };
-            let elsewhere = scope == RetryScope::Provider;
-            (wait(message, (reason, detail), after, elsewhere, config, now, random), news)
+            (wait(message, (reason, detail), after, elsewhere, terms, now), news)
         }
-        SendOutcome::Unknown { detail } => {
-            close_attempt(message, AttemptOutcome::Unknown { detail: detail.clone() });
-            let news =
-                LaneNews::Failed { reason: Reason::NoAnswer, detail: detail.clone(), after: None };
-            let why = (Reason::NoAnswer, detail);
-            (wait(message, why, None, true, config, now, random), news)
+        SendOutcome::Unknown { detail, answered } => {
+            let unknown = AttemptOutcome::Unknown { detail: detail.clone(), answered };
+            close_attempt(message, unknown);
+            let reason = if answered { Reason::BadAnswer } else { Reason::NoAnswer };
+            let news = LaneNews::Failed { reason, detail: detail.clone(), after: None };
+            // One that can be asked is asked once more before it is done.
+            let is_done = !terms.can_look_up
+                && provider.is_some_and(|name| terms.limits.are_reached(message, &name));
+            let elsewhere = if is_done { Elsewhere::Done } else { Elsewhere::Failed };
+            (wait(message, (Reason::NoAnswer, detail), None, elsewhere, terms, now), news)
         }
-        SendOutcome::Rejected { reason, scope: Scope::Provider, detail } => {
+        SendOutcome::Rejected { reason, scope: Scope::Account { sure }, detail } => {
+            let before = provider.and_then(|name| refused_at(message, &name));
             close_attempt(message, AttemptOutcome::Rejected { reason, detail: detail.clone() });
-            let news = LaneNews::Refused { reason, detail: detail.clone() };
-            // Not the message's fault: it keeps its turn, and the closed lane holds it.
-            message.status = Status::Queued;
-            (message.reason, message.detail) = (Some(reason), Some(detail));
-            message.due_at = now;
-            (Next::Wait { elsewhere: true }, news)
+            let peer = Peer::of(&message.target);
+            let news = LaneNews::Refused { reason, detail: detail.clone(), sure, peer, before };
+            (wait(message, (reason, detail), None, Elsewhere::Refused, terms, now), news)
+        }
+        SendOutcome::Rejected { reason, scope: Scope::Route, detail } => {
+            close_attempt(message, AttemptOutcome::Rejected { reason, detail: detail.clone() });
+            let why = (reason, detail);
+            (wait(message, why, None, Elsewhere::Done, terms, now), LaneNews::Works)
         }
         SendOutcome::Rejected { reason, scope: Scope::Recipient | Scope::Content, detail } => {
             close_attempt(message, AttemptOutcome::Rejected { reason, detail: detail.clone() });
             (end(message, Status::Failed, reason, detail, now), LaneNews::Works)
         }
     }
+}
+
+/// When the provider refused the message last.
+fn refused_at(message: &Message, provider: &str) -> Option<Timestamp> {
+    message.attempts.iter().rev().filter(|attempt| &*attempt.provider == provider).find_map(
+        |attempt| {
+            matches!(attempt.outcome, Some(AttemptOutcome::Rejected { .. }))
+                .then_some(attempt.ended_at?)
+        },
+    )
+}
+
+/// How often the provider has refused the message.
+pub(super) fn refusals(message: &Message, provider: &str) -> usize {
+    let here = message.attempts.iter().filter(|attempt| &*attempt.provider == provider);
+    here.filter(|attempt| matches!(attempt.outcome, Some(AttemptOutcome::Rejected { .. }))).count()
 }
 
 /// Writes the outcome into an attempt that a crash or a stop cut off.
@@ -100,7 +181,7 @@ pub(super) fn settle_cut_off(message: &mut Message, now: Timestamp) {
     message.status = Status::Queued;
     message.due_at = now;
     (message.reason, message.detail) = (Some(Reason::NoAnswer), Some(detail.clone()));
-    close_attempt(message, AttemptOutcome::Unknown { detail });
+    close_attempt(message, AttemptOutcome::Unknown { detail, answered: false });
 }
 
 /// Ends the message without success. Where the contact has another channel, a new message goes on
@@ -136,10 +217,9 @@ fn wait(
     message: &mut Message,
     (reason, detail): (Reason, String),
     after: Option<Duration>,
-    elsewhere: bool,
-    config: &RetryConfig,
+    elsewhere: Elsewhere,
+    Terms { retry: config, random, .. }: Terms<'_>,
     now: Timestamp,
-    random: f64,
 ) -> Next {
     if config.attempts_max > 0 && message.attempt_count >= config.attempts_max {
         let detail = format!("{} attempts, the last: {detail}", message.attempt_count);

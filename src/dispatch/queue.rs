@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use super::collapse::{self, Thread, Turn};
 use super::lane::{Lane, Standing};
+use super::peer::Peer;
 use crate::clock::Timestamp;
 use crate::model::{Channel, Message, MessageId, Severity};
 
@@ -32,6 +33,13 @@ pub(super) struct Waiting {
     /// The lane whose fault it is that it waits: another is better, and when that lane opens again
     /// the message is due at once.
     pub(super) failed_on: Option<usize>,
+    /// Where it goes.
+    pub(super) peer: Peer,
+    /// The lanes that have refused it: not asked again before then.
+    pub(super) refused_by: LaneSet,
+    pub(super) refused_until: Timestamp,
+    /// The lanes that are done with it: never asked again.
+    pub(super) done_by: LaneSet,
     /// Its thread and its place there.
     thread: Option<(Thread, Turn)>,
     /// It goes out after those before it in its thread.
@@ -58,6 +66,10 @@ impl Waiting {
             due_at: message.due_at,
             expires_at: message.expires_at,
             failed_on: None,
+            peer: Peer::of(&message.target),
+            refused_by: LaneSet::default(),
+            refused_until: Timestamp::default(),
+            done_by: LaneSet::default(),
             thread: collapse::place(message),
             in_order: collapse::is_in_order(message),
             may_join: collapse::may_join(message),
@@ -71,6 +83,77 @@ impl Waiting {
     fn order(&self) -> Order {
         (Reverse(self.severity), self.due_at, self.id)
     }
+
+    /// Takes over what is known of the lanes that had it before.
+    pub(super) fn goes_on_from(&mut self, known: &Self) {
+        self.failed_on = known.failed_on;
+        self.done_by = known.done_by;
+        self.refused_by = known.refused_by;
+        self.refused_until = known.refused_until;
+    }
+
+    /// Whether this lane may be offered the message now.
+    pub(super) fn may_go_to(&self, lane: usize, now: Timestamp) -> bool {
+        !self.done_by.has(lane) && (now >= self.refused_until || !self.refused_by.has(lane))
+    }
+}
+
+/// Some of the lanes. One beyond the 64th is never in it: it is asked once more, no harm done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct LaneSet(u64);
+
+impl LaneSet {
+    pub(super) fn insert(&mut self, lane: usize) {
+        self.0 |= Self::bit(lane);
+    }
+
+    pub(super) fn remove(&mut self, lane: usize) {
+        self.0 &= !Self::bit(lane);
+    }
+
+    pub(super) fn has(self, lane: usize) -> bool {
+        self.0 & Self::bit(lane) != 0
+    }
+
+    fn bit(lane: usize) -> u64 {
+        u32::try_from(lane).ok().and_then(|lane| 1_u64.checked_shl(lane)).unwrap_or(0)
+    }
+}
+
+/// How a waiting message stands with the providers of its channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Prospect {
+    /// One of them may take it, now or later.
+    Open,
+    /// Each is stopped or will not take it: until an operator mends something it leaves by another
+    /// channel or not at all.
+    Stopped,
+    /// Each has refused it, and would take others.
+    Refused,
+    /// Each is done with it for good.
+    Done,
+}
+
+/// See [`Prospect`].
+pub(super) fn prospect(
+    waiting: &Waiting,
+    route: &[usize],
+    lanes: &[Lane],
+    now: Timestamp,
+) -> Prospect {
+    let mut worst = if route.is_empty() { Prospect::Open } else { Prospect::Done };
+    for index in route {
+        let is_stopped = lanes.get(*index).is_some_and(Lane::is_stopped);
+        if waiting.done_by.has(*index) {
+        } else if is_stopped {
+            worst = Prospect::Stopped;
+        } else if waiting.may_go_to(*index, now) {
+            return Prospect::Open;
+        } else if worst == Prospect::Done {
+            worst = Prospect::Refused;
+        }
+    }
+    worst
 }
 
 type Order = (Reverse<Severity>, Timestamp, MessageId);
@@ -109,6 +192,8 @@ pub(super) struct Picked {
     pub(super) collapse: Vec<(Channel, Vec<Together>)>,
     /// No lane serves their channel.
     pub(super) homeless: Vec<MessageId>,
+    /// Every lane of their channel is done with them.
+    pub(super) unwanted: Vec<MessageId>,
     /// When to look again, at the latest.
     pub(super) wake_at: Option<Timestamp>,
 }
@@ -354,6 +439,9 @@ impl Queue {
 
     /// Makes what waits for `lane` due now: the lane is open again.
     pub(super) fn lane_opened(&mut self, lane: usize, now: Timestamp) {
+        for (waiting, _) in self.entries.values_mut() {
+            waiting.refused_by.remove(lane);
+        }
         let waiting: Vec<Waiting> = self
             .timed
             .iter()
@@ -438,19 +526,28 @@ impl Queue {
                     chosen = Some((*id, None));
                     break;
                 }
-                match choose(route, lanes, waiting.failed_on, now) {
-                    Ok(lane) => {
+                match choose(route, lanes, waiting, now) {
+                    Choice::Lane(lane) => {
                         chosen = Some((*id, Some(lane)));
                         break;
                     }
-                    Err(wake_at) => {
+                    Choice::Later(wake_at) => {
                         picked.wake_at = [picked.wake_at, wake_at].into_iter().flatten().min();
+                    }
+                    Choice::Nobody => {
+                        chosen = Some((*id, None));
+                        break;
                     }
                 }
             }
-            let Some((id, lane)) = chosen else { break };
-            if lane.is_none() && picked.homeless.len() >= room.homeless {
+            let Some((mut id, lane)) = chosen else { break };
+            if lane.is_none() && picked.homeless.len() + picked.unwanted.len() >= room.homeless {
                 break;
+            }
+            if let Some(index) = lane
+                && lanes.get(index).is_some_and(|lane| lane.is_probing(now))
+            {
+                id = self.probe(channel, index, lanes, route, now).unwrap_or(id);
             }
             if lane.is_some()
                 && let Some(joined) = self.together(id, room_left, now)
@@ -473,44 +570,90 @@ impl Queue {
                     }
                     picked.start.push((id, index));
                 }
-                None => picked.homeless.push(id),
+                None if route.is_empty() => picked.homeless.push(id),
+                None => picked.unwanted.push(id),
             }
         }
         if !together.is_empty() {
             picked.collapse.push((channel, together));
         }
     }
+
+    /// Which message a closed lane is tried with: one that is not among those that it has just
+    /// refused, and the least urgent of them. What waits only because this lane failed may be it
+    /// too. `None`: no other one is there.
+    fn probe(
+        &self,
+        channel: Channel,
+        lane: usize,
+        lanes: &mut [Lane],
+        route: &[usize],
+        now: Timestamp,
+    ) -> Option<MessageId> {
+        let ready = self.ready.get(&channel)?.iter().rev().take(LOOK_AHEAD);
+        let timed = self.timed.iter().take(LOOK_AHEAD).map(|(_, id)| *id).filter(|id| {
+            self.entries.get(id).is_some_and(|(waiting, _)| {
+                waiting.channel == channel && waiting.failed_on == Some(lane)
+            })
+        });
+        let mut suspect = None;
+        for id in ready.map(|(_, _, id)| *id).chain(timed) {
+            let Some((waiting, _)) = self.entries.get(&id) else { continue };
+            if choose(route, lanes, waiting, now) != Choice::Lane(lane) {
+                continue;
+            }
+            if !lanes.get(lane).is_some_and(|lane| lane.has_refused(waiting.peer)) {
+                return Some(id);
+            }
+            suspect = suspect.or(Some(id));
+        }
+        suspect
+    }
 }
 
-/// The lane for a message: the first of the route that is not closed, another than the one it has
-/// just failed on if there is one. A lane that is merely busy is waited for: failover is for
-/// outages, not for sharing load. `Err`: none now; look again then, or when a call ends.
-fn choose(
-    route: &[usize],
-    lanes: &mut [Lane],
-    failed_on: Option<usize>,
-    now: Timestamp,
-) -> Result<usize, Option<Timestamp>> {
+/// Where a message may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Choice {
+    /// To this lane, now.
+    Lane(usize),
+    /// Nowhere now; look again then, or when a call ends.
+    Later(Option<Timestamp>),
+    /// Nowhere any more.
+    Nobody,
+}
+
+/// The lane for a message: the first of the route that is not closed and has not refused it,
+/// another than the one it has just failed on if there is one. A lane that is merely busy is waited
+/// for: failover is for outages, not for sharing load.
+fn choose(route: &[usize], lanes: &mut [Lane], waiting: &Waiting, now: Timestamp) -> Choice {
     let mut wake_at: Option<Timestamp> = None;
     let mut later = |at: Option<Timestamp>| {
         wake_at = [wake_at, at].into_iter().flatten().min();
     };
+    let failed_on = waiting.failed_on;
     let others = route.iter().filter(|index| Some(**index) != failed_on);
     let last = route.iter().filter(|index| Some(**index) == failed_on);
+    let mut is_done = true;
     for index in others.chain(last) {
-        let Some(lane) = lanes.get_mut(*index) else {
+        if waiting.done_by.has(*index) {
             continue;
-        };
+        }
+        is_done = false;
+        let Some(lane) = lanes.get_mut(*index) else { continue };
+        if !waiting.may_go_to(*index, now) {
+            later(Some(waiting.refused_until));
+            continue;
+        }
         match lane.standing(now) {
-            Standing::Free => return Ok(*index),
+            Standing::Free => return Choice::Lane(*index),
             Standing::Busy(at) => {
                 later(at);
-                return Err(wake_at);
+                return Choice::Later(wake_at);
             }
             Standing::Down(at) => later(at),
         }
     }
-    Err(wake_at)
+    if is_done { Choice::Nobody } else { Choice::Later(wake_at) }
 }
 
 /// Which lanes serve a channel, in failover order.
@@ -556,6 +699,7 @@ mod tests {
             per_second: None,
             concurrency,
             breaker: crate::dispatch::BreakerConfig::default(),
+            refusals: 3,
         };
         (vec![Lane::new(settings, at(0))], Routes::new(BTreeMap::from([(Channel::Sms, vec![0])])))
     }
@@ -571,6 +715,58 @@ mod tests {
         let busy = BTreeSet::new();
         let room = Room { together: room, busy: &busy, homeless: room };
         queue.pick(lanes, routes, room, at(240))
+    }
+
+    /// To another recipient.
+    fn to(number: &str, message: Message) -> Message {
+        let address = crate::model::Address::Phone(number.parse().expect("a number"));
+        let target = crate::model::Target { channel: Channel::Sms, address };
+        Message { target, ..message }
+    }
+
+    #[test]
+    fn what_stopped_a_lane_and_what_is_most_urgent_is_not_its_probe() {
+        let culprit = of_instance(1, 239);
+        let urgent =
+            Message { severity: Severity::Critical, ..to("+4915550100002", of_instance(2, 239)) };
+        let other = to("+4915550100003", of_instance(3, 239));
+        let refused = super::super::lane::LaneNews::Refused {
+            reason: crate::model::Reason::BadCredentials,
+            detail: String::new(),
+            sure: true,
+            peer: Peer::of(&culprit.target),
+            before: None,
+        };
+        for (waiting, probe) in [
+            (vec![&culprit, &urgent, &other], &other),
+            (vec![&culprit, &urgent], &urgent),
+            (vec![&culprit], &culprit),
+        ] {
+            let waiting: Vec<Message> = waiting.into_iter().cloned().collect();
+            let mut queue = queue(&waiting);
+            let mut lane = lane(4);
+            lane.0[0].finish(refused.clone(), at(0));
+            assert_eq!(pick(&mut queue, &mut lane, 100).start, [(probe.id, 0)]);
+        }
+    }
+
+    #[test]
+    fn a_lane_that_refused_a_message_is_asked_again_later_and_one_that_is_done_never() {
+        let one = of_instance(1, 239);
+        let mut waiting = Waiting::of(&one);
+        waiting.refused_by.insert(0);
+        waiting.refused_until = at(241);
+        let mut lane = lane(2);
+        assert_eq!(choose(&[0], &mut lane.0, &waiting, at(240)), Choice::Later(Some(at(241))));
+        assert_eq!(prospect(&waiting, &[0], &lane.0, at(240)), Prospect::Refused);
+        assert_eq!(choose(&[0], &mut lane.0, &waiting, at(241)), Choice::Lane(0));
+        assert_eq!(prospect(&waiting, &[0], &lane.0, at(241)), Prospect::Open);
+        waiting.done_by.insert(0);
+        assert_eq!(choose(&[0], &mut lane.0, &waiting, at(241)), Choice::Nobody);
+        assert_eq!(prospect(&waiting, &[0], &lane.0, at(241)), Prospect::Done);
+        let mut queue = queue(&[]);
+        queue.put(waiting);
+        assert_eq!(pick(&mut queue, &mut lane, 100).unwanted, [one.id]);
     }
 
     #[test]

@@ -13,7 +13,8 @@ use super::attempt::{self, Context, Report};
 use super::batch;
 use super::collapse::Collapse;
 use super::lane::{Lane, LaneChange, LaneNews, LaneSettings, Standing};
-use super::queue::{Queue, Room, Routes, Together, Waiting};
+use super::outcome::{Elsewhere, Limits};
+use super::queue::{Prospect, Queue, Room, Routes, Together, Waiting, prospect};
 use super::{
     Command, Config, ControlError, Dispatch, LaneState, LaneStatus, Parts, Shared, outcome,
 };
@@ -80,6 +81,7 @@ impl Dispatcher {
     pub async fn open(config: &Config, parts: Parts) -> anyhow::Result<(Dispatch, Self)> {
         let Parts { store, clock, metrics, run, lanes: specs, routes } = parts;
         let now = clock.now();
+        let limits = Limits { unanswered_repeats: config.give_up.unanswered_repeats };
         let mut queue = Queue::new(config.collapse_after.into());
         let mut cut_off = Vec::new();
         let mut cut_off_count = 0_usize;
@@ -101,7 +103,14 @@ impl Dispatcher {
                     store.commit(std::mem::take(&mut cut_off)).await?;
                 }
             }
-            queue.put(Waiting::of(&message));
+            let mut waiting = Waiting::of(&message);
+            for (index, spec) in specs.iter().enumerate().filter(|_| !message.attempts.is_empty()) {
+                // One that can be asked is asked first whether it has it.
+                if !spec.provider.can_look_up() && limits.hold_back(&message, &spec.name) {
+                    waiting.done_by.insert(index);
+                }
+            }
+            queue.put(waiting);
         }
         store.commit(cut_off).await?;
         if queue.len() > 0 {
@@ -124,6 +133,7 @@ impl Dispatcher {
                 per_second: spec.per_second,
                 concurrency: spec.concurrency,
                 breaker: config.breaker.clone(),
+                refusals: config.give_up.refusals,
             };
             lanes.push(Lane::new(settings, now));
             providers.push(spec.provider);
@@ -150,6 +160,7 @@ impl Dispatcher {
             clock,
             metrics,
             retry: config.retry.clone(),
+            limits,
             collapse: Collapse::new(config),
             run,
             ended_unsent: batch::EndedUnsent::default(),
@@ -252,6 +263,9 @@ impl Dispatcher {
             let why = (Status::Failed, Reason::NoProvider, detail);
             self.give_up(Batch::Homeless, picked.homeless, why);
         }
+        for id in picked.unwanted {
+            self.give_up_refused(id);
+        }
         for (channel, threads) in picked.collapse {
             self.put_together(channel, threads);
         }
@@ -271,6 +285,13 @@ impl Dispatcher {
 
     fn is_under_way(&self, batch: Batch) -> bool {
         self.batches.values().any(|one| *one == batch)
+    }
+
+    fn give_up_refused(&mut self, id: MessageId) {
+        let context = Arc::clone(&self.context);
+        self.spawn(vec![id], None, async move {
+            (attempt::give_up_refused(&context, id).await, LaneNews::Nothing)
+        });
     }
 
     fn give_up(&mut self, batch: Batch, ids: Vec<MessageId>, why: (Status, Reason, &'static str)) {
@@ -332,14 +353,7 @@ impl Dispatcher {
         self.lane_news(finished.lane, finished.news, now);
         match finished.report {
             Report::Waits { message, elsewhere } => {
-                let mut waiting = Waiting::of(&message);
-                if elsewhere {
-                    waiting.failed_on = finished.lane;
-                    if self.another_may_try(&message, finished.lane, now) {
-                        waiting.due_at = now;
-                    }
-                }
-                self.queue.put(waiting);
+                self.waits(&message, elsewhere, finished.lane, now);
             }
             Report::Ended { follow_up } => {
                 self.forget(&ids);
@@ -362,12 +376,72 @@ impl Dispatcher {
             }
         }
         for (mut waiting, is_decided) in done.waiting {
-            waiting.failed_on = self.queue.get(waiting.id).and_then(|known| known.failed_on);
+            if let Some(known) = self.queue.get(waiting.id) {
+                waiting.goes_on_from(&known);
+            }
             if is_decided {
                 waiting.decided_until = now.plus(DECIDED_FOR);
             }
             self.queue.put(waiting);
         }
+    }
+
+    /// Puts a message back after an attempt, or ends it where nobody will take it.
+    fn waits(
+        &mut self,
+        message: &Message,
+        elsewhere: Elsewhere,
+        lane: Option<usize>,
+        now: Timestamp,
+    ) {
+        let mut waiting = Waiting::of(message);
+        if let Some(known) = self.queue.get(message.id) {
+            waiting.goes_on_from(&known);
+            waiting.failed_on = None;
+        }
+        if elsewhere == Elsewhere::No {
+            return self.queue.put(waiting);
+        }
+        waiting.failed_on = lane;
+        if let Some(index) = lane {
+            match elsewhere {
+                Elsewhere::No | Elsewhere::Failed => {}
+                Elsewhere::Done => waiting.done_by.insert(index),
+                Elsewhere::Refused => {
+                    waiting.refused_by.insert(index);
+                    waiting.refused_until = now.plus(self.context.retry.max.into());
+                    // So many are enough, where the lane is well for others.
+                    if self.lanes.get(index).is_some_and(|lane| {
+                        let refusals = outcome::refusals(message, &lane.settings.name);
+                        !lane.is_stopped() && refusals >= lane.settings.refusals
+                    }) {
+                        waiting.done_by.insert(index);
+                    }
+                }
+            }
+        }
+        let route = self.routes.of(message.target.channel);
+        let goes_on = !message.then.is_empty();
+        match prospect(&waiting, route, &self.lanes, now) {
+            Prospect::Open => {
+                let may_now = match elsewhere {
+                    Elsewhere::Refused | Elsewhere::Done => true,
+                    Elsewhere::No | Elsewhere::Failed => {
+                        self.another_may_try(message, &waiting, lane, now)
+                    }
+                };
+                if may_now {
+                    waiting.due_at = now;
+                }
+            }
+            // The closed lane holds it, and it is the first to go when that opens.
+            Prospect::Stopped => waiting.due_at = now,
+            Prospect::Refused if goes_on => return self.give_up_refused(message.id),
+            // There is no other way: once more, when it has waited.
+            Prospect::Refused => waiting.refused_until = waiting.due_at,
+            Prospect::Done => return self.give_up_refused(message.id),
+        }
+        self.queue.put(waiting);
     }
 
     fn forget(&mut self, ids: &[MessageId]) {
@@ -394,6 +468,7 @@ impl Dispatcher {
     fn another_may_try(
         &mut self,
         message: &Message,
+        waiting: &Waiting,
         failed: Option<usize>,
         now: Timestamp,
     ) -> bool {
@@ -402,10 +477,13 @@ impl Dispatcher {
         if route.len() < 2 || turn.is_multiple_of(route.len()) {
             return false;
         }
-        route.iter().filter(|index| Some(**index) != failed).any(|index| {
-            self.lanes
-                .get_mut(*index)
-                .is_some_and(|lane| !matches!(lane.standing(now), Standing::Down(_)))
+        let mut others = route.iter().filter(|index| Some(**index) != failed);
+        others.any(|index| {
+            waiting.may_go_to(*index, now)
+                && self
+                    .lanes
+                    .get_mut(*index)
+                    .is_some_and(|lane| !matches!(lane.standing(now), Standing::Down(_)))
         })
     }
 
@@ -421,6 +499,11 @@ impl Dispatcher {
         let provider = &lane.settings.name;
         match change {
             LaneChange::None => {}
+            LaneChange::Refuses => tracing::error!(
+                %provider, warning = lane.warning().unwrap_or_default(),
+                "the provider refuses messages for our account or configuration: look into it; they \
+                 go on by other providers and channels"
+            ),
             LaneChange::Opened => {
                 tracing::info!(%provider, "the provider works again");
                 self.queue.lane_opened(index, now);
@@ -485,7 +568,10 @@ impl Dispatcher {
                     message.updated_at = now;
                     message.detail = Some("put back by an operator".to_owned());
                     message.reason = None;
-                    Some(Report::Waits { message: Box::new(message.clone()), elsewhere: false })
+                    Some(Report::Waits {
+                        message: Box::new(message.clone()),
+                        elsewhere: Elsewhere::No,
+                    })
                 });
             }
             Command::Cancel(id, answer) => {
@@ -591,6 +677,7 @@ impl Dispatcher {
             until,
             in_flight: lane.in_flight,
             ready: channels.iter().map(|channel| self.queue.ready_on(*channel)).sum(),
+            warning: lane.warning(),
         }
     }
 }

@@ -80,6 +80,9 @@ impl Reason {
             Self::Throttled => "The provider asks for a slower pace.",
             Self::ProviderUnavailable => "The provider answers with an error of its own.",
             Self::ConnectFailed => "There was no connection to the provider.",
+            Self::OutOfResources => {
+                "This machine had no open file, memory or port left to ask the provider with."
+            }
             Self::NoAnswer => "The provider's answer was lost, so it may have been sent or not.",
             Self::BadAnswer => "The provider's answer makes no sense.",
             Self::ProviderRefused => {

@@ -12,6 +12,7 @@
 //! to a topic); a longer text is cut.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -24,7 +25,7 @@ use super::http::{self, Answer, Deadline, Http, Lost};
 use super::rate::Rate;
 use super::registry::{Kind, Parts, Reach, fields};
 use super::scrub::Scrub;
-use super::table::{Class, Verdict, by_status, find};
+use super::table::{Class, Verdict, by_status, find, unknown_code};
 use super::{Provider, SendOutcome, wrong_address};
 use crate::clock::Clock;
 use crate::model::{Address, Channel, Message, Reason, Severity};
@@ -64,6 +65,9 @@ const CODES: &[(&str, Reason, Class)] = &[
     ("INTERNAL", Reason::ProviderUnavailable, Class::RetryLane),
     ("THIRD_PARTY_AUTH_ERROR", Reason::ProviderRefused, Class::Recipient),
 ];
+
+/// Whether this process has said that Apple's key is refused: once is enough.
+static APNS_KEY_SAID: AtomicBool = AtomicBool::new(false);
 
 /// What Google asks for where it sends no Retry-After.
 const QUOTA_PAUSE: Duration = Duration::from_secs(60);
@@ -263,10 +267,12 @@ impl Status {
 
     /// Whether the request is at fault and not the address in it.
     fn blames_content(&self) -> bool {
-        self.details
-            .iter()
-            .flat_map(|detail| &detail.violations)
-            .any(|violation| !matches!(violation.field.as_str(), "message.token" | "message.topic"))
+        self.message.to_ascii_lowercase().contains("too big")
+            || self
+                .details
+                .iter()
+                .flat_map(|detail| &detail.violations)
+                .any(|one| !matches!(one.field.as_str(), "message.token" | "message.topic"))
     }
 }
 
@@ -281,9 +287,10 @@ fn outcome(answer: Result<Answer, Lost>, scrub: &Scrub) -> SendOutcome {
     };
     if answer.status.is_success() {
         let accepted: Option<Accepted> = answer.json();
-        if accepted.is_none() && answer.body.is_some() {
+        if accepted.is_none() && (answer.body.is_some() || answer.is_page()) {
             return SendOutcome::Unknown {
                 detail: format!("not FCM's answer ({}); check base_url", answer.words(scrub)),
+                answered: true,
             };
         }
         // A 200 whose body was cut off still means taken, only without an id.
@@ -291,6 +298,7 @@ fn outcome(answer: Result<Answer, Lost>, scrub: &Scrub) -> SendOutcome {
             provider_ref: accepted.map(|accepted| accepted.name),
             segments: None,
             delivered: false,
+            note: None,
         };
     }
     let Some(Failure { error }) = answer.json() else {
@@ -301,10 +309,24 @@ fn outcome(answer: Result<Answer, Lost>, scrub: &Scrub) -> SendOutcome {
         Some("INVALID_ARGUMENT") if error.blames_content() => {
             Verdict(Reason::ContentRefused, Class::Content)
         }
-        code => {
-            code.and_then(|code| find(CODES, &code)).unwrap_or_else(|| by_status(answer.status))
+        // Without a wish to wait it is the quota of one device or topic.
+        Some("QUOTA_EXCEEDED") if answer.retry_after.is_none() => {
+            Verdict(Reason::Throttled, Class::RetryRecipient)
         }
+        Some(code) => find(CODES, &code).unwrap_or_else(|| unknown_code(answer.status)),
+        None if error.blames_content() => Verdict(Reason::ContentRefused, Class::Content),
+        // Google's own words: the API is off, the project unknown, the token refused twice.
+        None => match (answer.status.as_u16(), unknown_code(answer.status)) {
+            (401 | 403 | 404, Verdict(reason, Class::Account)) => Verdict(reason, Class::Lane),
+            (_, other) => other,
+        },
     };
+    if code == Some("THIRD_PARTY_AUTH_ERROR") && !APNS_KEY_SAID.swap(true, Ordering::Relaxed) {
+        tracing::error!(
+            "Firebase cannot log in to Apple or to a browser's push service: renew the APNs key or \
+             the web push certificate in the Firebase console; devices of that kind get nothing"
+        );
+    }
     let after = answer.retry_after.or(match code {
         Some("QUOTA_EXCEEDED") => Some(QUOTA_PAUSE),
         Some("UNAVAILABLE") => Some(UNAVAILABLE_PAUSE),

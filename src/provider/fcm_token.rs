@@ -13,9 +13,9 @@ use reqwest::Url;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
-use super::http::{self, Answer, Deadline, Http};
+use super::http::{self, Answer, Deadline, Http, Lost};
 use super::scrub::Scrub;
-use super::table::{Class, Verdict, by_status};
+use super::table::{Class, Verdict, by_status, unknown_code};
 use super::{RetryScope, SendOutcome};
 use crate::clock::{Clock, Timestamp};
 use crate::model::Reason;
@@ -200,6 +200,7 @@ impl Tokens {
         let scrub = Scrub::new([Secret::new(assertion)]);
         match http::call(request, by, http::BODY_BYTES_MAX, now, &scrub).await {
             Ok(answer) => granted(&answer, now, &scrub),
+            Err(Lost::Ours(detail)) => Err(http::ours(format!("no access token: {detail}"))),
             Err(lost) => {
                 let detail = format!("no access token: {}", lost.detail());
                 Err(later(Reason::ConnectFailed, detail))
@@ -222,15 +223,21 @@ fn granted(answer: &Answer, now: Timestamp, scrub: &Scrub) -> Result<Token, Send
             renew_at: now.plus(good_for),
         });
     }
-    let words = match answer.json::<Denied>() {
-        Some(denied) => scrub.clean(&format!("{}: {}", denied.error, denied.error_description)),
-        None => answer.words(scrub),
+    let Some(denied) = answer.json::<Denied>() else {
+        // Somebody else's page: no message has been asked for yet, so nobody is refused.
+        let words = format!("no access token: {}", answer.words(scrub));
+        return Err(match by_status(answer.status) {
+            Verdict(_, Class::Account) => later(Reason::BadAnswer, words),
+            verdict => verdict.outcome(answer.retry_after, words),
+        });
     };
-    let verdict = match by_status(answer.status) {
+    let mut words = scrub.clean(&format!("{}: {}", denied.error, denied.error_description));
+    if denied.error_description.contains("reasonable timeframe") {
+        words.push_str("; the clock of this machine may be wrong");
+    }
+    let verdict = match unknown_code(answer.status) {
         // Here everything that is not a passing weakness is about the account.
-        Verdict(_, Class::Content | Class::Recipient | Class::RetryMessage | Class::Lane) => {
-            Verdict(Reason::BadCredentials, Class::Lane)
-        }
+        Verdict(_, Class::Account) => Verdict(Reason::BadCredentials, Class::Lane),
         passing => passing,
     };
     Err(verdict.outcome(answer.retry_after, format!("no access token: {words}")))

@@ -11,10 +11,11 @@
 //! the last one of a GOAWAY; RFC 9113, section 8.7). Neither can send twice. Everything else is
 //! the dispatcher's business.
 
+use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use reqwest::{Client, RequestBuilder, StatusCode, Url};
 use tokio::time::Instant;
 
@@ -70,8 +71,10 @@ pub(super) struct Answer {
     pub(super) status: StatusCode,
     /// Its Retry-After, at most [`RETRY_AFTER_MAX`].
     pub(super) retry_after: Option<Duration>,
-    /// The body; `None` where it was cut off, too long, or came too late.
+    /// The body, decompressed; `None` where it was cut off, too long, or came too late.
     pub(super) body: Option<Vec<u8>>,
+    /// It is a page for people: no provider's API answers so.
+    is_page: bool,
 }
 
 /// Why nothing came back.
@@ -79,6 +82,8 @@ pub(super) struct Answer {
 pub(super) enum Lost {
     /// The request has not left.
     NotSent(String),
+    /// The request has not left, for want of something on this machine: open files, memory, ports.
+    Ours(String),
     /// The address is one that this client must not connect to.
     Forbidden(String),
     /// The request has left, or may have.
@@ -160,18 +165,52 @@ pub(super) async fn call(
     };
     let status = response.status();
     let retry_after = retry_after(response.headers(), now);
-    let mut body = Some(Vec::new());
-    while let Some(read) = &mut body {
+    let coding = header(response.headers(), CONTENT_ENCODING);
+    let html = header(response.headers(), CONTENT_TYPE).contains("html");
+    let (mut read, mut is_whole) = (Vec::new(), true);
+    loop {
         match response.chunk().await {
             Ok(Some(chunk)) if read.len() + chunk.len() <= body_bytes_max => {
                 read.extend_from_slice(&chunk);
             }
             Ok(None) => break,
-            // Too long, cut off or too late: the status is known, and has to do.
-            Ok(Some(_)) | Err(_) => body = None,
+            Ok(Some(chunk)) => {
+                read.extend_from_slice(chunk.get(..1).unwrap_or_default());
+                is_whole = false;
+                break;
+            }
+            // Cut off or too late: the status is known, and has to do.
+            Err(_) => {
+                is_whole = false;
+                break;
+            }
         }
     }
-    Ok(Answer { status, retry_after, body })
+    // Nobody was asked to compress; a gateway on the way may do it all the same.
+    let read = decoded(&coding, &read, body_bytes_max).unwrap_or(read);
+    let first = read.iter().find(|byte| !byte.is_ascii_whitespace());
+    let is_page = html || first == Some(&b'<');
+    Ok(Answer { status, retry_after, body: is_whole.then_some(read), is_page })
+}
+
+/// A header's value in lower case, empty where there is none.
+fn header(headers: &HeaderMap, name: reqwest::header::HeaderName) -> String {
+    let value = headers.get(name).and_then(|value| value.to_str().ok());
+    value.unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// What `bytes` are without their content coding, at most `bytes_max` of it; `None` where that
+/// cannot be had.
+fn decoded(coding: &str, bytes: &[u8], bytes_max: usize) -> Option<Vec<u8>> {
+    let mut decoder: Box<dyn Read + '_> = match coding {
+        "gzip" | "x-gzip" => Box::new(flate2::read::MultiGzDecoder::new(bytes)),
+        "deflate" => Box::new(flate2::read::ZlibDecoder::new(bytes)),
+        _ => return None,
+    };
+    let limit = u64::try_from(bytes_max).unwrap_or(u64::MAX).saturating_add(1);
+    let mut plain = Vec::new();
+    decoder.by_ref().take(limit).read_to_end(&mut plain).ok()?;
+    (plain.len() <= bytes_max).then_some(plain)
 }
 
 impl Answer {
@@ -180,13 +219,18 @@ impl Answer {
         serde_json::from_slice(self.body.as_deref()?).ok()
     }
 
+    /// Whether it is a page for people, so somebody else's answer.
+    pub(super) fn is_page(&self) -> bool {
+        self.is_page
+    }
+
     /// "HTTP 503", with the start of a textual body where `scrub` leaves something of it.
     pub(super) fn words(&self, scrub: &Scrub) -> String {
         let status = self.status.as_u16();
         let body = self.body.as_deref().unwrap_or_default();
         let text = match std::str::from_utf8(body) {
             // Markup says nothing to an operator.
-            Ok(text) if !text.trim_start().starts_with('<') => scrub.clean(text),
+            Ok(text) if !self.is_page => scrub.clean(text),
             _ => String::new(),
         };
         if text.is_empty() { format!("HTTP {status}") } else { format!("HTTP {status}: {text}") }
@@ -203,15 +247,29 @@ impl Lost {
                 scope: RetryScope::Provider,
                 detail,
             },
-            Self::NoAnswer(detail) => SendOutcome::Unknown { detail },
+            Self::Ours(detail) => ours(detail),
+            Self::NoAnswer(detail) => SendOutcome::Unknown { detail, answered: false },
         }
     }
 
     /// In words, masked.
     pub(super) fn detail(self) -> String {
         match self {
-            Self::NotSent(detail) | Self::Forbidden(detail) | Self::NoAnswer(detail) => detail,
+            Self::NotSent(detail)
+            | Self::Ours(detail)
+            | Self::Forbidden(detail)
+            | Self::NoAnswer(detail) => detail,
         }
+    }
+}
+
+/// What follows where this machine could not even ask.
+pub(super) fn ours(detail: String) -> SendOutcome {
+    SendOutcome::Retry {
+        reason: Reason::OutOfResources,
+        after: None,
+        scope: RetryScope::Here,
+        detail,
     }
 }
 
@@ -235,6 +293,10 @@ fn lost(error: reqwest::Error, scrub: &Scrub) -> Lost {
     let cause = scrub.clean(&root.to_string());
     if error.is_builder() {
         Lost::NotSent(format!("the request cannot be made: {cause}"))
+    } else if error.is_connect() && (is_ours(root) || (error.is_dns() && no_file_can_be_opened())) {
+        Lost::Ours(format!(
+            "this machine has nothing left to connect to {host}{port} with: {cause}"
+        ))
     } else if error.is_connect() {
         let doing = if error.is_dns() { "cannot resolve" } else { "no connection to" };
         Lost::NotSent(format!("{doing} {host}{port}: {cause}"))
@@ -243,6 +305,21 @@ fn lost(error: reqwest::Error, scrub: &Scrub) -> Lost {
     } else {
         Lost::NoAnswer(format!("the connection broke before an answer: {cause}"))
     }
+}
+
+/// Errors of this machine: ENOMEM, ENFILE, EMFILE, EADDRNOTAVAIL, ENOBUFS of Linux.
+const OURS: [i32; 5] = [12, 23, 24, 99, 105];
+
+/// Whether an operating system's error says that something has run out here.
+fn is_ours(error: &(dyn std::error::Error + 'static)) -> bool {
+    let code = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+    code.is_some_and(|code| OURS.contains(&code))
+}
+
+/// A name that cannot be resolved may be for want of a file descriptor, and the resolver does not
+/// say so.
+fn no_file_can_be_opened() -> bool {
+    matches!(std::fs::File::open("/dev/null"), Err(error) if is_ours(&error))
 }
 
 /// Retry-After as seconds or as an HTTP date (RFC 9110, sections 10.2.3 and 5.6.7), at most
@@ -284,7 +361,40 @@ pub(super) fn below(base: &Url, segments: &[&str]) -> Url {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
+
+    #[test]
+    fn a_compressed_answer_is_read_and_a_bomb_is_not() {
+        let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        writer.write_all(&[b'x'; 1000]).expect("memory");
+        let gzip = writer.finish().expect("memory");
+        assert_eq!(decoded("gzip", &gzip, 1000), Some(vec![b'x'; 1000]));
+        assert_eq!(decoded("x-gzip", &gzip, 999), None);
+        assert_eq!(decoded("gzip", b"{}", 1000), None);
+        assert_eq!(decoded("gzip", gzip.get(..15).unwrap_or_default(), 1000), None);
+        for other in ["", "identity", "br"] {
+            assert_eq!(decoded(other, &gzip, 1000), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn what_has_run_out_here_is_told_from_what_failed_there() {
+        for (code, ours) in [
+            (24, true),
+            (23, true),
+            (12, true),
+            (99, true),
+            (105, true),
+            (111, false),
+            (113, false),
+            (104, false),
+        ] {
+            assert_eq!(is_ours(&std::io::Error::from_raw_os_error(code)), ours, "{code}");
+        }
+        assert!(!no_file_can_be_opened());
+    }
 
     /// 2026-11-23T10:00:00Z.
     const NOW: Timestamp = Timestamp::from_millis(1_795_428_000_000);

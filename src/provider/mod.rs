@@ -5,13 +5,15 @@
 //! what follows from that is `dispatch`'s business.
 //!
 //! How an answer becomes an outcome, in every provider:
-//! - Its error code decides, by the table in its file; where there is none, the HTTP status.
+//! - Its error code decides, by the table in its file. A code that no table knows means "this
+//!   provider will not" ([`Scope::Account`], not sure), unless its HTTP status asks for another try.
+//! - An answer that is not the provider's (a gateway's page) is read by its HTTP status alone.
 //! - Nothing left (no name, no connection, no TLS): retry. The request may have left and no answer
 //!   came: [`SendOutcome::Unknown`].
-//! - The success status and a body that was cut off: taken, without an id. A whole body that is
-//!   not the provider's: `Unknown`, because somebody else has answered.
-//! - A rejection has the narrowest scope that is true: [`Scope::Provider`] only where every message
-//!   would be refused.
+//! - The success status and a body that was cut off: taken, without an id. A body that is not the
+//!   provider's: `Unknown`, and not to be repeated here, because somebody else has answered.
+//! - A rejection has the narrowest scope that is true: [`Scope::Account`] is sure only where every
+//!   message would be refused.
 //! - What the provider says is kept for people, without secrets and numbers (`scrub`).
 
 mod fcm;
@@ -70,6 +72,8 @@ pub enum SendOutcome {
         segments: Option<u32>,
         /// The receiver itself has it (webhook, virtual phone): nothing more will be heard.
         delivered: bool,
+        /// What an operator should know of it all the same, masked.
+        note: Option<String>,
     },
     /// Not taken, and worth another try.
     Retry {
@@ -92,10 +96,13 @@ pub enum SendOutcome {
         /// In words, masked.
         detail: String,
     },
-    /// The request left and no answer was read: it may have been sent.
+    /// The request left and no answer of the provider was read: it may have been sent.
     Unknown {
         /// In words, masked.
         detail: String,
+        /// Somebody said that it went well and it cannot be read who: another try would get the
+        /// same answer, and perhaps send it again.
+        answered: bool,
     },
 }
 
@@ -104,19 +111,32 @@ pub enum SendOutcome {
 pub enum RetryScope {
     /// The provider as a whole: it counts towards the circuit breaker and slows the lane.
     Provider,
-    /// This message only (handset off, pair limit): the lane goes on.
+    /// One endpoint: a webhook's host, the quota of a device, the limit of a pair of numbers. What
+    /// else goes there waits, and the lane goes on.
+    Endpoint,
+    /// This message only (handset off): the lane goes on.
     Message,
+    /// This machine: no open file, memory or port was left. The provider has not been asked.
+    Here,
 }
 
 /// What a rejection concerns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// This recipient on this channel.
+    /// This recipient on this channel, whoever is asked.
     Recipient,
-    /// What the message says.
+    /// This recipient by this provider (a country that is switched off, no route): the channel's
+    /// next provider may reach them.
+    Route,
+    /// What the message says, whoever is asked.
     Content,
-    /// Account, credentials, sender, credit: every message would be refused, so the lane stops.
-    Provider,
+    /// Account, credentials, sender, credit, configuration: this provider will not. The message
+    /// goes on to the channel's next provider, then to the contact's next channel.
+    Account {
+        /// Every message would be refused, so the lane stops at once. Otherwise it stops when
+        /// several different recipients were refused.
+        sure: bool,
+    },
 }
 
 /// What a provider knows of an earlier call.

@@ -133,7 +133,12 @@ impl Provider for Phone {
             segments: message.segments,
         });
         Box::pin(async {
-            SendOutcome::Accepted { provider_ref: None, segments: None, delivered: true }
+            SendOutcome::Accepted {
+                provider_ref: None,
+                segments: None,
+                delivered: true,
+                note: None,
+            }
         })
     }
 }

@@ -12,12 +12,18 @@ use crate::model::Reason;
 pub(super) enum Class {
     /// Try again; the provider as a whole is slow or down.
     RetryLane,
+    /// Try again; only what goes to this recipient is concerned.
+    RetryRecipient,
     /// Try again; only this message is concerned.
     RetryMessage,
     /// Never to this recipient.
     Recipient,
+    /// Never to this recipient by this provider: the next one may.
+    Route,
     /// Never with this content.
     Content,
+    /// This provider will not; perhaps it refuses every message, perhaps it does not.
+    Account,
     /// Never with this account or configuration: every message would be refused.
     Lane,
 }
@@ -32,22 +38,31 @@ pub(super) fn find<K: PartialEq>(table: &[(K, Reason, Class)], code: &K) -> Opti
     Some(Verdict(*reason, *class))
 }
 
-/// What an HTTP status says by itself, where the body is not the provider's (a gateway's page, a
-/// cut answer) or holds a code that no table knows.
+/// What an HTTP status says by itself, where the body is not the provider's: a gateway's page, a
+/// cut answer.
 pub(super) fn by_status(status: StatusCode) -> Verdict {
     use Reason::{
-        BadAnswer, BadCredentials, ContentRefused, NoCredit, ProviderRefused, ProviderUnavailable,
-        Throttled,
+        BadAnswer, BadCredentials, NoCredit, ProviderRefused, ProviderUnavailable, Throttled,
     };
     match status.as_u16() {
-        401 => Verdict(BadCredentials, Class::Lane),
-        402 => Verdict(NoCredit, Class::Lane),
-        403..=405 => Verdict(ProviderRefused, Class::Lane),
+        401 => Verdict(BadCredentials, Class::Account),
+        402 => Verdict(NoCredit, Class::Account),
+        403..=405 | 413 | 414 => Verdict(ProviderRefused, Class::Account),
+        // The proxy on our way wants credentials, whoever the message is for.
+        407 => Verdict(BadCredentials, Class::Lane),
         429 => Verdict(Throttled, Class::RetryLane),
         408 | 425 | 500..=599 => Verdict(ProviderUnavailable, Class::RetryLane),
-        400..=499 => Verdict(ContentRefused, Class::Content),
-        // A redirect, which is not followed, or no HTTP that we know.
+        // Somebody else's 400; a redirect, which is not followed; no HTTP that we know.
         _ => Verdict(BadAnswer, Class::RetryLane),
+    }
+}
+
+/// What follows from the provider's own words with a code that no table knows: it will not, unless
+/// the status asks for another try.
+pub(super) fn unknown_code(status: StatusCode) -> Verdict {
+    match by_status(status) {
+        Verdict(Reason::BadAnswer, _) => Verdict(Reason::ProviderRefused, Class::Account),
+        known => known,
     }
 }
 
@@ -59,10 +74,13 @@ impl Verdict {
         let rejected = |scope, detail| SendOutcome::Rejected { reason, scope, detail };
         match class {
             Class::RetryLane => retry(RetryScope::Provider, detail),
+            Class::RetryRecipient => retry(RetryScope::Endpoint, detail),
             Class::RetryMessage => retry(RetryScope::Message, detail),
             Class::Recipient => rejected(Scope::Recipient, detail),
+            Class::Route => rejected(Scope::Route, detail),
             Class::Content => rejected(Scope::Content, detail),
-            Class::Lane => rejected(Scope::Provider, detail),
+            Class::Account => rejected(Scope::Account { sure: false }, detail),
+            Class::Lane => rejected(Scope::Account { sure: true }, detail),
         }
     }
 }
@@ -75,20 +93,36 @@ mod tests {
     fn a_status_alone_says_enough() {
         for (status, reason, class) in [
             (301, Reason::BadAnswer, Class::RetryLane),
-            (400, Reason::ContentRefused, Class::Content),
-            (401, Reason::BadCredentials, Class::Lane),
-            (402, Reason::NoCredit, Class::Lane),
-            (403, Reason::ProviderRefused, Class::Lane),
-            (404, Reason::ProviderRefused, Class::Lane),
+            (400, Reason::BadAnswer, Class::RetryLane),
+            (401, Reason::BadCredentials, Class::Account),
+            (402, Reason::NoCredit, Class::Account),
+            (403, Reason::ProviderRefused, Class::Account),
+            (404, Reason::ProviderRefused, Class::Account),
+            (407, Reason::BadCredentials, Class::Lane),
             (408, Reason::ProviderUnavailable, Class::RetryLane),
-            (413, Reason::ContentRefused, Class::Content),
-            (422, Reason::ContentRefused, Class::Content),
+            (413, Reason::ProviderRefused, Class::Account),
+            (422, Reason::BadAnswer, Class::RetryLane),
             (429, Reason::Throttled, Class::RetryLane),
             (500, Reason::ProviderUnavailable, Class::RetryLane),
             (503, Reason::ProviderUnavailable, Class::RetryLane),
         ] {
             let status = StatusCode::from_u16(status).expect("a status");
             assert_eq!(by_status(status), Verdict(reason, class), "{status}");
+        }
+    }
+
+    #[test]
+    fn a_code_that_no_table_knows_is_this_provider_will_not() {
+        for (status, reason, class) in [
+            (200, Reason::ProviderRefused, Class::Account),
+            (400, Reason::ProviderRefused, Class::Account),
+            (403, Reason::ProviderRefused, Class::Account),
+            (422, Reason::ProviderRefused, Class::Account),
+            (429, Reason::Throttled, Class::RetryLane),
+            (500, Reason::ProviderUnavailable, Class::RetryLane),
+        ] {
+            let status = StatusCode::from_u16(status).expect("a status");
+            assert_eq!(unknown_code(status), Verdict(reason, class), "{status}");
         }
     }
 }

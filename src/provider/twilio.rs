@@ -5,8 +5,8 @@
 //! idempotency key. After an answer that was never read, [`Provider::lookup`] asks the message
 //! list, so that what has been taken is not sent twice.
 //!
-//! A 201 whose body is cut off or makes no sense still means taken, only without an id. Any other
-//! 2xx is not Twilio speaking, and what became of the request is unknown.
+//! A 201 whose body is cut off or makes no sense still means taken, only without an id. A 201 with
+//! a page, and any other 2xx, is not Twilio speaking, and what became of the request is unknown.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use serde::Deserialize;
 use super::http::{self, Answer, Deadline, Http};
 use super::registry::{Kind, Parts, Reach, fields};
 use super::scrub::Scrub;
-use super::table::{Class, by_status, find};
+use super::table::{Class, by_status, find, unknown_code};
 use super::{Lookup, Provider, SendOutcome, wrong_address};
 use crate::clock::{Clock, Timestamp};
 use crate::model::{Address, Channel, E164, Message, Reason};
@@ -55,42 +55,66 @@ pub(super) struct Config {
     pub status_callback: Option<String>,
 }
 
-/// Twilio's error codes. The scope is the narrowest that is true: what stops a lane would refuse
-/// every message. So 21408 (the number's region is switched off) and 21608 (a trial account may
-/// send to verified numbers only) concern the recipient, though an operator has to act.
+/// Twilio's error codes. The class is the narrowest that is true: what stops a lane at once would
+/// refuse every message. So 21408 (the number's region is switched off) and 21608 (a trial account
+/// may send to verified numbers only) concern the recipient, though an operator has to act.
 /// Codes from 30000 on come in receipts more often than in answers.
 const CODES: &[(u32, Reason, Class)] = &[
     (10001, Reason::ProviderRefused, Class::Lane), // account not active
+    (14107, Reason::Throttled, Class::RetryLane),  // too many in a row
     (20003, Reason::BadCredentials, Class::Lane),
     (20404, Reason::ProviderRefused, Class::Lane), // no such account
     (20429, Reason::Throttled, Class::RetryLane),
     (21211, Reason::BadRecipient, Class::Recipient), // To is no number
     (21212, Reason::ProviderRefused, Class::Lane),   // From is no number
-    (21408, Reason::ProviderRefused, Class::Recipient), // region switched off
+    (21266, Reason::BadRecipient, Class::Recipient), // To is From
+    (21267, Reason::ProviderRefused, Class::Lane),   // From may not be alphanumeric here
+    (21408, Reason::ProviderRefused, Class::Route),  // region switched off
     (21602, Reason::ContentRefused, Class::Content), // no body
-    (21606, Reason::ProviderRefused, Class::Lane),   // From cannot send SMS
-    (21608, Reason::ProviderRefused, Class::Recipient), // trial account, number not verified
+    (21603, Reason::ProviderRefused, Class::Lane),   // no From
+    (21606, Reason::ProviderRefused, Class::Account), // From cannot send to this country
+    (21607, Reason::ProviderRefused, Class::Lane),   // From is not of this account
+    (21608, Reason::ProviderRefused, Class::Route),  // trial account, number not verified
+    (21609, Reason::ProviderRefused, Class::Lane),   // status_callback is no URL
     (21610, Reason::OptedOut, Class::Recipient),
     (21611, Reason::Throttled, Class::RetryLane), // the sender's queue is ten hours long
-    (21612, Reason::BadRecipient, Class::Recipient), // no route
+    (21612, Reason::BadRecipient, Class::Route),  // no route from this sender
     (21614, Reason::BadRecipient, Class::Recipient), // not a mobile number
     (21617, Reason::ContentRefused, Class::Content), // too long
     (21619, Reason::ContentRefused, Class::Content), // no body
+    (21635, Reason::BadRecipient, Class::Recipient), // a landline
+    (21659, Reason::ProviderRefused, Class::Lane), // From is not of this account
     (21660, Reason::ProviderRefused, Class::Lane), // From belongs to another account
+    (21661, Reason::ProviderRefused, Class::Lane), // From cannot send SMS
+    (21701, Reason::ProviderRefused, Class::Lane), // no such messaging service
+    (21703, Reason::ProviderRefused, Class::Lane), // the messaging service has no sender
+    (21704, Reason::ProviderRefused, Class::Lane), // the messaging service has no sender for this
     (21705, Reason::ProviderRefused, Class::Lane), // no such messaging service
     (30001, Reason::Throttled, Class::RetryLane), // queue overflow
     (30002, Reason::ProviderRefused, Class::Lane), // account suspended
     (30003, Reason::Unreachable, Class::RetryMessage), // handset off
+    (30004, Reason::Unreachable, Class::Route),   // blocked by carrier or recipient
     (30005, Reason::BadRecipient, Class::Recipient), // unknown or inactive
     (30006, Reason::BadRecipient, Class::Recipient), // landline
     (30007, Reason::ContentRefused, Class::Content), // filtered
     (30008, Reason::ProviderUnavailable, Class::RetryMessage), // unknown
+    (30017, Reason::ProviderUnavailable, Class::RetryMessage), // the carrier is congested
     (30019, Reason::ContentRefused, Class::Content), // media too big
+    (30022, Reason::Throttled, Class::RetryLane), // faster than the sender may
+    (30023, Reason::Throttled, Class::RetryLane), // the day's quota
     (30032, Reason::ProviderRefused, Class::Lane), // toll-free number not verified
     (30034, Reason::ProviderRefused, Class::Lane), // A2P 10DLC not registered
+    (30035, Reason::ProviderRefused, Class::Account), // registration under way
     (30036, Reason::Unreachable, Class::RetryMessage), // validity period over
+    (63016, Reason::WindowClosed, Class::Recipient),
     (63018, Reason::Throttled, Class::RetryLane),
+    (63024, Reason::BadRecipient, Class::Recipient),
+    (90010, Reason::ProviderRefused, Class::Lane), // account not active
 ];
+
+/// The day's quota of a number is full: nothing leaves before tomorrow, and an hour is the longest
+/// pause.
+const DAY_QUOTA: u32 = 30_023;
 
 /// Twilio takes a ValidityPeriod of 1 to 36000 seconds.
 const VALIDITY_SECS_MAX: u64 = 36_000;
@@ -386,24 +410,28 @@ impl Row {
 }
 
 fn outcome(answer: &Answer, scrub: &Scrub) -> SendOutcome {
-    if answer.status == StatusCode::CREATED {
-        let created: Option<Created> = answer.json();
+    let created: Option<Created> = answer.json();
+    if answer.status == StatusCode::CREATED && (created.is_some() || !answer.is_page()) {
         let segments = created.as_ref().and_then(|created| created.num_segments.as_ref());
         return SendOutcome::Accepted {
             segments: segments.and_then(|count| count.parse().ok()),
             provider_ref: created.map(|created| created.sid),
             delivered: false,
+            note: None,
         };
     }
     if answer.status.is_success() {
         return SendOutcome::Unknown {
             detail: format!("not Twilio's answer ({}); check base_url", answer.words(scrub)),
+            answered: true,
         };
     }
     let Some(refused) = answer.json::<Refused>() else {
         return by_status(answer.status).outcome(answer.retry_after, answer.words(scrub));
     };
-    let verdict = find(CODES, &refused.code).unwrap_or_else(|| by_status(answer.status));
+    let verdict = find(CODES, &refused.code).unwrap_or_else(|| unknown_code(answer.status));
     let detail = format!("Twilio {}: {}", refused.code, scrub.clean(&refused.message));
-    verdict.outcome(answer.retry_after, detail)
+    let after = answer.retry_after;
+    let after = after.or((refused.code == DAY_QUOTA).then_some(http::RETRY_AFTER_MAX));
+    verdict.outcome(after, detail)
 }

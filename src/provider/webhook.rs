@@ -15,8 +15,8 @@
 //! try. Any 2xx means that the receiver has it; 410 that it wants no more; everything else is
 //! tried again, as the specification asks.
 //!
-//! Each message may go to another machine, so nothing that one endpoint does concerns the lane:
-//! every failure is the message's own. For the same reason an answer that was never read is no
+//! Each message may go to another machine, so nothing that one endpoint does concerns the lane: what
+//! fails is the host ([`RetryScope::Endpoint`]) or the message. For the same reason an answer that was never read is no
 //! `Unknown` here: the id makes a repeat harmless, and a slow endpoint must not hold up others.
 //!
 //! **Invariant:** URLs come from outside the configuration. Unless it says otherwise, a request
@@ -36,6 +36,7 @@ use super::http::{self, Answer, Http, Lost};
 use super::public::is_public;
 use super::registry::{Kind, Parts, Reach, fields};
 use super::scrub::Scrub;
+use super::table::by_status;
 use super::{Provider, RetryScope, Scope, SendOutcome, wrong_address};
 use crate::clock::Clock;
 use crate::model::{Address, AlertRef, AlertState, Channel, Message, MessageId, Reason, Severity};
@@ -200,6 +201,7 @@ impl Webhook {
         match http::call(request, by, http::BODY_BYTES_MAX, now, &scrub).await {
             Ok(answer) => outcome(&answer, &scrub),
             Err(Lost::Forbidden(what)) => refused(Reason::BadRecipient, what),
+            Err(Lost::Ours(detail)) => http::ours(detail),
             Err(Lost::NotSent(detail)) => again(Reason::ConnectFailed, detail),
             Err(Lost::NoAnswer(detail)) => again(Reason::NoAnswer, detail),
         }
@@ -233,23 +235,31 @@ impl Webhook {
 }
 
 fn outcome(answer: &Answer, scrub: &Scrub) -> SendOutcome {
-    let retry = |reason, detail| SendOutcome::Retry {
+    let retry = |reason, scope| SendOutcome::Retry {
         reason,
         after: answer.retry_after,
-        scope: RetryScope::Message,
-        detail,
+        scope,
+        detail: answer.words(scrub),
     };
     match answer.status.as_u16() {
-        200..=299 => SendOutcome::Accepted { provider_ref: None, segments: None, delivered: true },
+        200..=299 => SendOutcome::Accepted {
+            provider_ref: None,
+            segments: None,
+            delivered: true,
+            note: None,
+        },
+        // The proxy on the way to all of them.
+        407 => by_status(answer.status).outcome(None, answer.words(scrub)),
         410 => refused(Reason::RecipientGone, answer.words(scrub)),
-        429 => retry(Reason::Throttled, answer.words(scrub)),
-        408 | 425 | 500..=599 => retry(Reason::ProviderUnavailable, answer.words(scrub)),
-        _ => retry(Reason::BadAnswer, answer.words(scrub)),
+        429 => retry(Reason::Throttled, RetryScope::Endpoint),
+        408 | 425 | 500..=599 => retry(Reason::ProviderUnavailable, RetryScope::Endpoint),
+        // It depends on the path, and others of this host may be well.
+        _ => retry(Reason::BadAnswer, RetryScope::Message),
     }
 }
 
 fn again(reason: Reason, detail: String) -> SendOutcome {
-    SendOutcome::Retry { reason, after: None, scope: RetryScope::Message, detail }
+    SendOutcome::Retry { reason, after: None, scope: RetryScope::Endpoint, detail }
 }
 
 fn refused(reason: Reason, detail: String) -> SendOutcome {

@@ -25,7 +25,7 @@ use super::http::{self, Answer, Deadline, Http, Lost};
 use super::rate::Rate;
 use super::registry::{Kind, Parts, Reach, fields};
 use super::scrub::{Scrub, shorten};
-use super::table::{Class, Verdict, by_status, find};
+use super::table::{Class, Verdict, by_status, find, unknown_code};
 use super::{Provider, SendOutcome, wrong_address};
 use crate::clock::Clock;
 use crate::model::{Address, Channel, Message, Reason, Template};
@@ -68,14 +68,21 @@ const CODES: &[(u32, Reason, Class)] = &[
     (3, Reason::ProviderRefused, Class::Lane),
     (4, Reason::Throttled, Class::RetryLane),
     (10, Reason::ProviderRefused, Class::Lane),
+    (17, Reason::Throttled, Class::RetryLane), // rate limit of the user
+    (32, Reason::Throttled, Class::RetryLane), // rate limit of the page
     (33, Reason::ProviderRefused, Class::Lane), // number deleted
     (100, Reason::ContentRefused, Class::Content), // invalid parameter
     (190, Reason::BadCredentials, Class::Lane),
     (368, Reason::ProviderRefused, Class::Lane), // policy block
+    (613, Reason::Throttled, Class::RetryLane),  // rate limit
+    (2500, Reason::ProviderRefused, Class::Lane), // the path: api_version, phone_number_id
     (80007, Reason::Throttled, Class::RetryLane),
+    (80008, Reason::Throttled, Class::RetryLane), // rate limit of the business account
     (130429, Reason::Throttled, Class::RetryLane),
     (130472, Reason::Unreachable, Class::Recipient), // held back by an experiment
+    (130497, Reason::BadRecipient, Class::Recipient), // not to this country
     (131000, Reason::ProviderUnavailable, Class::RetryLane),
+    (131005, Reason::ProviderRefused, Class::Lane), // permission
     (131008, Reason::ContentRefused, Class::Content), // parameter missing
     (131009, Reason::ContentRefused, Class::Content), // parameter value
     (131016, Reason::ProviderUnavailable, Class::RetryLane),
@@ -83,7 +90,9 @@ const CODES: &[(u32, Reason, Class)] = &[
     (131026, Reason::BadRecipient, Class::Recipient), // not on WhatsApp
     (131030, Reason::BadRecipient, Class::Recipient), // not in the test list
     (131031, Reason::ProviderRefused, Class::Lane),   // account locked
+    (131037, Reason::ProviderRefused, Class::Lane),   // display name not approved
     (131042, Reason::NoCredit, Class::Lane),          // payment
+    (131044, Reason::NoCredit, Class::Lane),          // payment
     (131045, Reason::ProviderRefused, Class::Lane),   // number not registered
     (131047, Reason::WindowClosed, Class::Recipient),
     (131048, Reason::Throttled, Class::RetryLane), // spam limit
@@ -92,33 +101,53 @@ const CODES: &[(u32, Reason, Class)] = &[
     (131051, Reason::ContentRefused, Class::Content), // message type
     (131052, Reason::ContentRefused, Class::Content), // media
     (131053, Reason::ContentRefused, Class::Content), // media
-    (131056, Reason::Throttled, Class::RetryMessage), // too many to this person
+    (131056, Reason::Throttled, Class::RetryRecipient), // too many to this person
     (131057, Reason::ProviderUnavailable, Class::RetryLane), // maintenance
+    (131062, Reason::BadRecipient, Class::Recipient), // a kind of address that this call does not take
+    (131064, Reason::Throttled, Class::RetryLane),    // messaging limit
     (132000, Reason::ContentRefused, Class::Content), // parameter count
     (132001, Reason::ContentRefused, Class::Content), // no such template
     (132005, Reason::ContentRefused, Class::Content), // too long
     (132007, Reason::ContentRefused, Class::Content), // policy
+    (132008, Reason::ContentRefused, Class::Content), // parameter of the template
     (132012, Reason::ContentRefused, Class::Content), // parameter format
     (132015, Reason::ContentRefused, Class::Content), // template paused
     (132016, Reason::ContentRefused, Class::Content), // template disabled
+    (132018, Reason::ContentRefused, Class::Content), // parameter of the template
     (132068, Reason::ContentRefused, Class::Content), // flow
     (132069, Reason::ContentRefused, Class::Content), // flow
     (133004, Reason::ProviderUnavailable, Class::RetryLane),
     (133010, Reason::ProviderRefused, Class::Lane), // number not registered
     (133016, Reason::Throttled, Class::RetryLane),
+    (135000, Reason::ProviderRefused, Class::Route), // not sent, for no reason that it names
 ];
 
 /// What these say of the template is true for every message that goes as it. Where it is the
 /// configured one they stop the lane, so that the messages wait for an operator.
-const TEMPLATE_CODES: &[u32] = &[132000, 132001, 132007, 132015, 132016];
+const TEMPLATE_CODES: &[u32] = &[132000, 132001, 132007, 132008, 132012, 132015, 132016, 132018];
+/// What these say of a parameter may be true for every message that goes as the configured
+/// template, or for the values of this one.
+const PARAMETER_CODES: &[u32] = &[INVALID_PARAMETER, 131008, 131009];
+const INVALID_PARAMETER: u32 = 100;
+const TOO_LONG: u32 = 132_005;
+/// How long these pause the lane where Meta does not say.
+const PAUSES: &[(u32, Duration)] = &[
+    (17, RATE_PAUSE),
+    (32, RATE_PAUSE),
+    (613, RATE_PAUSE),
+    (80008, RATE_PAUSE),
+    (131048, http::RETRY_AFTER_MAX),
+    (131064, http::RETRY_AFTER_MAX),
+];
+const RATE_PAUSE: Duration = Duration::from_secs(60);
 const WINDOW_CLOSED: u32 = 131_047;
 const PAIR_LIMIT: u32 = 131_056;
-const SPAM_LIMIT: u32 = 131_048;
-const SPAM_PAUSE: Duration = http::RETRY_AFTER_MAX;
 /// Meta's limit of a text.
 const TEXT_CHARACTERS_MAX: usize = 4096;
 /// A template's body may hold 1024 characters in all; this leaves some to the template.
 const PARAMETER_CHARACTERS_MAX: usize = 900;
+/// After Meta has said that it is too long.
+const PARAMETER_CHARACTERS_SHORT: usize = 300;
 const PLACEHOLDERS: &[&str] = &["text", "title", "severity", "rule", "key", "state"];
 
 struct WhatsappCloud {
@@ -195,6 +224,8 @@ struct Reply {
 #[derive(Deserialize)]
 struct Sent {
     id: String,
+    /// `accepted`, `held_for_quality_assessment` or `paused`.
+    message_status: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -204,6 +235,8 @@ struct Refused {
     #[serde(default)]
     message: String,
     error_data: Option<ErrorData>,
+    #[serde(default)]
+    is_transient: bool,
 }
 
 #[derive(Deserialize)]
@@ -219,25 +252,36 @@ impl WhatsappCloud {
         };
         let by = self.http.deadline();
         let scrub = self.scrub.with_address(message);
-        let configured = self.template.as_ref();
-        let (body, own_template) = match (&message.content.template, configured) {
-            (Some(template), _) => (template_body(template, message), false),
-            (None, Some(template)) if !self.text_first => (template_body(template, message), true),
-            (None, _) => (text_body(message), false),
-        };
-        let may_fall_back = self.text_first && message.content.template.is_none();
-        let answer = self.call(to.digits(), message, body, by, &scrub).await;
-        let outcome = self.outcome(answer, own_template, message, &scrub);
-        match (&outcome, configured) {
-            (SendOutcome::Rejected { reason: Reason::WindowClosed, .. }, Some(template))
-                if may_fall_back =>
-            {
-                let body = template_body(template, message);
-                let answer = self.call(to.digits(), message, body, by, &scrub).await;
-                self.outcome(answer, true, message, &scrub)
+        let own = message.content.template.as_ref();
+        let configured = self.template.as_ref().filter(|_| own.is_none());
+        let to = to.digits();
+        if configured.is_none() || self.text_first {
+            let body = match own {
+                Some(template) => template_body(template, message, PARAMETER_CHARACTERS_MAX),
+                None => text_body(message),
+            };
+            let answer = self.call(to, message, body, by, &scrub).await;
+            let outcome = self.outcome(answer, false, message, &scrub);
+            let is_closed =
+                matches!(&outcome, SendOutcome::Rejected { reason: Reason::WindowClosed, .. });
+            if !is_closed || configured.is_none() {
+                return outcome;
             }
-            _ => outcome,
         }
+        let Some(template) = configured else {
+            return wrong_address("a template is missing", message);
+        };
+        // Too long is said before anything is taken; shorter, it may pass, once.
+        let mut answer = Err(Lost::NotSent("no template".to_owned()));
+        for characters in [PARAMETER_CHARACTERS_MAX, PARAMETER_CHARACTERS_SHORT] {
+            let body = template_body(template, message, characters);
+            answer = self.call(to, message, body, by, &scrub).await;
+            let refused = answer.as_ref().ok().and_then(|answer| answer.json::<Reply>());
+            if refused.and_then(|reply| reply.error).is_none_or(|error| error.code != TOO_LONG) {
+                break;
+            }
+        }
+        self.outcome(answer, true, message, &scrub)
     }
 
     async fn call(
@@ -279,16 +323,30 @@ impl WhatsappCloud {
             return by_status(answer.status).outcome(answer.retry_after, answer.words(scrub));
         }
         let sent = reply.and_then(|reply| reply.messages.into_iter().next());
-        if sent.is_none() && answer.body.is_some() {
+        if sent.is_none() && (answer.body.is_some() || answer.is_page()) {
             return SendOutcome::Unknown {
                 detail: format!("not WhatsApp's answer ({}); check base_url", answer.words(scrub)),
+                answered: true,
             };
         }
+        let note = match sent.as_ref().and_then(|sent| sent.message_status.as_deref()) {
+            // Nobody gets it: the template has too many complaints.
+            Some("paused") => {
+                let class = if own_template { Class::Lane } else { Class::Content };
+                let detail = "WhatsApp holds it back: the template is paused".to_owned();
+                return Verdict(Reason::ProviderRefused, class).outcome(None, detail);
+            }
+            Some("held_for_quality_assessment") => {
+                Some("WhatsApp holds it back for a while to assess the template".to_owned())
+            }
+            _ => None,
+        };
         // A 200 whose body was cut off still means taken, only without an id.
         SendOutcome::Accepted {
             provider_ref: sent.map(|sent| sent.id),
             segments: None,
             delivered: false,
+            note,
         }
     }
 
@@ -300,22 +358,18 @@ impl WhatsappCloud {
         message: &Message,
         scrub: &Scrub,
     ) -> SendOutcome {
-        let Verdict(reason, class) = verdict(answer, refused);
-        let verdict = if own_template && TEMPLATE_CODES.contains(&refused.code) {
-            Verdict(Reason::ProviderRefused, Class::Lane)
-        } else {
-            Verdict(reason, class)
-        };
+        let verdict = verdict(answer, refused, own_template);
+        let pause = PAUSES.iter().find(|(code, _)| *code == refused.code).map(|(_, pause)| *pause);
         let after = answer.retry_after.or(match refused.code {
             // Meta asks for 4^n seconds, n counting the tries.
             PAIR_LIMIT => Some(Duration::from_secs(4_u64.pow(message.attempt_count.clamp(1, 5)))),
-            SPAM_LIMIT => Some(SPAM_PAUSE),
-            _ => None,
+            _ => pause,
         });
         let mut detail = format!("WhatsApp {}: {}", refused.code, scrub.clean(&refused.message));
-        if let Some(data) = refused.error_data.as_ref().filter(|data| !data.details.is_empty()) {
+        let details = refused.details();
+        if !details.is_empty() {
             detail.push_str("; ");
-            detail.push_str(&scrub.clean(&data.details));
+            detail.push_str(&scrub.clean(details));
         }
         if refused.code == WINDOW_CLOSED && self.template.is_none() {
             detail.push_str("; configure a template for this provider");
@@ -324,12 +378,36 @@ impl WhatsappCloud {
     }
 }
 
-fn verdict(answer: &Answer, refused: &Refused) -> Verdict {
-    match refused.code {
+impl Refused {
+    fn details(&self) -> &str {
+        self.error_data.as_ref().map_or("", |data| &data.details)
+    }
+
+    /// Whether it says that a parameter of the template has another name.
+    fn blames_parameter_name(&self) -> bool {
+        let words = format!("{} {}", self.message, self.details()).to_ascii_lowercase();
+        words.contains("parameter name") || words.contains("parameter_name")
+    }
+}
+
+fn verdict(answer: &Answer, refused: &Refused, own_template: bool) -> Verdict {
+    let lane = Verdict(Reason::ProviderRefused, Class::Lane);
+    let known = match refused.code {
         // The object in the path does not exist or is not ours: phone_number_id is wrong.
-        100 if refused.error_subcode == Some(33) => Verdict(Reason::ProviderRefused, Class::Lane),
-        200..=299 => Verdict(Reason::ProviderRefused, Class::Lane),
-        code => find(CODES, &code).unwrap_or_else(|| by_status(answer.status)),
+        INVALID_PARAMETER if refused.error_subcode == Some(33) => lane,
+        INVALID_PARAMETER if own_template && refused.blames_parameter_name() => lane,
+        code if own_template && TEMPLATE_CODES.contains(&code) => lane,
+        code if own_template && PARAMETER_CODES.contains(&code) => {
+            Verdict(Reason::ProviderRefused, Class::Account)
+        }
+        200..=299 => lane,
+        code => find(CODES, &code).unwrap_or_else(|| unknown_code(answer.status)),
+    };
+    match known {
+        Verdict(_, Class::RetryLane | Class::RetryRecipient | Class::RetryMessage) => known,
+        // Whatever the code means, Meta says that it passes.
+        _ if refused.is_transient => Verdict(Reason::ProviderUnavailable, Class::RetryLane),
+        known => known,
     }
 }
 
@@ -338,7 +416,7 @@ fn text_body(message: &Message) -> Value {
     json!({ "type": "text", "text": { "body": text, "preview_url": false } })
 }
 
-fn template_body(template: &Template, message: &Message) -> Value {
+fn template_body(template: &Template, message: &Message, characters_max: usize) -> Value {
     let own = message.content.template.is_some();
     let parameters: Vec<Value> = template
         .parameters
@@ -346,7 +424,7 @@ fn template_body(template: &Template, message: &Message) -> Value {
         .map(|text| {
             // A message's own template comes filled in.
             let text = if own { text.clone() } else { fill(text, message) };
-            json!({ "type": "text", "text": parameter(&text) })
+            json!({ "type": "text", "text": parameter(&text, characters_max) })
         })
         .collect();
     let mut body = json!({
@@ -391,12 +469,12 @@ fn fill(text: &str, message: &Message) -> String {
 }
 
 /// Meta refuses a parameter with a line break, a tab, more than four spaces in a row, or nothing.
-fn parameter(text: &str) -> String {
+fn parameter(text: &str, characters_max: usize) -> String {
     let words: Vec<&str> = text.split_whitespace().collect();
     if words.is_empty() {
         return "-".to_owned();
     }
-    shorten(&words.join(" "), PARAMETER_CHARACTERS_MAX)
+    shorten(&words.join(" "), characters_max)
 }
 
 #[cfg(test)]
@@ -411,9 +489,9 @@ mod tests {
             ("\u{a0}", "-"),
             ("", "-"),
         ] {
-            assert_eq!(parameter(text), clean, "{text:?}");
+            assert_eq!(parameter(text, PARAMETER_CHARACTERS_MAX), clean, "{text:?}");
         }
-        assert_eq!(parameter(&"x".repeat(2000)).chars().count(), 900);
+        assert_eq!(parameter(&"x".repeat(2000), PARAMETER_CHARACTERS_MAX).chars().count(), 900);
     }
 
     #[test]

@@ -30,6 +30,8 @@ struct Scripted {
     sent: Mutex<Vec<MessageId>>,
     knows: Mutex<Option<Vec<String>>>,
     always: Mutex<Option<SendOutcome>>,
+    /// What one recipient always gets.
+    one: Mutex<Option<(Address, SendOutcome)>>,
     /// Nothing is answered before it is open.
     gate: Mutex<Option<watch::Receiver<bool>>>,
 }
@@ -62,6 +64,11 @@ impl Provider for Scripted {
     fn send<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, SendOutcome> {
         Box::pin(async move {
             self.sent.lock().unwrap().push(message.id);
+            if let Some((address, outcome)) = self.one.lock().unwrap().clone()
+                && address == message.target.address
+            {
+                return outcome;
+            }
             let gate = self.gate.lock().unwrap().clone();
             if let Some(mut gate) = gate {
                 gate.wait_for(|is_open| *is_open).await.unwrap();
@@ -82,7 +89,7 @@ impl Provider for Scripted {
 }
 
 fn accepted() -> SendOutcome {
-    SendOutcome::Accepted { provider_ref: None, segments: None, delivered: false }
+    SendOutcome::Accepted { provider_ref: None, segments: None, delivered: false, note: None }
 }
 
 fn unavailable() -> SendOutcome {
@@ -252,8 +259,8 @@ async fn the_next_provider_takes_over_from_one_that_is_down() {
 #[tokio::test]
 async fn a_provider_that_refuses_our_account_stops_and_the_messages_are_kept() {
     let provider = Scripted::answering([
-        rejected(Reason::BadCredentials, Scope::Provider),
-        rejected(Reason::BadCredentials, Scope::Provider),
+        rejected(Reason::BadCredentials, Scope::Account { sure: true }),
+        rejected(Reason::BadCredentials, Scope::Account { sure: true }),
     ]);
     let running = Running::start(&[("one", Arc::clone(&provider))], &[]).await;
     let messages: Vec<_> = (0..50).map(|number| message(number, Channel::Sms)).collect();
@@ -566,5 +573,173 @@ async fn messages_that_expire_together_end_in_batches_and_hold_up_nobody() {
         assert_eq!((row.status, row.reason), (Status::Expired, Some(Reason::Expired)));
     }
     assert_eq!(provider.sent(), [fresh.id]);
+    running.stop().await;
+}
+
+fn unknown(answered: bool) -> SendOutcome {
+    SendOutcome::Unknown { detail: "no answer within the time limit".to_owned(), answered }
+}
+
+/// To a recipient of its own, and with another channel's address to go on to.
+fn to(number: u64, then: &str) -> Message {
+    let mut message = message(number, Channel::Sms);
+    let phone = |text: &str| Address::Phone(text.parse().unwrap());
+    message.target.address = phone(&format!("+49155501{number:05}"));
+    if !then.is_empty() {
+        message.then = vec![Target { channel: Channel::Sms, address: phone(then) }];
+    }
+    message
+}
+
+#[tokio::test]
+async fn what_one_provider_will_not_take_the_next_one_is_asked_for_at_once() {
+    for scope in [Scope::Account { sure: false }, Scope::Account { sure: true }, Scope::Route] {
+        let first = Scripted::always(rejected(Reason::ProviderRefused, scope));
+        let second = Scripted::answering([]);
+        let lanes = [("one", Arc::clone(&first)), ("two", Arc::clone(&second))];
+        let running = Running::start(&lanes, &[]).await;
+        let message = message(1, Channel::Sms);
+        running.add(&message).await;
+        let row = running.until(message.id, Status::Sent).await;
+        assert_eq!(row.provider.as_deref(), Some("two"), "{scope:?}");
+        assert_eq!((first.sent().len(), row.attempts.len()), (1, 2));
+        running.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn what_no_provider_of_a_channel_will_take_goes_on_by_the_next_channel_at_once() {
+    for scope in [Scope::Account { sure: false }, Scope::Route] {
+        let refusal = rejected(Reason::ProviderRefused, scope);
+        let provider = Scripted::answering([refusal.clone(), refusal]);
+        let lanes = [("one", Arc::clone(&provider)), ("two", Arc::clone(&provider))];
+        let running = Running::start(&lanes, &[]).await;
+        let message = to(1, "+4915550100099");
+        running.add(&message).await;
+        let row = running.until(message.id, Status::Failed).await;
+        assert_eq!(row.reason, Some(Reason::ProviderRefused));
+        assert!(row.detail.unwrap().contains("no provider of its channel takes it"));
+        eventually(|| provider.sent().len() == 3).await;
+        running.until(provider.sent()[2], Status::Sent).await;
+        running.stop().await;
+    }
+}
+
+/// 403 for one number: nine calls, all of them to that number, and five others with none.
+#[tokio::test]
+async fn one_recipient_who_is_refused_holds_up_nobody_else() {
+    let provider = Scripted::answering([]);
+    let refused = to(1, "");
+    let outcome = rejected(Reason::ProviderRefused, Scope::Account { sure: false });
+    *provider.one.lock().unwrap() = Some((refused.target.address.clone(), outcome));
+    let running = Running::start(&[("one", Arc::clone(&provider))], &[]).await;
+    running.add(&refused).await;
+    let others: Vec<Message> = (2..7).map(|number| to(number, "")).collect();
+    for message in &others {
+        running.add(message).await;
+    }
+    for message in &others {
+        running.until(message.id, Status::Sent).await;
+    }
+    // So many refusals that the others survive are enough.
+    let row = running.until(refused.id, Status::Failed).await;
+    assert_eq!((row.attempts.len(), row.reason), (3, Some(Reason::ProviderRefused)));
+    assert_eq!(running.dispatch.lanes()[0].state, LaneState::Up);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn refusals_of_several_recipients_stop_the_lane_and_the_messages_are_kept() {
+    let outcome = rejected(Reason::ProviderRefused, Scope::Account { sure: false });
+    let provider = Scripted::always(outcome);
+    let running = Running::start(&[("one", Arc::clone(&provider))], &[]).await;
+    let messages: Vec<Message> = (1..20).map(|number| to(number, "")).collect();
+    for message in &messages {
+        running.add(message).await;
+    }
+    eventually(|| running.dispatch.lanes()[0].state == LaneState::Stopped).await;
+    eventually(|| running.dispatch.lanes()[0].in_flight == 0).await;
+    // Three, and those that were under way.
+    assert!(provider.sent().len() <= 4, "{}", provider.sent().len());
+    assert!(messages.iter().all(|message| running.row(message.id).status == Status::Queued));
+    *provider.always.lock().unwrap() = None;
+    running.dispatch.resume("one").await.unwrap();
+    for message in &messages {
+        running.until(message.id, Status::Sent).await;
+    }
+    running.stop().await;
+}
+
+/// Meta took it and answered late: seven copies in a minute.
+#[tokio::test]
+async fn without_an_answer_a_message_is_repeated_twice_and_then_goes_on() {
+    let provider = Scripted::answering([unknown(false), unknown(false), unknown(false)]);
+    let running = Running::start(&[("one", Arc::clone(&provider))], &[]).await;
+    let message = to(1, "+4915550100099");
+    running.add(&message).await;
+    let row = running.until(message.id, Status::Failed).await;
+    assert_eq!((row.attempts.len(), row.reason), (3, Some(Reason::NoAnswer)));
+    assert!(row.detail.as_deref().unwrap().starts_with("it may have been sent: 3 times"));
+    eventually(|| provider.sent().len() == 4).await;
+    running.until(provider.sent()[3], Status::Sent).await;
+    // An operator may have it sent all the same.
+    running.dispatch.retry(message.id).await.unwrap();
+    running.until(message.id, Status::Sent).await;
+    running.stop().await;
+}
+
+/// A gzip answer was not decoded: six copies in 40 s.
+#[tokio::test]
+async fn after_a_success_that_cannot_be_read_the_message_is_not_sent_there_again() {
+    let first = Scripted::always(unknown(true));
+    let second = Scripted::answering([]);
+    let lanes = [("one", Arc::clone(&first)), ("two", Arc::clone(&second))];
+    let running = Running::start(&lanes, &[]).await;
+    let message = to(1, "");
+    running.add(&message).await;
+    running.until(message.id, Status::Sent).await;
+    assert_eq!((first.sent().len(), second.sent().len()), (1, 1));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_restart_forgets_no_attempt_without_answer() {
+    let mut message = cut_off(1);
+    let last = message.attempts.remove(0);
+    let unanswered = AttemptOutcome::Unknown { detail: "no answer".to_owned(), answered: false };
+    for number in 1..=2 {
+        let outcome = Some(unanswered.clone());
+        message.attempts.push(Attempt { number, outcome, ..last.clone() });
+    }
+    message.attempts.push(Attempt { number: 3, ..last });
+    message.attempt_count = 3;
+    let provider = Scripted::answering([]);
+    let lanes = [("one", Arc::clone(&provider))];
+    let running = Running::start(&lanes, std::slice::from_ref(&message)).await;
+    let row = running.until(message.id, Status::Failed).await;
+    assert_eq!((row.reason, provider.sent().len()), (Some(Reason::NoAnswer), 0));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn one_that_can_be_asked_is_asked_before_the_message_is_given_up() {
+    let provider = Scripted::answering([unknown(true)]);
+    *provider.knows.lock().unwrap() = Some(vec!["SM1".to_owned()]);
+    let running = Running::start(&[("one", Arc::clone(&provider))], &[]).await;
+    let message = to(1, "");
+    running.add(&message).await;
+    let row = running.until(message.id, Status::Sent).await;
+    assert_eq!((row.provider_ref.as_deref(), provider.sent().len()), (Some("SM1"), 1));
+
+    *provider.knows.lock().unwrap() = Some(Vec::new());
+    *provider.always.lock().unwrap() = Some(unknown(true));
+    let other = to(2, "");
+    running.add(&other).await;
+    let row = running.until(other.id, Status::Failed).await;
+    assert_eq!((row.reason, row.attempts.len()), (Some(Reason::NoAnswer), 1));
+    // An operator may have it sent all the same.
+    *provider.always.lock().unwrap() = None;
+    running.dispatch.retry(other.id).await.unwrap();
+    running.until(other.id, Status::Sent).await;
     running.stop().await;
 }

@@ -141,6 +141,16 @@ impl Answer {
     }
 }
 
+/// An answer of JSON text that a gateway has compressed without being asked.
+pub(crate) fn packed(status: u16, json: &str) -> Answer {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    std::io::Write::write_all(&mut encoder, json.as_bytes()).unwrap();
+    Answer::new(status)
+        .header("content-type", "application/json")
+        .header("content-encoding", "gzip")
+        .body(encoder.finish().unwrap())
+}
+
 type Responder = Arc<dyn Fn(&Request) -> Answer + Send + Sync>;
 
 struct Inner {

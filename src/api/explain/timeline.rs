@@ -215,7 +215,7 @@ fn of_attempt(attempt: &Attempt) -> (Timestamp, Option<Reason>, String) {
         Some(AttemptOutcome::Rejected { reason, detail }) => {
             (Some(*reason), format!("refused: {reason}, {detail}"))
         }
-        Some(AttemptOutcome::Unknown { detail }) => {
+        Some(AttemptOutcome::Unknown { detail, .. }) => {
             (Some(Reason::NoAnswer), format!("it may have been sent, nobody knows: {detail}"))
         }
     };

@@ -196,7 +196,7 @@ async fn fcm_error_table() {
             google(400, blames("message.android.ttl")),
             "rejected content content_refused",
         ),
-        ("quota", code(429, "QUOTA_EXCEEDED"), "retry lane throttled 60s"),
+        ("quota", code(429, "QUOTA_EXCEEDED"), "retry endpoint throttled 60s"),
         ("quota, asked", later(code(429, "QUOTA_EXCEEDED")), "retry lane throttled 5s"),
         ("down", code(503, "UNAVAILABLE"), "retry lane provider_unavailable 10s"),
         ("down, asked", later(code(503, "UNAVAILABLE")), "retry lane provider_unavailable 5s"),
@@ -204,9 +204,9 @@ async fn fcm_error_table() {
         ("APNs key", code(401, "THIRD_PARTY_AUTH_ERROR"), "rejected recipient provider_refused"),
         ("API off", google(403, json!([])), "rejected lane provider_refused"),
         ("no project", google(404, json!([])), "rejected lane provider_refused"),
-        ("a code of tomorrow", code(400, "NEW"), "rejected content content_refused"),
+        ("a code of tomorrow", code(400, "NEW"), "rejected account provider_refused"),
         ("a page", Answer::new(502).body("<html>"), "retry lane provider_unavailable"),
-        ("not FCM", Answer::new(200).body("<html>"), "unknown"),
+        ("not FCM", Answer::new(200).body("<html>"), "unknown answered"),
     ];
     firebase.check(&push(), &lines).await;
     assert_eq!(firebase.count("/token"), 1, "no answer here asks for a new token");
@@ -278,7 +278,7 @@ async fn what_the_token_endpoint_says_is_never_unknown() {
     // It repeats the assertion, with which anyone could get a token.
     firebase.fake.respond(|request| Answer::new(400).body(request.form()["assertion"].clone()));
     let outcome = firebase.entry.provider.send(&push()).await;
-    assert_eq!(words(&outcome), "rejected lane bad_credentials");
+    assert_eq!(words(&outcome), "retry lane bad_answer");
     assert_eq!(detail(&outcome), "no access token: HTTP 400: ***");
     assert_eq!(firebase.count(SEND), 0);
 }

@@ -4,6 +4,7 @@
 //! one has to say so twice. Every outcome's words are searched for the secrets and the number,
 //! which the stand-ins put into their errors.
 
+mod answers;
 mod config;
 pub(crate) mod fcm;
 mod phone;
@@ -101,7 +102,7 @@ fn words(outcome: &SendOutcome) -> String {
         SendOutcome::Accepted { .. } => "",
         SendOutcome::Retry { detail, .. }
         | SendOutcome::Rejected { detail, .. }
-        | SendOutcome::Unknown { detail } => detail,
+        | SendOutcome::Unknown { detail, .. } => detail,
     };
     let basic = STANDARD.encode(format!("AC42:{SECRET}"));
     let signing = SIGNING.trim_start_matches("whsec_");
@@ -109,19 +110,22 @@ fn words(outcome: &SendOutcome) -> String {
         assert!(!detail.contains(hidden), "{hidden} in: {detail}");
     }
     match outcome {
-        SendOutcome::Accepted { provider_ref, segments, delivered } => {
+        SendOutcome::Accepted { provider_ref, segments, delivered, note } => {
             let mut text = "accepted".to_owned();
             text.push_str(if *delivered { " delivered" } else { "" });
             for part in [provider_ref.clone(), segments.map(|count| count.to_string())] {
                 text.extend(part.map(|part| format!(" {part}")));
             }
+            text.push_str(if note.is_some() { " with a note" } else { "" });
             text
         }
         SendOutcome::Retry { reason, after, scope, detail } => {
             assert!(!detail.is_empty());
             let scope = match scope {
                 RetryScope::Provider => "lane",
+                RetryScope::Endpoint => "endpoint",
                 RetryScope::Message => "message",
+                RetryScope::Here => "here",
             };
             let after = after.map_or(String::new(), |after| format!(" {}s", after.as_secs()));
             format!("retry {scope} {reason}{after}")
@@ -129,15 +133,17 @@ fn words(outcome: &SendOutcome) -> String {
         SendOutcome::Rejected { reason, scope, detail } => {
             assert!(!detail.is_empty());
             let scope = match scope {
-                Scope::Provider => "lane",
+                Scope::Account { sure: true } => "lane",
+                Scope::Account { sure: false } => "account",
+                Scope::Route => "route",
                 Scope::Recipient => "recipient",
                 Scope::Content => "content",
             };
             format!("rejected {scope} {reason}")
         }
-        SendOutcome::Unknown { detail } => {
+        SendOutcome::Unknown { detail, answered } => {
             assert!(!detail.is_empty());
-            "unknown".to_owned()
+            if *answered { "unknown answered" } else { "unknown" }.to_owned()
         }
     }
 }
@@ -147,7 +153,7 @@ fn detail(outcome: &SendOutcome) -> &str {
         SendOutcome::Accepted { .. } => "",
         SendOutcome::Retry { detail, .. }
         | SendOutcome::Rejected { detail, .. }
-        | SendOutcome::Unknown { detail } => detail,
+        | SendOutcome::Unknown { detail, .. } => detail,
     }
 }
 
@@ -173,7 +179,7 @@ async fn check_cuts(
     good: Answer,
     [again, nowhere]: [&str; 2],
 ) {
-    let unanswered = if entry.kind == "webhook" { "retry message no_answer" } else { "unknown" };
+    let unanswered = if entry.kind == "webhook" { "retry endpoint no_answer" } else { "unknown" };
     let taken = if entry.kind == "webhook" { "accepted delivered" } else { "accepted" };
     let lines = [
         ("cut before reading", Answer::cut(Cut::BeforeReading), unanswered),

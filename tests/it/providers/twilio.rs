@@ -1,7 +1,7 @@
 //! Twilio: its form, its errors, and the search for what it took without saying so.
 
 use super::*;
-use crate::fake::{Request, Twilio};
+use crate::fake::{Request, Twilio, packed};
 
 pub(super) fn twilio(fake: &Fake, more: &str) -> Entry {
     let toml = format!(
@@ -85,13 +85,13 @@ async fn twilio_error_table() {
         ("too many requests", twilio_error(429, 20429), "retry lane throttled"),
         ("To is no number", code(21211), "rejected recipient bad_recipient"),
         ("From is no number", code(21212), "rejected lane provider_refused"),
-        ("region off", code(21408), "rejected recipient provider_refused"),
+        ("region off", code(21408), "rejected route provider_refused"),
         ("no body", code(21602), "rejected content content_refused"),
-        ("From cannot send", code(21606), "rejected lane provider_refused"),
-        ("trial account", code(21608), "rejected recipient provider_refused"),
+        ("From cannot send", code(21606), "rejected account provider_refused"),
+        ("trial account", code(21608), "rejected route provider_refused"),
         ("opted out", code(21610), "rejected recipient opted_out"),
         ("queue of the sender", code(21611), "retry lane throttled"),
-        ("no route", code(21612), "rejected recipient bad_recipient"),
+        ("no route", code(21612), "rejected route bad_recipient"),
         ("not mobile", code(21614), "rejected recipient bad_recipient"),
         ("too long", code(21617), "rejected content content_refused"),
         ("no body either", code(21619), "rejected content content_refused"),
@@ -109,7 +109,7 @@ async fn twilio_error_table() {
         ("10DLC", code(30034), "rejected lane provider_refused"),
         ("validity over", code(30036), "retry message unreachable"),
         ("channel rate", code(63018), "retry lane throttled"),
-        ("a code of tomorrow", code(29999), "rejected content content_refused"),
+        ("a code of tomorrow", code(29999), "rejected account provider_refused"),
         ("a code of tomorrow, 500", twilio_error(500, 29999), "retry lane provider_unavailable"),
     ];
     check(&twilio, &fake, &sms(), &lines).await;
@@ -125,21 +125,31 @@ async fn without_the_providers_words_the_status_decides() {
     let fake = Fake::start().await;
     let twilio = twilio(&fake, "");
     let page = |status| Answer::new(status).body("<html>the gateway's page</html>");
+    let long_page = |status| page(status).body(format!("<html>{}", "x".repeat(70_000)));
+    let odd = Answer::new(200).header("content-encoding", "br").body(vec![0x8b, 1, 2]);
     let wait = |text| Answer::new(503).header("retry-after", text);
     let lines = [
-        ("no credentials", page(401), "rejected lane bad_credentials"),
-        ("no credit", page(402), "rejected lane no_credit"),
-        ("forbidden", page(403), "rejected lane provider_refused"),
-        ("not found", page(404), "rejected lane provider_refused"),
+        ("no credentials", page(401), "rejected account bad_credentials"),
+        ("no credit", page(402), "rejected account no_credit"),
+        ("forbidden", page(403), "rejected account provider_refused"),
+        ("not found", page(404), "rejected account provider_refused"),
         ("too slow", page(408), "retry lane provider_unavailable"),
-        ("too large", page(413), "rejected content content_refused"),
+        ("too large", page(413), "rejected account provider_refused"),
+        ("bad request", page(400), "retry lane bad_answer"),
+        ("proxy", page(407), "rejected lane bad_credentials"),
         ("too fast", page(429), "retry lane throttled"),
         ("down", page(500), "retry lane provider_unavailable"),
         ("bad gateway", page(502), "retry lane provider_unavailable"),
         ("gateway timeout", page(504), "retry lane provider_unavailable"),
         ("cut error", page(503).but_cut(Cut::InBody), "retry lane provider_unavailable"),
         ("moved", page(302).header("location", "/other"), "retry lane bad_answer"),
-        ("a portal's page", page(200), "unknown"),
+        ("a portal's page", page(200), "unknown answered"),
+        ("a portal's page, 201", page(201), "unknown answered"),
+        ("a portal's long page", long_page(200), "unknown answered"),
+        ("its cut page", page(201).but_cut(Cut::InBody), "unknown answered"),
+        ("packed", packed(201, r#"{"sid":"SM1"}"#), "accepted SM1"),
+        ("an error, packed", packed(400, r#"{"code":21610}"#), "rejected recipient opted_out"),
+        ("packed in an unknown way", odd, "unknown answered"),
         ("seconds", wait("7"), "retry lane provider_unavailable 7s"),
         ("a date", wait("Mon, 23 Nov 2026 10:01:00 GMT"), "retry lane provider_unavailable 60s"),
         ("a day", wait("86400"), "retry lane provider_unavailable 3600s"),

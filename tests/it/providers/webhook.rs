@@ -85,12 +85,13 @@ async fn webhook_statuses() {
         ("moved", status(301).header("location", "/"), "retry message bad_answer"),
         ("bad request", status(400), "retry message bad_answer"),
         ("not known", status(404), "retry message bad_answer"),
+        ("the proxy's", status(407), "rejected lane bad_credentials"),
         ("gone", status(410), "rejected recipient recipient_gone"),
-        ("too fast", later(status(429)), "retry message throttled 9s"),
-        ("down", status(500), "retry message provider_unavailable"),
-        ("bad gateway", status(502), "retry message provider_unavailable"),
-        ("busy", later(status(503)), "retry message provider_unavailable 9s"),
-        ("slow", status(504), "retry message provider_unavailable"),
+        ("too fast", later(status(429)), "retry endpoint throttled 9s"),
+        ("down", status(500), "retry endpoint provider_unavailable"),
+        ("bad gateway", status(502), "retry endpoint provider_unavailable"),
+        ("busy", later(status(503)), "retry endpoint provider_unavailable 9s"),
+        ("slow", status(504), "retry endpoint provider_unavailable"),
     ];
     check(&webhook(OPEN), &fake, &hook(&fake), &lines).await;
     assert_eq!(fake.count(), lines.len(), "no redirect is followed");
@@ -100,7 +101,7 @@ async fn webhook_statuses() {
 async fn webhook_when_the_wire_breaks() {
     let fake = Fake::start().await;
     let message = hook(&fake);
-    let words = ["accepted delivered", "retry message connect_failed"];
+    let words = ["accepted delivered", "retry endpoint connect_failed"];
     let hasty = webhook(&format!("{OPEN}\n{HASTY}"));
     let good = Answer::json(200, &json!({}));
     check_cuts((&webhook(OPEN), &hasty), &fake, &message, good, words).await;

@@ -132,7 +132,7 @@ async fn whatsapp_error_table() {
         ("media down", code(131_052), "rejected content content_refused"),
         ("media up", code(131_053), "rejected content content_refused"),
         // The second try: 4^2 seconds.
-        ("pair limit", code(131_056), "retry message throttled 16s"),
+        ("pair limit", code(131_056), "retry endpoint throttled 16s"),
         ("maintenance", code(131_057), "retry lane provider_unavailable"),
         ("parameter count", code(132_000), "rejected content content_refused"),
         ("no template", code(132_001), "rejected content content_refused"),
@@ -152,11 +152,11 @@ async fn whatsapp_error_table() {
             "rejected recipient bad_recipient",
         ),
         ("an error in a 200", meta_error(200, 131_026), "rejected recipient bad_recipient"),
-        ("a code of tomorrow", code(139_999), "rejected content content_refused"),
+        ("a code of tomorrow", code(139_999), "rejected account provider_refused"),
         ("a code of tomorrow, 500", meta_error(500, 139_999), "retry lane provider_unavailable"),
         ("no code", Answer::new(503), "retry lane provider_unavailable"),
-        ("not Meta", Answer::new(200).body("<html>"), "unknown"),
-        ("no id", Answer::json(200, &json!({})), "unknown"),
+        ("not Meta", Answer::new(200).body("<html>"), "unknown answered"),
+        ("no id", Answer::json(200, &json!({})), "unknown answered"),
     ];
     check(&whatsapp_cloud, &fake, &whatsapp(), &lines).await;
 }
@@ -166,7 +166,7 @@ async fn a_broken_template_of_the_configuration_stops_the_lane() {
     let fake = Fake::start().await;
     let whatsapp_cloud = whatsapp_cloud(&fake, TEMPLATE);
     let lane = "rejected lane provider_refused";
-    let lines = [132_000, 132_001, 132_007, 132_015, 132_016]
+    let lines = [132_000, 132_001, 132_007, 132_008, 132_012, 132_015, 132_016, 132_018]
         .map(|code| ("template", meta_error(400, code), lane));
     check(&whatsapp_cloud, &fake, &whatsapp(), &lines).await;
     // One that a message brings is the message's own.
