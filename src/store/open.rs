@@ -110,6 +110,7 @@ pub(super) fn sled_config(path: &Path, cache_bytes: u64) -> sled::Config {
 fn open_sled(directory: &Path, path: &Path, config: &Config) -> Result<Opened, OpenError> {
     delete_half_made_snapshots(path).map_err(io(path))?;
     read_from_the_disk(path).map_err(io(path))?;
+    delete_a_half_made_conf(path).map_err(io(path))?;
     let path = path.to_owned();
     let db = match catch_unwind(AssertUnwindSafe(|| sled_config(&path, config.cache_bytes).open()))
     {
@@ -219,6 +220,23 @@ fn delete_half_made_snapshots(path: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// sled writes `conf` when it makes a store, and does not sync it: a power cut within the first moment
+/// leaves one that refuses every later open. It only repeats what [`sled_config`] says, so sled writes
+/// the same again.
+fn delete_a_half_made_conf(path: &Path) -> io::Result<()> {
+    let conf = path.join("conf");
+    let bytes = match fs::read(&conf) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        bytes => bytes?,
+    };
+    let is_whole = bytes.split_last_chunk::<4>().is_some_and(|(settings, sum)| {
+        let mut crc = flate2::Crc::new();
+        crc.update(settings);
+        crc.sum() == u32::from_le_bytes(*sum)
+    });
+    if is_whole { Ok(()) } else { fs::remove_file(conf) }
 }
 
 fn sync_all(directory: &Path, path: &Path) -> io::Result<()> {

@@ -239,6 +239,22 @@ fn a_second_process_is_told_that_the_store_is_in_use() {
 }
 
 #[test]
+fn a_half_made_conf_does_not_keep_the_store_shut_and_a_whole_one_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let conf = directory.path().join("store/conf");
+    drop(open(directory.path()).unwrap());
+    let whole = std::fs::read(&conf).unwrap();
+    let made = std::fs::metadata(&conf).unwrap().modified().unwrap();
+    drop(open_again(directory.path()));
+    assert_eq!(std::fs::metadata(&conf).unwrap().modified().unwrap(), made);
+    for length in 0..whole.len() {
+        std::fs::write(&conf, &whole[..length]).unwrap();
+        drop(open_again(directory.path()));
+        assert_eq!(std::fs::read(&conf).unwrap(), whole);
+    }
+}
+
+#[test]
 fn a_half_made_snapshot_does_not_keep_the_store_shut() {
     let directory = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
