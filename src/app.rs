@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use crate::api::{self, About, Api, Hint, Listener, Readiness, RuleInForce, RulesInForce};
 use crate::broker::{self, Broker, Certificates};
 use crate::certs;
+use crate::clock::machine::Source;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::console;
@@ -149,11 +150,9 @@ impl App {
     pub async fn start(mut config: Config) -> Result<Self, StartError> {
         let files = raise_file_limit();
         keep_files_back(&mut config, files);
-        let clock = Clock::System;
         let metrics = Metrics::new();
-        let now = clock.now();
         if uses_development_certificates(&config.broker) {
-            certs::ensure_development(Path::new(certs::DIRECTORY), now)
+            certs::ensure_development(Path::new(certs::DIRECTORY), Clock::System.now())
                 .context("certificates for development, because broker.cert, broker.key and broker.client_ca name no others")?;
         }
         let rules =
@@ -161,7 +160,6 @@ impl App {
         metrics.rules_loaded.set(count(rules.rules.len()));
         let reach = config.reach();
         warn_unreached(&rules, &reach);
-        let in_force = Arc::new(ArcSwap::from_pointee(rules_in_force(&rules, now, &[])));
 
         let key = instance::ensure_key(&config.data_dir)?;
         let reserve = Reserve::new(&config.data_dir, config.store.disk_reserve_bytes);
@@ -170,6 +168,10 @@ impl App {
             Err(error) => tracing::error!(%error, "the disk's free space cannot be read"),
         }
         let store = Store::open(&config.data_dir, &config.store, &metrics)?;
+        let (clock, step) = intake::clock(&store, Source::machine())?;
+        metrics.clock_ahead.set(clock.ahead() / 1000);
+        let now = clock.now();
+        let in_force = Arc::new(ArcSwap::from_pointee(rules_in_force(&rules, now, &[])));
         let run = RunId::new(IdSource::new(random_seed()?).next(now));
         let (dispatch, dispatcher) = {
             let parts = crate::dispatch::Parts {
@@ -197,6 +199,7 @@ impl App {
                 metrics: metrics.clone(),
                 rules,
                 pipeline,
+                step,
                 stopped_at,
                 ids: IdSource::new(random_seed()?),
                 expires_in: config.dispatch.expires_in.into(),

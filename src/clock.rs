@@ -1,17 +1,28 @@
-//! Wall time as a value.
+//! Time as a value, and the two times that there are.
 //!
-//! Nothing else in Watchbell reads the system clock: functions take `now`, loops ask a [`Clock`].
+//! [`Timestamp`] is our own time, which all durations live on: what is stored and compared. It goes on
+//! whatever happens to the wall clock ([`line`]). [`wall::WallTime`] is what people, devices, calendars
+//! and certificates mean, and each boundary where one becomes the other says so: `wall()`, `ours()`.
+//! While nobody sets the wall clock, both are the same number.
+//!
+//! Nothing else in Watchbell reads the machine's clocks: functions take `now`, loops ask a [`Clock`].
 //! That is what lets tests of timers, back-off and expiry run without waiting.
+
+pub mod line;
+pub mod machine;
+pub mod wall;
 
 use std::fmt;
 use std::num::NonZeroU64;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use self::line::{Begun, Line, Saved, Step};
+use self::machine::Source;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A point in wall time: milliseconds since the Unix epoch, UTC.
+/// A point in our own time: milliseconds since the Unix epoch, UTC, by a clock that nobody sets.
 ///
 /// Kept as the distance from the earliest time there is, so that an `Option` of it takes no more: an
 /// instance of a rule has eight of them, and there may be a million instances.
@@ -50,6 +61,13 @@ impl Timestamp {
         Self(self.0.saturating_add(after))
     }
 
+    /// So long before this time, at the earliest the earliest there is.
+    #[must_use]
+    pub fn minus(self, before: Duration) -> Self {
+        let before = u64::try_from(before.as_millis()).unwrap_or(u64::MAX);
+        NonZeroU64::new(self.0.get().saturating_sub(before)).map_or(Self(NonZeroU64::MIN), Self)
+    }
+
     /// How long ago `earlier` was; zero if it lies ahead.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.get().saturating_sub(earlier.0.get()))
@@ -82,27 +100,24 @@ impl<'de> Deserialize<'de> for Timestamp {
     }
 }
 
-/// RFC 3339 in UTC with milliseconds.
+/// As the wall clock showed it: RFC 3339 in UTC with milliseconds.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match jiff::Timestamp::from_millisecond(self.as_millis()) {
-            Ok(time) => write!(f, "{time:.3}"),
-            Err(_) => f.write_str("never"),
-        }
+        self.wall().fmt(f)
     }
 }
 
 /// For serde: a time as people and the API see it.
 pub mod rfc_3339 {
-    use serde::Serializer;
+    use std::fmt::Display;
 
-    use super::Timestamp;
+    use serde::Serializer;
 
     /// Writes it as RFC 3339.
     ///
     /// # Errors
     /// Those of the serializer.
-    pub fn serialize<S: Serializer>(time: &Timestamp, to: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<T: Display, S: Serializer>(time: &T, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(time)
     }
 
@@ -110,7 +125,7 @@ pub mod rfc_3339 {
     ///
     /// # Errors
     /// Those of the serializer.
-    pub fn or_null<S: Serializer>(time: &Option<Timestamp>, to: S) -> Result<S::Ok, S::Error> {
+    pub fn or_null<T: Display, S: Serializer>(time: &Option<T>, to: S) -> Result<S::Ok, S::Error> {
         match time {
             Some(time) => to.collect_str(time),
             None => to.serialize_none(),
@@ -121,11 +136,23 @@ pub mod rfc_3339 {
 /// Where `now` comes from.
 #[derive(Clone, Debug, Default)]
 pub enum Clock {
-    /// The machine's clock.
+    /// The wall clock as it is: for commands, which end before anybody sets it and know of no other.
     #[default]
     System,
+    /// Our own time: see [`line`].
+    Steady(Arc<Steady>),
     /// A clock that stands still until a test moves it.
     Manual(Arc<AtomicI64>),
+}
+
+/// Our own time, of a process.
+#[derive(Debug)]
+pub struct Steady {
+    source: Source,
+    /// Does not change while a process runs; a lock less for each look.
+    base: i64,
+    line: Mutex<Line>,
+    unsure_since: Option<Timestamp>,
 }
 
 impl Clock {
@@ -134,18 +161,68 @@ impl Clock {
         Self::Manual(Arc::new(AtomicI64::new(start.as_millis())))
     }
 
+    /// Our own time, which goes on from what was saved last. Times are shown by its offsets from now
+    /// on. The step is what happened to the wall clock since.
+    pub fn steady(source: Source, saved: Option<&Saved>) -> (Self, Option<Step>) {
+        let reading = loop {
+            // It may be held up at each try, but not at all of them.
+            if let Some(reading) = source.read() {
+                break reading;
+            }
+        };
+        let Begun { line, step, unsure_since } = Line::begin(saved, &reading);
+        wall::show_by(line.offsets());
+        let base = line.now(0).as_millis();
+        let steady = Steady { source, base, line: Mutex::new(line), unsure_since };
+        (Self::Steady(Arc::new(steady)), step)
+    }
+
     /// The present time.
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the system clock")]
     pub fn now(&self) -> Timestamp {
         match self {
-            Self::System => {
-                let since = SystemTime::now()
-                    .duration_since(SystemTime::UNIX_EPOCH)
-                    .unwrap_or(Duration::ZERO);
-                Timestamp::default().plus(since)
+            Self::System => Timestamp::from_millis(machine::wall()),
+            Self::Steady(steady) => {
+                let since_boot = steady.source.since_boot();
+                Timestamp::from_millis(steady.base.saturating_add(since_boot))
             }
             Self::Manual(millis) => Timestamp::from_millis(millis.load(Ordering::SeqCst)),
         }
+    }
+
+    /// Compares the wall clock with our own time: the step, if somebody has set it since the last
+    /// look. From then on times are shown by it.
+    pub fn look(&self) -> Option<Step> {
+        let Self::Steady(steady) = self else { return None };
+        let reading = steady.source.read()?;
+        let mut line = steady.line();
+        let step = line.look(&reading)?;
+        wall::show_by(line.offsets());
+        Some(step)
+    }
+
+    /// The last sign of life, to be stored; `None` for a clock that needs none.
+    pub fn saved(&self) -> Option<Saved> {
+        let Self::Steady(steady) = self else { return None };
+        Some(steady.line().saved(steady.source.since_boot()))
+    }
+
+    /// The last sign of life, where the machine was booted since: what has happened since then has
+    /// perhaps only happened to the wall clock.
+    pub fn unsure_since(&self) -> Option<Timestamp> {
+        let Self::Steady(steady) = self else { return None };
+        steady.unsure_since
+    }
+
+    /// By how many milliseconds the wall clock is ahead of our own time.
+    pub fn ahead(&self) -> i64 {
+        let Self::Steady(steady) = self else { return 0 };
+        steady.line().offsets().last()
+    }
+
+    /// What an operator is to know of the wall clock; of a step for so long.
+    pub fn problem(&self, shown: Duration) -> Option<String> {
+        let Self::Steady(steady) = self else { return None };
+        steady.line().problem(self.now(), shown)
     }
 
     /// Moves a manual clock; the machine's clock is not ours to move.
@@ -153,6 +230,12 @@ impl Clock {
         if let Self::Manual(millis) = self {
             millis.store(self.now().plus(by).as_millis(), Ordering::SeqCst);
         }
+    }
+}
+
+impl Steady {
+    fn line(&self) -> std::sync::MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -897,6 +897,10 @@ pub struct Message {
     /// What it stands for besides itself, where it waited long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left_out: Option<Box<LeftOut>>,
+    /// It had expired by a clock that nobody could be sure of, and may live a little longer for that:
+    /// once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub extended: bool,
     /// The provider that took it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider: Option<Arc<str>>,

@@ -294,6 +294,10 @@ metrics! {
     commit_seconds: Histogram = "commit_seconds", Histogram::new(exponential_buckets(0.0001, 2.5, 12));
     /// Operations committed.
     operations_committed: Counter = "operations_committed", Counter::default();
+    /// Times that somebody set the wall clock.
+    clock_steps: Counter = "clock_steps", Counter::default();
+    /// Seconds by which the wall clock is ahead of Watchbell's own time.
+    clock_ahead: Gauge<i64, AtomicI64> = "clock_ahead_seconds", Gauge::default();
     /// 1 while the store takes no writes.
     store_failed: Gauge<i64, AtomicI64> = "store_failed", Gauge::default();
     /// Free bytes on the disk of the data directory.

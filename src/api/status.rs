@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -13,6 +14,9 @@ use super::refusal::Refusal;
 use super::view::LaneView;
 use super::{About, Readiness, RulesInForce, Shared, messages};
 use crate::model::{Reason, UpstreamState};
+
+/// How long the status says that the wall clock was set.
+const STEP_SHOWN: Duration = Duration::from_secs(86_400);
 
 /// `GET /healthz`: the process lives.
 pub(super) async fn health() -> &'static str {
@@ -59,6 +63,8 @@ struct StatusView<'a> {
     rules: &'a RulesInForce,
     /// Why certificates that have changed on disk are not in force.
     certificate_problems: &'a [String],
+    /// What is to be known of the wall clock: that it was set, or is not set.
+    clock_problem: Option<String>,
     disk_free_bytes: Option<u64>,
     data_dir: String,
 }
@@ -129,6 +135,7 @@ pub(super) async fn show(State(state): State<Shared>) -> Response {
         upstreams: (parts.upstreams)().into_iter().map(upstream).collect(),
         rules: &rules,
         certificate_problems: &certificate_problems,
+        clock_problem: parts.clock.problem(STEP_SHOWN),
         disk_free_bytes: parts.store.disk_free_bytes().ok(),
         data_dir: parts.store.directory().display().to_string(),
     };

@@ -63,7 +63,8 @@ use self::load::handshakes::Handshakes;
 use self::sys::Sys;
 use self::tls::files::{Note, TlsError};
 use self::tls::{Looked, Tls};
-use crate::clock::{Clock, Timestamp};
+use crate::clock::Clock;
+use crate::clock::wall::WallTime;
 use crate::intake::Intake;
 use crate::store::{ReadError, Store};
 use crate::telemetry::{ByCertificate, Metrics};
@@ -363,7 +364,7 @@ impl Certificates {
     pub fn look(&self, asked: bool) {
         let now = self.shared.hub.clock.now();
         let mut loaded = false;
-        let mut ends: BTreeMap<&str, Timestamp> = BTreeMap::new();
+        let mut ends: BTreeMap<&str, WallTime> = BTreeMap::new();
         for listener in &self.listeners {
             let Some(tls) = &listener.tls else { continue };
             let name = &listener.name;

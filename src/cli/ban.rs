@@ -11,6 +11,8 @@ use serde_json::json;
 
 use super::client::{Client, level};
 use super::{Context, block_on, text};
+use crate::clock::Timestamp;
+use crate::clock::machine::Source;
 use crate::network::Network;
 use crate::span::Span;
 use crate::store::{Ban, BanKind, Store};
@@ -138,6 +140,11 @@ impl Bans {
     }
 }
 
+/// The time that rows of the store are of.
+fn now(store: &Store) -> anyhow::Result<Timestamp> {
+    Ok(crate::intake::clock(store, Source::machine())?.0.now())
+}
+
 async fn add(
     client: Option<&Client>,
     data_dir: &Path,
@@ -155,11 +162,11 @@ async fn add(
             client.post::<Row>("/v1/bans", Some(&body)).await?
         }
         None => {
-            let now = context.clock.now();
+            let store = open(data_dir, &context)?;
+            let now = now(&store)?;
             let until = lasts.map(|lasts| now.plus(lasts.get()));
             let ban = Ban { kind, value, until, why, added_at: now };
             let ban = ban.checked().map_err(anyhow::Error::msg)?;
-            let store = open(data_dir, &context)?;
             store.put_ban(&ban).await?;
             store.close().await?;
             Row::of(&ban)
@@ -183,7 +190,7 @@ async fn list(
         Some(client) => client.get::<Rows>("/v1/bans").await?.bans,
         None => {
             let store = open(data_dir, &context)?;
-            let bans = store.bans(context.clock.now())?;
+            let bans = store.bans(now(&store)?)?;
             store.close().await?;
             bans.iter().map(Row::of).collect()
         }

@@ -41,6 +41,8 @@ struct Answer {
     rules: Rules,
     disk_free_bytes: Option<u64>,
     data_dir: String,
+    #[serde(default)]
+    clock_problem: Option<String>,
     certificate_problems: Vec<String>,
 }
 
@@ -132,6 +134,9 @@ impl Answer {
         writeln!(out, "data     {}, {free} free", self.data_dir)?;
         let listeners: Vec<String> = self.listeners.iter().map(Listener::text).collect();
         writeln!(out, "listens  {}", listeners.join(", "))?;
+        if let Some(problem) = &self.clock_problem {
+            writeln!(out, "clock    {problem}")?;
+        }
         for problem in &self.certificate_problems {
             writeln!(out, "         changed certificates refused: {problem}")?;
         }

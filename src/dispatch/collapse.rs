@@ -199,7 +199,7 @@ impl Collapse {
     /// Hour and minute; the date too, where it is not today's.
     fn time(&self, at: Timestamp, now: Timestamp) -> String {
         let zoned = |time: Timestamp| {
-            let time = jiff::Timestamp::from_millisecond(time.as_millis()).ok()?;
+            let time = jiff::Timestamp::from_millisecond(time.wall().as_millis()).ok()?;
             Some(time.to_zoned(self.zone.clone()))
         };
         let (Some(at), Some(now)) = (zoned(at), zoned(now)) else {
@@ -302,6 +302,7 @@ pub(super) mod tests {
             attempts: Vec::new(),
             left_out: None,
             provider: None,
+            extended: false,
             provider_ref: None,
         }
     }

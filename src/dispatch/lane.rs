@@ -113,7 +113,7 @@ pub(super) enum LaneChange {
 /// So many refused recipients are noted at most, whatever the configuration says.
 const PEERS_NOTED: usize = 1000;
 /// A provider's wish to wait is honoured up to this.
-const PAUSE_MAX: Duration = Duration::from_secs(3600);
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(3600);
 const PAUSE_SAID_EVERY: Duration = Duration::from_secs(60);
 
 impl Lane {

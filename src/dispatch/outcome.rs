@@ -6,9 +6,13 @@ use super::RetryConfig;
 use super::lane::LaneNews;
 use super::peer::Peer;
 use crate::clock::Timestamp;
-use crate::model::{Attempt, AttemptOutcome, Message, Reason, Status};
+use crate::model::{Attempt, AttemptOutcome, Message, Reason, Severity, Status};
 use crate::notify::plan;
 use crate::provider::{RetryScope, Scope, SendOutcome};
+
+/// What a critical message has left that may have expired by a wrong clock: time for an attempt at each
+/// of several providers.
+const GRACE: Duration = Duration::from_secs(600);
 
 /// What happens to the message next.
 #[derive(Debug)]
@@ -184,6 +188,48 @@ pub(super) fn settle_cut_off(message: &mut Message, now: Timestamp) {
     close_attempt(message, AttemptOutcome::Unknown { detail, answered: false });
 }
 
+/// What a start knows of time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AtStart {
+    /// The present time.
+    pub(super) now: Timestamp,
+    /// The last sign of life, where only the wall clock says how long ago that was.
+    pub(super) unsure_since: Option<Timestamp>,
+    /// The longest that any attempt is put off.
+    pub(super) wait_max: Duration,
+}
+
+/// Puts times right that cannot be: what lies ahead by more than it ever could was written by a clock
+/// that went wrong. And a critical message that expired while nothing ran, by a clock that nobody can
+/// be sure of, gets [`GRACE`], once. True: the row has changed.
+pub(super) fn put_right(message: &mut Message, at: AtStart) -> bool {
+    let AtStart { now, unsure_since, wait_max } = at;
+    let before = (message.created_at, message.due_at, message.expires_at);
+    if message.created_at > now {
+        let lifetime = message.expires_at.since(message.created_at);
+        (message.created_at, message.expires_at) = (now, now.plus(lifetime));
+    }
+    message.due_at = message.due_at.min(now.plus(wait_max));
+    let has_expired = message.expires_at <= now;
+    if message.severity == Severity::Critical
+        && !message.extended
+        && has_expired
+        && unsure_since.is_some_and(|since| message.expires_at > since)
+    {
+        message.extended = true;
+        (message.due_at, message.expires_at) = (now, now.plus(GRACE));
+        message.detail = Some(
+            "it expired while the machine was off, by a clock that may have been wrong: sent once more"
+                .to_owned(),
+        );
+    }
+    let after = (message.created_at, message.due_at, message.expires_at);
+    if before != after {
+        message.updated_at = now;
+    }
+    before != after
+}
+
 /// Ends the message without success. Where the contact has another channel, a new message goes on
 /// there.
 pub(super) fn end(
@@ -238,4 +284,53 @@ pub(super) fn backoff(config: &RetryConfig, attempt: u32, random: f64) -> Durati
     let first: Duration = config.first.into();
     let ceiling = first.saturating_mul(1_u32 << attempt.saturating_sub(1).min(30));
     ceiling.min(config.max.into()).mul_f64(random.clamp(0.0, 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::collapse::tests::{at, raise};
+    use super::*;
+
+    const WAIT_MAX: Duration = Duration::from_secs(3600);
+
+    fn at_start(minute: i64, unsure_since: Option<i64>) -> AtStart {
+        AtStart { now: at(minute), unsure_since: unsure_since.map(at), wait_max: WAIT_MAX }
+    }
+
+    /// A raise of minute 0 lives for a day.
+    fn critical() -> Message {
+        Message { severity: Severity::Critical, ..raise(1, 0) }
+    }
+
+    #[test]
+    fn a_critical_message_that_expired_over_a_boot_gets_one_more_attempt_once() {
+        let mut message = critical();
+        assert!(put_right(&mut message, at_start(2000, Some(100))));
+        assert_eq!((message.due_at, message.expires_at), (at(2000), at(2010)));
+        assert!(!put_right(&mut message, at_start(2100, Some(2001))), "once");
+        // It had expired before, the machine was not booted, it is not critical, it still lives.
+        for (mut message, start) in [
+            (critical(), at_start(2000, Some(1500))),
+            (critical(), at_start(2000, None)),
+            (raise(1, 0), at_start(2000, Some(100))),
+            (critical(), at_start(200, Some(100))),
+        ] {
+            assert!(!put_right(&mut message, start), "{start:?}");
+        }
+    }
+
+    #[test]
+    fn what_lies_further_ahead_than_it_ever_could_is_brought_back() {
+        // Written two days ahead.
+        let mut message = raise(1, 2 * 1440);
+        assert!(put_right(&mut message, at_start(0, None)));
+        assert_eq!(
+            (message.created_at, message.due_at, message.expires_at),
+            (at(0), at(60), at(1440))
+        );
+        let mut message = Message { due_at: at(61), ..raise(1, 0) };
+        assert!(put_right(&mut message, at_start(0, None)));
+        assert_eq!(message.due_at, at(60));
+        assert!(!put_right(&mut message, at_start(0, None)));
+    }
 }

@@ -83,6 +83,11 @@ impl Dispatcher {
         let now = clock.now();
         let limits = Limits { unanswered_repeats: config.give_up.unanswered_repeats };
         let mut queue = Queue::new(config.collapse_after.into());
+        let at_start = outcome::AtStart {
+            now,
+            unsure_since: clock.unsure_since(),
+            wait_max: Duration::from(config.retry.max).max(super::lane::PAUSE_MAX),
+        };
         let mut cut_off = Vec::new();
         let mut cut_off_count = 0_usize;
         for message in store.outbox() {
@@ -93,12 +98,15 @@ impl Dispatcher {
                     continue;
                 }
             };
-            if message.status == Status::Sending {
+            let was_sending = message.status == Status::Sending;
+            if was_sending {
                 outcome::settle_cut_off(&mut message, now);
+                cut_off_count += 1;
+            }
+            if outcome::put_right(&mut message, at_start) || was_sending {
                 let mut op = Op::new();
                 op.put_message(&message);
                 cut_off.push(op);
-                cut_off_count += 1;
                 if cut_off.len() >= 1000 {
                     store.commit(std::mem::take(&mut cut_off)).await?;
                 }
@@ -649,7 +657,7 @@ impl Dispatcher {
         metrics.outbox_messages.set(i64::try_from(self.queue.len() + inbox).unwrap_or(i64::MAX));
         let oldest_at = self.queue.oldest_at();
         *self.shared.oldest_at.lock().unwrap_or_else(PoisonError::into_inner) = oldest_at;
-        metrics.outbox_oldest.set(oldest_at.map_or(0, Timestamp::as_secs));
+        metrics.outbox_oldest.set(oldest_at.map_or(0, |at| at.wall().as_secs()));
         let lanes: Vec<LaneStatus> =
             self.lanes.iter().map(|lane| self.lane_status(lane, now)).collect();
         for lane in &lanes {

@@ -27,7 +27,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::pipeline::{Caused, Pipeline};
 use self::ruleset::RuleSet;
-use self::worker::{FailuresSaid, Worker};
+use self::worker::{FailuresSaid, Heard, Worker};
+use crate::clock::line::{Saved, Step};
+use crate::clock::machine::Source;
 use crate::clock::{Clock, Timestamp};
 use crate::dispatch::Dispatch;
 use crate::model::{Channel, IdSource, Message, Publish, Reason, Severity, Target, Template};
@@ -172,6 +174,8 @@ type Answer = Box<dyn FnOnce(Verdict) + Send>;
 
 /// The row that says when the process was last alive.
 const ALIVE: &[u8] = b"alive";
+/// The row with our own time and the wall clock's distance from it.
+const CLOCK: &[u8] = b"clock";
 
 type SendAnswer = oneshot::Sender<Result<Sent, SendError>>;
 
@@ -324,6 +328,8 @@ pub struct Parts {
     pub rules: RuleSet,
     /// What rules and telling know, as [`restore`] found it.
     pub pipeline: Pipeline,
+    /// What happened to the wall clock since the process before this one.
+    pub step: Option<Step>,
     /// When the process before this one was last alive.
     pub stopped_at: Option<Timestamp>,
     /// Makes the ids of API messages; another seed than the engine's.
@@ -349,6 +355,7 @@ pub fn start(config: &Config, parts: Parts) -> std::io::Result<(Intake, oneshot:
     if !adopted.changed.is_empty() || !adopted.removed.is_empty() {
         tracing::info!(changed = ?adopted.changed, removed = ?adopted.removed, kept = adopted.kept, "rules have changed since the last run");
     }
+    let unsaved = pipeline.engine().unsaved();
     let disk_low = Arc::new(AtomicBool::new(false));
     let worker = Worker {
         store: parts.store,
@@ -361,6 +368,11 @@ pub fn start(config: &Config, parts: Parts) -> std::io::Result<(Intake, oneshot:
         checkpoint: config.checkpoint.into(),
         checkpointed_at: now,
         alive_at: Timestamp::default(),
+        // What the start itself changed is written by the first checkpoints.
+        heard: Heard::new(parts.stopped_at.unwrap_or(now), now, unsaved),
+        compared_at: now,
+        clock_saved_at: now,
+        step: parts.step,
         looked_at: now,
         ids: parts.ids,
         expires_in: parts.expires_in,
@@ -378,6 +390,20 @@ pub fn start(config: &Config, parts: Parts) -> std::io::Result<(Intake, oneshot:
         drop(ended);
     })?;
     Ok((Intake { jobs, rules, disk_low }, has_ended))
+}
+
+/// Our own time, which goes on from where the store says that it was; and what happened to the wall
+/// clock meanwhile.
+///
+/// # Errors
+/// The store cannot be read.
+pub fn clock(store: &Store, source: Source) -> Result<(Clock, Option<Step>), ReadError> {
+    let saved: Option<Saved> = match store.row(Table::Engine, 0, CLOCK)? {
+        Some(saved) => Some(saved),
+        // Of a version that knew the wall clock only.
+        None => store.row(Table::Engine, 0, ALIVE)?.map(Saved::alive_at),
+    };
+    Ok(Clock::steady(source, saved.as_ref()))
 }
 
 /// What rules and telling knew when the store was last written, and when that process was last

@@ -24,6 +24,7 @@ use crate::payload::sparkplug;
 use crate::rules;
 use crate::rules::engine::{Adopted, Effects, Engine, Failure, Touched};
 use crate::rules::instance::Instance;
+use crate::rules::life::Away;
 use crate::rules::set::{Matched, Rules};
 use crate::store::Op;
 use crate::store::keys::Table;
@@ -91,7 +92,7 @@ impl Pipeline {
     ) -> (Caused, Adopted) {
         let (pieces, adopted) = self.engine.adopt(&set.rules, now);
         if let Some(stopped_at) = stopped_at {
-            self.engine.resume(&set.rules, stopped_at, now);
+            self.engine.resume(&set.rules, Away { from: stopped_at, until: now });
         }
         let engine = &self.engine;
         let firing = engine.instances().filter_map(|instance| {
@@ -118,7 +119,15 @@ impl Pipeline {
 
     /// Nothing ran between `before` and `now`, and nobody could be heard.
     pub fn stood_still(&mut self, set: &RuleSet, before: Timestamp, now: Timestamp) {
-        self.engine.resume(&set.rules, before, now);
+        self.engine.resume(&set.rules, Away { from: before, until: now });
+    }
+
+    /// The wall clock was set: what is held until a time on it is looked at anew.
+    pub fn clock_stepped(&mut self, set: &RuleSet, now: Timestamp, op: &mut Op) -> Caused {
+        let outcome = self.notifier.clock_stepped(&set.book, now);
+        let mut caused = Caused::default();
+        take_in_pieces(&mut caused, outcome, op);
+        caused
     }
 
     /// A publish that rules of this set match.

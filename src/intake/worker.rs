@@ -13,8 +13,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::pipeline::{Caused, Pipeline};
 use super::ruleset::RuleSet;
 use super::{
-    ALIVE, Answer, Job, Matches, SendAnswer, SendError, SendRequest, Sent, Ticket, Verdict,
+    ALIVE, Answer, CLOCK, Job, Matches, SendAnswer, SendError, SendRequest, Sent, Ticket, Verdict,
 };
+use crate::clock::line::{self, Step};
 use crate::clock::{Clock, Timestamp};
 use crate::dispatch::Dispatch;
 use crate::model::tell::StepKind;
@@ -38,8 +39,14 @@ const CHECKPOINT_MAX: usize = 10_000;
 /// How exactly the time is known at which a process ended that was killed.
 const ALIVE_EVERY: Duration = Duration::from_secs(10);
 
-/// Where nothing was looked at for so long beyond a checkpoint, the machine slept, or its clock was set
-/// forward: nobody could be heard, as while the process does not run.
+/// How often the wall clock is compared with our own time.
+const COMPARE_EVERY: Duration = Duration::from_millis(250);
+
+/// How often our own time is written where nothing else is.
+const CLOCK_ALONE_EVERY: Duration = Duration::from_secs(60);
+
+/// Where nothing was looked at for so long beyond a checkpoint, the process was stopped or the machine
+/// slept: nobody could be heard, as while the process does not run.
 const STOOD_STILL: Duration = Duration::from_secs(10);
 
 /// A rule that fails on every publish is in the log so often; the metric counts each.
@@ -71,6 +78,13 @@ pub(super) struct Worker {
     /// When the last checkpoint was, and when the process last said that it is alive.
     pub(super) checkpointed_at: Timestamp,
     pub(super) alive_at: Timestamp,
+    /// Until when all that was heard is on disk.
+    pub(super) heard: Heard,
+    /// When the wall clock was last compared with our own time, and when that was last written.
+    pub(super) compared_at: Timestamp,
+    pub(super) clock_saved_at: Timestamp,
+    /// What happened to the wall clock while nothing ran.
+    pub(super) step: Option<Step>,
     /// When the time was last looked at.
     pub(super) looked_at: Timestamp,
     /// Messages that are with the store and not yet with the dispatcher.
@@ -78,6 +92,32 @@ pub(super) struct Worker {
     pub(super) pending_keys: PendingKeys,
     pub(super) failures_said: FailuresSaid,
     pub(super) disk_low: Arc<AtomicBool>,
+}
+
+/// Until when all that devices said is on disk. Where more wait for a checkpoint than one takes, what a
+/// device said last is written only some checkpoints later; until then its silence must not count.
+pub(super) struct Heard {
+    /// Until then.
+    pub(super) until: Timestamp,
+    /// What is next, once so many more instances are written.
+    next: (Timestamp, usize),
+}
+
+impl Heard {
+    /// At a start, with so many instances that its checkpoints are to write first.
+    pub(super) const fn new(until: Timestamp, now: Timestamp, unsaved: usize) -> Self {
+        Self { until, next: (now, unsaved) }
+    }
+
+    /// A checkpoint: so many waited for it, and so many do still.
+    fn checkpointed(&mut self, before: usize, left: usize, now: Timestamp) {
+        let (at, more) = &mut self.next;
+        *more = more.saturating_sub(before.saturating_sub(left));
+        if *more == 0 {
+            self.until = if left == 0 { now } else { *at };
+            self.next = (now, left);
+        }
+    }
 }
 
 /// What a batch of jobs became: operations, and whom to tell when they are durable.
@@ -103,6 +143,10 @@ impl Worker {
         let mut jobs = Vec::with_capacity(BATCH);
         let mut batch = Batch::default();
         self.caused(caused, fitted, &mut batch);
+        match self.step.take() {
+            Some(step) => self.stepped(step, &mut batch),
+            None => self.save_clock(self.looked_at, &mut batch),
+        }
         self.commit(batch);
         loop {
             let wait = self.wait();
@@ -112,6 +156,7 @@ impl Worker {
             let now = self.clock.now();
             self.notice_standstill(now);
             let mut batch = Batch::default();
+            self.notice_step(now, &mut batch);
             self.wake(now, &mut batch);
             for job in jobs.drain(..) {
                 match job {
@@ -149,15 +194,51 @@ impl Worker {
         }
         tracing::warn!(
             seconds = away.as_secs(),
-            "the process stood still, or the clock was set forward: silence does not count for that time, as over a restart"
+            "the process stood still: silence does not count for that time, as over a restart"
         );
         self.pipeline.stood_still(&self.set, before, now);
+    }
+
+    /// Looks whether somebody has set the wall clock. What lasts goes on as it was; what goes by the
+    /// clock on the wall is looked at anew.
+    fn notice_step(&mut self, now: Timestamp, batch: &mut Batch) {
+        if now.since(self.compared_at) < COMPARE_EVERY {
+            return;
+        }
+        self.compared_at = now;
+        if let Some(step) = self.clock.look() {
+            self.stepped(step, batch);
+        }
+    }
+
+    fn stepped(&mut self, step: Step, batch: &mut Batch) {
+        self.metrics.clock_steps.inc();
+        self.metrics.clock_ahead.set(self.clock.ahead() / 1000);
+        tracing::warn!(
+            seconds = step.by / 1000, wall_clock = %step.at,
+            "the wall clock was set {}: timers and expiry go on as they were; quiet hours, silences until a time and tokens go by the new time; look at NTP",
+            line::moved(step.by)
+        );
+        let mut op = Op::new();
+        let caused = self.pipeline.clock_stepped(&self.set, step.at, &mut op);
+        self.caused(caused, op, batch);
+        self.save_clock(step.at, batch);
+    }
+
+    /// Writes where our own time stands, and the wall clock beside it.
+    fn save_clock(&mut self, now: Timestamp, batch: &mut Batch) {
+        self.clock_saved_at = now;
+        if let Some(saved) = self.clock.saved() {
+            let mut op = Op::new();
+            op.put_row(Table::Engine, 0, CLOCK, &saved);
+            batch.ops.push(op);
+        }
     }
 
     /// How long to wait for jobs before something else is to be done.
     fn wait(&self) -> Duration {
         let most = match self.clock {
-            Clock::System => self.checkpoint,
+            Clock::System | Clock::Steady(_) => self.checkpoint,
             // It may be moved at any moment.
             Clock::Manual(_) => Duration::from_millis(20),
         };
@@ -203,14 +284,22 @@ impl Worker {
         self.checkpointed_at = now;
         self.gauge(now);
         let limit = if is_last { usize::MAX } else { CHECKPOINT_MAX };
+        let unsaved = self.pipeline.engine().unsaved();
         self.pipeline.checkpoint(limit, &mut |op| batch.ops.push(op));
+        self.heard.checkpointed(unsaved, self.pipeline.engine().unsaved(), now);
         // Nobody asks where no clock stands still while nothing runs.
         let is_asked = self.set.rules.has_standing_clocks() && !self.pipeline.engine().is_empty();
         if is_asked && (now.since(self.alive_at) >= ALIVE_EVERY || is_last) {
             self.alive_at = now;
             let mut op = Op::new();
-            op.put_row(Table::Engine, 0, ALIVE, &now);
+            op.put_row(Table::Engine, 0, ALIVE, &self.heard.until);
             batch.ops.push(op);
+        }
+        // With others it costs no sync; alone it can wait, for it matters after another boot only.
+        let since = now.since(self.clock_saved_at);
+        let every = if batch.ops.is_empty() { CLOCK_ALONE_EVERY } else { ALIVE_EVERY };
+        if since >= every || is_last {
+            self.save_clock(now, batch);
         }
     }
 
@@ -511,4 +600,28 @@ fn request_fingerprint(request: &SendRequest) -> String {
         write!(text, "{byte:02x}").expect("a String takes everything");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Killed with 30,000 devices that wait for their checkpoint, those heard last were taken for
+    /// silent since their row.
+    #[test]
+    fn what_was_heard_counts_once_it_is_written() {
+        let at = Timestamp::from_millis;
+        let mut heard = Heard::new(at(0), at(1), 25);
+        for (before, left, now, until) in [
+            (25, 15, 2, 0), // Ten of what the start changed.
+            (20, 10, 3, 0), // Five have come meanwhile.
+            (20, 10, 4, 1), // The 25 of the start, and not those of since.
+            (12, 2, 5, 4),  // All that waited at 4.
+            (2, 0, 6, 6),
+            (0, 0, 7, 7),
+        ] {
+            heard.checkpointed(before, left, at(now));
+            assert_eq!(heard.until, at(until), "{now}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Times of day that come back: quiet hours and recurring silences.
 //!
-//! Read in their time zone, so that 22:00 is 22:00 on the wall before and after the clocks change: a
+//! They are the wall clock's: when that is set, they follow it at once. Read in their time zone, so that 22:00 is 22:00 on the wall before and after the clocks change: a
 //! window is an hour shorter or longer in these nights. A time that a night leaves out is the one
 //! that the wall shows instead; of one that comes twice it is the first.
 
@@ -9,6 +9,7 @@ use jiff::tz::TimeZone;
 
 use super::fields::Fields;
 use crate::clock::Timestamp;
+use crate::clock::wall::WallTime;
 
 /// The minutes of a day; `24:00` is the end of one.
 const DAY_MINUTES: i16 = 1440;
@@ -87,17 +88,17 @@ impl Calendar {
 
     /// When it ends, if it is in force at `now`. Windows that meet are one.
     pub fn until(&self, now: Timestamp) -> Option<Timestamp> {
-        let mut end = self.end_of_one(now)?;
+        let mut end = self.end_of_one(now.wall())?;
         for _ in 0..JOINED_MAX {
             match self.end_of_one(end) {
                 Some(later) if later > end => end = later,
                 _ => break,
             }
         }
-        Some(end)
+        Some(end.ours())
     }
 
-    fn end_of_one(&self, now: Timestamp) -> Option<Timestamp> {
+    fn end_of_one(&self, now: WallTime) -> Option<WallTime> {
         let today = jiff::Timestamp::from_millisecond(now.as_millis())
             .ok()?
             .to_zoned(self.zone.clone())
@@ -115,7 +116,7 @@ impl Calendar {
             && (self.dates.is_empty() || self.dates.contains(&day))
     }
 
-    fn at(&self, day: Date, minutes: i16) -> Option<Timestamp> {
+    fn at(&self, day: Date, minutes: i16) -> Option<WallTime> {
         let (day, minutes) = if minutes >= DAY_MINUTES {
             (day.tomorrow().ok()?, minutes - DAY_MINUTES)
         } else {
@@ -124,7 +125,7 @@ impl Calendar {
         let hour = i8::try_from(minutes / 60).ok()?;
         let minute = i8::try_from(minutes % 60).ok()?;
         let time = day.at(hour, minute, 0, 0).to_zoned(self.zone.clone()).ok()?;
-        Some(Timestamp::from_millis(time.timestamp().as_millisecond()))
+        Some(WallTime::from_millis(time.timestamp().as_millisecond()))
     }
 }
 
@@ -170,10 +171,10 @@ pub(super) fn point(
     fields: &mut Fields<'_, '_>,
     key: &str,
     zone: Option<&TimeZone>,
-) -> Option<Timestamp> {
+) -> Option<WallTime> {
     let text = fields.text(key)?;
     if let Ok(time) = text.parse::<jiff::Timestamp>() {
-        return Some(Timestamp::from_millis(time.as_millisecond()));
+        return Some(WallTime::from_millis(time.as_millisecond()));
     }
     let Ok(local) = text.parse::<jiff::civil::DateTime>() else {
         let what = "not a point in time; write it as \"2026-12-24T18:00\", or with an offset, as \"2026-12-24T18:00:00+01:00\"";
@@ -186,14 +187,14 @@ pub(super) fn point(
         return None;
     };
     let time = local.to_zoned(zone.clone()).ok()?;
-    Some(Timestamp::from_millis(time.timestamp().as_millisecond()))
+    Some(WallTime::from_millis(time.timestamp().as_millisecond()))
 }
 
 /// `06:00 Europe/Berlin` for people; with its date where it is most of a day away from `now`.
 pub(super) fn shown(at: Timestamp, zone: Option<&TimeZone>, now: Timestamp) -> String {
     const NEAR: std::time::Duration = std::time::Duration::from_secs(20 * 3600);
     let zone = zone.cloned().unwrap_or(TimeZone::UTC);
-    let Ok(time) = jiff::Timestamp::from_millisecond(at.as_millis()) else {
+    let Ok(time) = jiff::Timestamp::from_millisecond(at.wall().as_millis()) else {
         return "ever".to_owned();
     };
     let name = zone.iana_name().unwrap_or("UTC").to_owned();

@@ -153,12 +153,12 @@ impl Notifier {
         });
         let of_operators = self.state.silences.values().filter_map(|silence| {
             let covers = silence.is_active(now) && silence.matcher.matches(alert);
-            let shown = || shown(silence.until, None, now);
+            let shown = || shown(silence.until.at(), None, now);
             let name = silence.name.as_ref().unwrap_or(&silence.id);
             covers.then(|| {
                 let (by, reason) = (&silence.by, &silence.reason);
                 let detail = format!("silence {name} of {by}: {reason}; until {}", shown());
-                (silence.until, detail)
+                (silence.until.at(), detail)
             })
         });
         of_files.chain(of_operators).max_by_key(|(until, _)| *until)

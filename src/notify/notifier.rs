@@ -271,6 +271,20 @@ impl Notifier {
         self.state.finish(call)
     }
 
+    /// The wall clock was set: quiet hours and silences begin and end by it, from now on.
+    pub fn clock_stepped(&mut self, book: &Book, now: Timestamp) -> Outcome {
+        let silences: Vec<RowId> =
+            self.state.silences.keys().cloned().map(RowId::Silence).collect();
+        silences.iter().for_each(|id| self.state.set_timer(id));
+        let mut call = Call::new(book, now);
+        let held: Vec<AlertId> = self.state.all_held().collect();
+        for alert in held {
+            self.settle(&mut call, alert, None);
+        }
+        self.deliver(&mut call);
+        self.state.finish(call)
+    }
+
     /// An instance that was flapping is gone without news.
     pub fn steadied<'a>(
         &mut self,

@@ -58,6 +58,7 @@ pub fn compose(draft: Draft, now: Timestamp) -> Message {
         attempts: Vec::new(),
         left_out: None,
         provider: None,
+        extended: false,
         provider_ref: None,
     }
 }

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,7 @@ use super::contact::SEVERITIES;
 use super::fields::Fields;
 use super::pattern::Pattern;
 use crate::clock::Timestamp;
+use crate::clock::wall::WallTime;
 use crate::model::{Alert, Severity};
 use crate::problem::{Problem, TomlFile};
 use crate::topic::{TopicFilter, TopicLimits};
@@ -97,9 +99,49 @@ pub struct Silence {
     /// Why.
     pub reason: Arc<str>,
     /// When it begins.
-    pub from: Timestamp,
+    pub from: Edge,
     /// When it ends.
-    pub until: Timestamp,
+    pub until: Edge,
+}
+
+/// When a silence begins or ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Edge {
+    /// When it was made, or so long after: nobody moves it by setting the wall clock.
+    Ours(Timestamp),
+    /// When the clock on the wall shows this.
+    Wall {
+        /// This.
+        wall: WallTime,
+    },
+}
+
+impl Edge {
+    /// When that is, as long as the wall clock is not set again.
+    pub fn at(self) -> Timestamp {
+        match self {
+            Self::Ours(at) => at,
+            Self::Wall { wall } => wall.ours(),
+        }
+    }
+
+    /// So long after it.
+    #[must_use]
+    pub fn plus(self, after: Duration) -> Self {
+        match self {
+            Self::Ours(at) => Self::Ours(at.plus(after)),
+            Self::Wall { wall } => Self::Wall { wall: wall.plus(after) },
+        }
+    }
+
+    /// What the wall clock shows then.
+    pub fn wall(self) -> WallTime {
+        match self {
+            Self::Ours(at) => at.wall(),
+            Self::Wall { wall } => wall,
+        }
+    }
 }
 
 /// Why a silence is refused: everything that is wrong with it.
@@ -128,11 +170,12 @@ impl Silence {
         if self.matcher.is_empty() {
             wrong.push("it covers everything; say rule = \"*\" if that is meant".to_owned());
         }
-        if self.until <= self.from {
+        let (from, until) = (self.from.at(), self.until.at());
+        if until <= from {
             wrong.push("`until` is not after `from`".to_owned());
-        } else if self.until <= now {
+        } else if until <= now {
             wrong.push("`until` is past".to_owned());
-        } else if self.until == Timestamp::MAX {
+        } else if until == Timestamp::MAX {
             wrong.push("it has no end".to_owned());
         }
         if wrong.is_empty() { Ok(()) } else { Err(BadSilence(wrong)) }
@@ -140,7 +183,7 @@ impl Silence {
 
     /// Whether it is in force.
     pub fn is_active(&self, now: Timestamp) -> bool {
-        self.from <= now && now < self.until
+        self.from.at() <= now && now < self.until.at()
     }
 }
 
@@ -167,9 +210,9 @@ pub enum When {
     /// Once.
     Once {
         /// From then on.
-        from: Timestamp,
+        from: WallTime,
         /// Until then.
-        until: Timestamp,
+        until: WallTime,
         /// How its times are shown.
         zone: Option<TimeZone>,
     },
@@ -180,7 +223,9 @@ impl Recurring {
     pub fn until(&self, now: Timestamp) -> Option<Timestamp> {
         match &self.when {
             When::Calendar(calendar) => calendar.until(now),
-            When::Once { from, until, .. } => (*from <= now && now < *until).then_some(*until),
+            When::Once { from, until, .. } => {
+                (*from..*until).contains(&now.wall()).then(|| until.ours())
+            }
         }
     }
 

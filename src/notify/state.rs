@@ -229,7 +229,7 @@ impl State {
             RowId::Instance { .. } => self.instances.get(id)?.cool_at,
             RowId::Group { .. } => self.groups.get(id)?.group.timer(),
             RowId::Window { .. } => Some(self.windows.get(id)?.until),
-            RowId::Silence(silence) => Some(self.silences.get(silence)?.until),
+            RowId::Silence(silence) => Some(self.silences.get(silence)?.until.at()),
             RowId::Storm(_) => Some(self.storms.get(id)?.until),
         }
     }

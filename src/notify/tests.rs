@@ -12,8 +12,9 @@ use super::Config;
 use super::book::Book;
 use super::notifier::{Firing, Notifier, Outcome};
 use super::row::{Row, RowChange};
-use super::silence::{Matcher, Silence};
+use super::silence::{Edge, Matcher, Silence};
 use crate::clock::Timestamp;
+use crate::clock::wall::WallTime;
 use crate::model::tell::{Ack, Group, News, Policy, Quota, StepKind, Turn};
 use crate::model::{Alert, AlertId, AlertState, IdSource, MessageId, Reason, Severity};
 use crate::problem::TomlFile;
@@ -277,8 +278,8 @@ impl World {
                     },
                     by: "cleo".into(),
                     reason: "works".into(),
-                    from: now,
-                    until: now.plus(mins(minutes.parse().expect("minutes"))),
+                    from: Edge::Ours(now),
+                    until: Edge::Ours(now.plus(mins(minutes.parse().expect("minutes")))),
                 };
                 let outcome = self.notifier.add_silence(&self.book, silence, now).expect("right");
                 self.take(outcome, now);
@@ -286,6 +287,30 @@ impl World {
             ["unsilence", id] => {
                 let outcome = self.notifier.end_silence(&self.book, id, now);
                 self.take(outcome.unwrap_or_default(), now);
+            }
+            ["clock", ahead] => {
+                let ahead: i64 = ahead.parse().expect("hours");
+                crate::clock::wall::testing::set_wall_clock(now, ahead * 3_600_000);
+                let outcome = self.notifier.clock_stepped(&self.book, now);
+                self.take(outcome, now);
+            }
+            ["silence-until", id, rule, hour] => {
+                let hours: i64 = hour.parse().expect("an hour");
+                let wall = WallTime::from_millis(MIDNIGHT.as_millis() + hours * 3_600_000);
+                let silence = Silence {
+                    id: (*id).into(),
+                    name: None,
+                    matcher: Matcher {
+                        rule: Some(super::pattern::Pattern::new(rule)),
+                        ..Matcher::default()
+                    },
+                    by: "cleo".into(),
+                    reason: "works".into(),
+                    from: Edge::Ours(now),
+                    until: Edge::Wall { wall },
+                };
+                let outcome = self.notifier.add_silence(&self.book, silence, now).expect("right");
+                self.take(outcome, now);
             }
             ["restart"] => self.restart(),
             ["wait"] => {}
@@ -905,6 +930,42 @@ every = { days = ["thu"], from = "22:00", to = "06:00", zone = "Europe/Berlin" }
     ");
 }
 
+/// Quiet hours went by a clock that had been set, or not, as it happened.
+#[test]
+fn quiet_hours_follow_the_wall_clock_when_it_is_set() {
+    let mut world = World::new("", &one(&["ben"]));
+    world.run("22:00 raise hot a/1\n22:10 clock 8", false);
+    assert!(world.log.contains("22:10 -> ben: a/1 on"), "{}", world.log);
+    crate::clock::wall::testing::forget_steps();
+    let mut world = World::new("", &one(&["ben"]));
+    world.run("23:00 clock -14\n23:01 raise hot a/1\n35:59 wait", false);
+    // It is 09:01 on the wall, and nobody sleeps.
+    assert!(world.log.contains("23:01 -> ben: a/1 on"), "{}", world.log);
+}
+
+#[test]
+fn a_silence_until_a_time_ends_when_the_wall_clock_shows_it_and_one_for_a_time_does_not() {
+    // An hour back: it is 14:00 on the wall at 15:00.
+    let mut world = World::new("", &one(&["ana"]));
+    world.run(
+        "12:00 silence-until s hot 14\n12:05 raise hot a/1\n12:10 clock -1\n14:59 wait",
+        false,
+    );
+    assert!(!world.log.contains("-> ana"), "{}", world.log);
+    world.run("15:01 wait", false);
+    assert!(world.log.contains("15:00 -> ana: a/1 on"), "{}", world.log);
+    // A day forward.
+    for (silence, at) in [("silence-until s hot 14", "12:10"), ("silence s hot 120", "14:00")] {
+        let mut world = World::new("", &one(&["ana"]));
+        crate::clock::wall::testing::forget_steps();
+        world.run(
+            &format!("12:00 {silence}\n12:05 raise hot a/1\n12:10 clock 24\n14:01 wait"),
+            false,
+        );
+        assert!(world.log.contains(&format!("{at} -> ana: a/1 on")), "{}", world.log);
+    }
+}
+
 #[test]
 fn a_silence_needs_author_reason_end_and_something_to_cover() {
     let silence = Silence {
@@ -913,8 +974,8 @@ fn a_silence_needs_author_reason_end_and_something_to_cover() {
         matcher: Matcher::default(),
         by: "".into(),
         reason: " ".into(),
-        from: MIDNIGHT,
-        until: MIDNIGHT,
+        from: Edge::Ours(MIDNIGHT),
+        until: Edge::Ours(MIDNIGHT),
     };
     let error = silence.check(MIDNIGHT).expect_err("wrong");
     insta::assert_snapshot!(error, @r#"`by` is empty; `reason` is empty; it covers everything; say rule = "*" if that is meant; `until` is not after `from`"#);

@@ -259,7 +259,7 @@ fn number(value: &Value) -> Result<Option<f64>, &'static str> {
 }
 
 fn seconds(time: Timestamp) -> f64 {
-    Value::Int(time.as_millis()).number().unwrap_or(0.0) / 1_000.0
+    Value::Int(time.wall().as_millis()).number().unwrap_or(0.0) / 1_000.0
 }
 
 /// Without `.0` where there is nothing behind the point.

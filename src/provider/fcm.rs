@@ -184,7 +184,7 @@ impl Fcm {
             "apns": {
                 "headers": {
                     "apns-priority": if urgent { "10" } else { "5" },
-                    "apns-expiration": message.expires_at.as_secs().to_string(),
+                    "apns-expiration": message.expires_at.wall().as_secs().to_string(),
                 },
                 "payload": { "aps": aps },
             },

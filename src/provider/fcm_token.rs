@@ -100,8 +100,8 @@ impl ServiceAccount {
             iss: &self.email,
             scope: SCOPE,
             aud: &self.token_uri,
-            iat: now.as_secs(),
-            exp: now.as_secs() + ASSERTION_SECS,
+            iat: now.wall().as_secs(),
+            exp: now.wall().as_secs() + ASSERTION_SECS,
         };
         jsonwebtoken::encode(&self.header, &claims, &self.key)
     }

@@ -23,6 +23,7 @@ use super::public::{NotPublic, PublicOnly};
 use super::scrub::Scrub;
 use super::{RetryScope, SendOutcome};
 use crate::clock::Timestamp;
+use crate::clock::wall::WallTime;
 use crate::model::Reason;
 use crate::telemetry::chain;
 
@@ -330,13 +331,13 @@ pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duratio
         // More digits than fit mean "very long".
         Duration::from_secs(text.parse().unwrap_or(u64::MAX))
     } else {
-        http_date(text)?.since(now)
+        http_date(text)?.since(now.wall())
     };
     (!after.is_zero()).then(|| after.min(RETRY_AFTER_MAX))
 }
 
 /// The three forms that a recipient must know.
-fn http_date(text: &str) -> Option<Timestamp> {
+fn http_date(text: &str) -> Option<WallTime> {
     let fixed = jiff::fmt::rfc2822::parse(text).map(|time| time.timestamp());
     let time = fixed.or_else(|_| {
         let read = |format: &str| {
@@ -347,7 +348,7 @@ fn http_date(text: &str) -> Option<Timestamp> {
         };
         read("%A, %d-%b-%y %H:%M:%S GMT").or_else(|_| read("%a %b %e %H:%M:%S %Y"))
     });
-    time.ok().map(|time| Timestamp::from_millis(time.as_millisecond()))
+    time.ok().map(|time| WallTime::from_millis(time.as_millisecond()))
 }
 
 /// `base` and `segments` below it, each escaped.

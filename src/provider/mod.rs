@@ -194,6 +194,7 @@ mod fixture {
             attempts: Vec::new(),
             left_out: None,
             provider: None,
+            extended: false,
             provider_ref: None,
         }
     }

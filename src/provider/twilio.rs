@@ -19,6 +19,7 @@ use super::registry::{Kind, Parts, Reach, fields};
 use super::scrub::Scrub;
 use super::table::{Class, by_status, find, unknown_code};
 use super::{Lookup, Provider, SendOutcome, wrong_address};
+use crate::clock::wall::WallTime;
 use crate::clock::{Clock, Timestamp};
 use crate::model::{Address, Channel, E164, Message, Reason};
 use crate::secret::{Secret, SecretSource};
@@ -304,7 +305,7 @@ impl Twilio {
     /// which a message was sent, and one that still waits in its queue has none.
     async fn find(&self, message: &Message, since: Timestamp) -> Result<Vec<String>, String> {
         let by = self.http.deadline();
-        let since = Timestamp::from_millis(since.as_millis() - CLOCK_SLACK_MS);
+        let since = WallTime::from_millis(since.wall().as_millis() - CLOCK_SLACK_MS);
         let day: String = since.to_string().chars().take("2026-11-23".len()).collect();
         for query in [Some(("DateSent>", day.as_str())), None] {
             let found = self.list(message, since, query, by).await?;
@@ -318,7 +319,7 @@ impl Twilio {
     async fn list(
         &self,
         message: &Message,
-        since: Timestamp,
+        since: WallTime,
         filter: Option<(&str, &str)>,
         by: Deadline,
     ) -> Result<Vec<String>, String> {
@@ -403,9 +404,9 @@ struct Row {
 }
 
 impl Row {
-    fn created(&self) -> Option<Timestamp> {
+    fn created(&self) -> Option<WallTime> {
         let time = jiff::fmt::rfc2822::parse(self.date_created.as_deref()?).ok()?;
-        Some(Timestamp::from_millis(time.timestamp().as_millisecond()))
+        Some(WallTime::from_millis(time.timestamp().as_millisecond()))
     }
 }
 

@@ -188,13 +188,13 @@ impl Webhook {
         let scrub = self.scrub_for(&url, message);
         let (now, body) = (self.clock.now(), body(message));
         let id = message.id.to_string();
-        let signature = signatures(&self.keys, &id, now.as_secs(), &body);
+        let signature = signatures(&self.keys, &id, now.wall().as_secs(), &body);
         let request = self
             .http
             .post(url)
             .header("content-type", "application/json")
             .header("webhook-id", id)
-            .header("webhook-timestamp", now.as_secs())
+            .header("webhook-timestamp", now.wall().as_secs())
             .header("webhook-signature", signature)
             .body(body);
         let by = self.http.deadline();

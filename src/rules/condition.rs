@@ -21,6 +21,7 @@ use super::named::Named;
 use super::pattern::{self, Pattern};
 use super::view::{Unusable, from_cel, to_cel};
 use crate::clock::Timestamp;
+use crate::clock::wall::WallTime;
 use crate::payload::Value;
 use crate::topic::{TopicFilter, TopicName};
 
@@ -112,8 +113,8 @@ impl VariableResolver for Variables<'_> {
             "client_id" => CowVal::owned(CelString::from(scene.client_id)),
             "retain" => CowVal::owned(CelBool::from(scene.retain)),
             "replayed" => CowVal::owned(CelBool::from(scene.replayed)),
-            "at" => time_to_cel(scene.at)?,
-            "now" => time_to_cel(scene.now)?,
+            "at" => time_to_cel(scene.at.wall_as_of(scene.now))?,
+            "now" => time_to_cel(scene.now.wall())?,
             lower::HAS_PREVIOUS => CowVal::owned(CelBool::from(scene.previous.is_some())),
             _ if name.starts_with('@') => CowVal::Borrowed(pattern::named(self.patterns, name)?),
             // CEL asks for `payload.a` as a name first.
@@ -126,7 +127,7 @@ impl VariableResolver for Variables<'_> {
     }
 }
 
-fn time_to_cel<'v>(time: Timestamp) -> Option<CowVal<'v, 'v>> {
+fn time_to_cel<'v>(time: WallTime) -> Option<CowVal<'v, 'v>> {
     let time = chrono::DateTime::from_timestamp_millis(time.as_millis())?;
     Some(CowVal::owned(CelTimestamp::from(time.fixed_offset())))
 }

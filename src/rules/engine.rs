@@ -15,7 +15,7 @@ use foldhash::fast::RandomState;
 
 use super::Config;
 use super::instance::{Instance, Last};
-use super::life::Life;
+use super::life::{Away, Life};
 use super::run::Run;
 use super::set::{Matched, OnDowntime, Replayed, Rule, Rules};
 use crate::clock::Timestamp;
@@ -423,6 +423,7 @@ impl Engine {
             };
             let mut is_changed = false;
             keys.retain(|_, instance| {
+                instance.put_right(now);
                 if instance.meaning == rule.meaning {
                     adopted.kept += 1;
                 } else {
@@ -460,10 +461,12 @@ impl Engine {
         (pieces.0, adopted)
     }
 
-    /// Says that the process did not run between `stopped_at` and `now`. After [`Engine::adopt`].
-    pub fn resume(&mut self, rules: &Rules, stopped_at: Timestamp, now: Timestamp) {
-        let away = now.since(stopped_at);
-        if away.is_zero() {
+    /// Says that nobody could hear a device for a while. After [`Engine::adopt`].
+    ///
+    /// Where it is not known to the second when the process ended, that is in favour of the device:
+    /// what was heard, or began, after the last sign of life counts from now on.
+    pub fn resume(&mut self, rules: &Rules, away: Away) {
+        if away.until <= away.from {
             return;
         }
         for rule in rules.rules() {
@@ -475,14 +478,14 @@ impl Engine {
             for instance in keys.values_mut() {
                 match rule.on_downtime {
                     OnDowntime::Count => {}
-                    OnDowntime::Pause => instance.life.shift(away),
-                    OnDowntime::Reset => instance.life.restart(now),
+                    OnDowntime::Pause => instance.life.pause(away),
+                    OnDowntime::Reset => instance.life.restart(away.until),
                 }
                 let silent = instance.silent_since();
-                if silent <= stopped_at {
+                if silent < away.until {
                     instance.silent_from = Some(match rule.on_downtime {
-                        OnDowntime::Reset => now,
-                        OnDowntime::Count | OnDowntime::Pause => silent.plus(away),
+                        OnDowntime::Reset => away.until,
+                        OnDowntime::Count | OnDowntime::Pause => away.left_out_of(silent),
                     });
                 }
                 self.mark(instance);

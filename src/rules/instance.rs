@@ -272,6 +272,19 @@ impl Instance {
         self.silent_from.unwrap_or_else(|| self.heard_at())
     }
 
+    /// What is past cannot lie ahead: such a row was written by a wall clock that went wrong, and a
+    /// device would not be missed until it has come true.
+    pub(super) fn put_right(&mut self, now: Timestamp) {
+        self.life.put_right(now);
+        self.known_since = self.known_since.min(now);
+        let past =
+            [&mut self.fired_at, &mut self.changed_at, &mut self.seen_at, &mut self.silent_from];
+        past.into_iter().flatten().for_each(|at| *at = now.min(*at));
+        if let Some(memory) = &mut self.memory {
+            memory.windows.iter_mut().for_each(|window| window.put_right(now));
+        }
+    }
+
     /// What it remembers, made where there is nothing yet.
     pub(super) fn memory_mut(&mut self) -> &mut Memory {
         self.memory.get_or_insert_default()

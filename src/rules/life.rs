@@ -80,6 +80,25 @@ pub struct Move {
     pub to: Option<Severity>,
 }
 
+/// A time in which nobody could hear a device, as far as it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Away {
+    /// Until then at least the process ran, and what it had heard is on disk. It may have run on for
+    /// a while that nobody knows.
+    pub from: Timestamp,
+    /// Since then it runs again.
+    pub until: Timestamp,
+}
+
+impl Away {
+    /// Where a clock that ran since `since` is to begin, so that only the time before counts. One
+    /// that began while it is not known whether the process ran begins now: it is late by that
+    /// while at most, and never early.
+    pub fn left_out_of(self, since: Timestamp) -> Timestamp {
+        self.until.minus(self.from.since(since))
+    }
+}
+
 impl Life {
     /// The active level.
     pub const fn level(&self) -> Option<Severity> {
@@ -163,10 +182,17 @@ impl Life {
         above.filter(|level| at(level) == Some(first)).max()
     }
 
-    /// Lets every running clock begin `by` later: the time that does not count.
-    pub fn shift(&mut self, by: Duration) {
+    /// Takes the time that does not count out of every running clock.
+    pub fn pause(&mut self, away: Away) {
         for since in self.held_since.iter_mut().chain([&mut self.drop_since]).flatten() {
-            *since = since.plus(by);
+            *since = away.left_out_of(*since);
+        }
+    }
+
+    /// A clock that began ahead of now was written by a wall clock that went wrong: it begins now.
+    pub fn put_right(&mut self, now: Timestamp) {
+        for since in self.held_since.iter_mut().chain([&mut self.drop_since]).flatten() {
+            *since = now.min(*since);
         }
     }
 
@@ -305,8 +331,10 @@ mod tests {
         let clocks = clocks(&[(Warning, 10, 0)]);
         let mut life = Life::default();
         life.observe(&clocks, W, at(0));
-        life.shift(secs(100));
+        life.pause(Away { from: at(3), until: at(103) });
         assert_eq!(life.due(&clocks), Some(at(110)));
+        life.pause(Away { from: at(50), until: at(200) });
+        assert_eq!(life.due(&clocks), Some(at(210)), "it began after the last sign of life");
         life.restart(at(500));
         assert_eq!(life.due(&clocks), Some(at(510)));
         life.forget_clocks(&clocks);

@@ -5,6 +5,7 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::condition::{self, Expression, Scene};
 use super::engine::{Effects, Engine, Failure, Touched, drop_instance};
@@ -16,6 +17,7 @@ use super::set::{Expected, KeyPart, Level, Replayed, Rule, Rules, Silent};
 use super::template::{self, Unrendered, default_text, fallback};
 use super::window::Window;
 use crate::clock::Timestamp;
+use crate::clock::wall::WallTime;
 use crate::model::tell::{News, Said, Turn};
 use crate::model::{Alert, AlertId, AlertState, Fnv, Labels, Publish, Reason, Severity};
 use crate::payload::Value;
@@ -25,9 +27,9 @@ use crate::topic::{TopicFilter, TopicName};
 /// The longest key, bytes. A longer one keeps its head and a hash of the whole.
 const KEY_BYTES_MAX: usize = 256;
 /// Times before 2020 are those of clocks that were never set.
-const PLAUSIBLE_FROM: Timestamp = Timestamp::from_millis(1_577_836_800_000);
-/// A reading so far ahead, in milliseconds, has a wrong time.
-const AHEAD_MAX: i64 = 86_400_000;
+const PLAUSIBLE_FROM: WallTime = WallTime::from_millis(1_577_836_800_000);
+/// A reading so far ahead has a wrong time.
+pub(super) const AHEAD_MAX: Duration = Duration::from_secs(86_400);
 /// Most elements of `each` that one publish has the rule look at.
 const EACH_MAX: usize = 1_000;
 
@@ -205,8 +207,9 @@ impl Run<'_> {
             Err(_) => None,
         };
         self.engine.exercise(self.rule, "time", said.is_some());
-        let latest = Timestamp::from_millis(self.now.as_millis().saturating_add(AHEAD_MAX));
-        said.filter(|said| (PLAUSIBLE_FROM..=latest).contains(said)).unwrap_or(self.now)
+        let latest = self.now.wall().plus(AHEAD_MAX);
+        let said = said.filter(|said| (PLAUSIBLE_FROM..=latest).contains(said));
+        said.map_or(self.now, WallTime::ours)
     }
 
     fn reading(&mut self, reading: &Reading<'_>) {

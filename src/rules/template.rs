@@ -19,6 +19,7 @@ use super::condition::capture;
 use super::named::Named;
 use super::view::to_template;
 use crate::clock::Timestamp;
+use crate::clock::wall::WallTime;
 use crate::model::{Alert, AlertState, Severity};
 use crate::payload::Value;
 use crate::problem::closest;
@@ -186,12 +187,14 @@ impl Object for Scene {
             "level" => self.level.as_str().into(),
             // Empty, so that `{% if from_level %}` asks whether there was one.
             "from_level" => self.from_level.map_or("", Severity::as_str).into(),
-            "last_seen" => self.last_seen.map_or_else(|| "never".to_owned(), moment).into(),
+            "last_seen" => {
+                self.last_seen.map_or_else(|| "never".to_owned(), |at| moment(at.wall())).into()
+            }
             "events" => self.events.into(),
             "replayed" => self.replayed.into(),
-            "at" => moment(self.at).into(),
-            "now" => moment(self.now).into(),
-            "time" => clock(self.now, "%H:%M UTC").into(),
+            "at" => moment(self.at.wall_as_of(self.now)).into(),
+            "now" => moment(self.now.wall()).into(),
+            "time" => clock(self.now.wall(), "%H:%M UTC").into(),
             "duration" => elapsed(self.fired_at, self.now).into(),
             _ => match self.named.get(name) {
                 Some(value) => to_template(value),
@@ -201,11 +204,11 @@ impl Object for Scene {
     }
 }
 
-fn moment(time: Timestamp) -> String {
+fn moment(time: WallTime) -> String {
     clock(time, "%Y-%m-%dT%H:%M:%SZ")
 }
 
-fn clock(time: Timestamp, format: &str) -> String {
+fn clock(time: WallTime, format: &str) -> String {
     jiff::Timestamp::from_millisecond(time.as_millis())
         .map_or_else(|_| time.to_string(), |time| time.strftime(format).to_string())
 }

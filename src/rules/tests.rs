@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use super::Config;
 use super::engine::{Adopted, Effects, Engine, Touched};
 use super::instance::Instance;
+use super::life::Away;
 use super::set::{Known, Rules};
 use crate::clock::Timestamp;
 use crate::model::tell::{Ack, News, Turn};
@@ -92,10 +93,19 @@ impl Bench {
 
     /// Ends the process (`clean`: with a last checkpoint) and starts it again `after` later.
     fn restart(&mut self, clean: bool, after: Duration) -> Vec<String> {
+        self.restart_alive_at(clean, self.now, after)
+    }
+
+    /// The same, where it said last at `alive_at` that it is alive.
+    fn restart_alive_at(
+        &mut self,
+        clean: bool,
+        alive_at: Timestamp,
+        after: Duration,
+    ) -> Vec<String> {
         if clean {
             self.checkpoint();
         }
-        let stopped_at = self.now;
         self.now = self.now.plus(after);
         self.seed += 1;
         self.engine = Engine::new(IdSource::new(self.seed), &self.config);
@@ -104,7 +114,7 @@ impl Bench {
             self.engine.restore(instance);
         }
         let (pieces, _) = self.engine.adopt(&self.rules, self.now);
-        self.engine.resume(&self.rules, stopped_at, self.now);
+        self.engine.resume(&self.rules, Away { from: alive_at, until: self.now });
         self.wrote(&pieces)
     }
 
@@ -695,6 +705,63 @@ fn clocks_pause_or_begin_anew_where_the_rule_says_so() {
         assert_eq!(bench.pass(missing - Duration::from_secs(1)), [""; 0], "{word}");
         assert_eq!(bench.pass(Duration::from_secs(1)), ["warm 1 firing: 1 has 6"], "{word}");
     }
+}
+
+/// Killed, it says up to ten seconds before that it was alive: a device heard since was missed at the
+/// next start, however long that took.
+#[test]
+fn a_device_heard_after_the_last_sign_of_life_is_not_missed_for_the_downtime() {
+    let at = |second| START.plus(Duration::from_secs(second));
+    for (word, heard, fires_at) in [
+        // Nothing of its silence is known to be its own.
+        ("pause", 14, 65),
+        ("reset", 14, 65),
+        // Eight seconds are: it is late by those between 10 and 15, no more.
+        ("pause", 2, 57),
+        ("reset", 2, 65),
+    ] {
+        let text = format!(
+            "[[rule]]\nname = 'mute'\ntopic = 'd/{{d}}'\nsilent = '30s'\nto = ['ana']\n\
+             text = 'silent'\non_downtime = '{word}'\n"
+        );
+        let mut bench = Bench::new(&text);
+        bench.pass(Duration::from_secs(heard));
+        bench.at_once(&publish("d/1", "1"));
+        bench.checkpoint();
+        bench.pass(at(15).since(bench.now));
+        assert_eq!(bench.restart_alive_at(false, at(10), Duration::from_secs(20)), [""; 0]);
+        let before = at(fires_at - 1).since(bench.now);
+        assert_eq!(bench.pass(before), [""; 0], "{word} {heard}");
+        assert_eq!(bench.pass(Duration::from_secs(1)), ["mute 1 firing: silent"], "{word} {heard}");
+    }
+}
+
+/// Rows of a version that lived on a wall clock which went two days ahead.
+#[test]
+fn what_was_written_ahead_of_time_is_of_now() {
+    for text in
+        ["silent = '30s'\ntext = 'fires'\n", "when = 'payload > 0'\nfor = '30s'\ntext = 'fires'\n"]
+    {
+        let mut bench =
+            Bench::new(&format!("[[rule]]\nname = 'r'\ntopic = 'd/{{d}}'\nto = ['ana']\n{text}"));
+        bench.at_once(&publish("d/1", "1"));
+        bench.checkpoint();
+        bench.now = START.minus(Duration::from_secs(2 * 86_400));
+        bench.restart(true, Duration::ZERO);
+        assert_eq!(bench.pass(Duration::from_secs(29)), [""; 0]);
+        assert_eq!(bench.pass(Duration::from_secs(1)), ["r 1 firing: fires"]);
+    }
+}
+
+/// The clock of a `for` that began after the last sign of life was put into the future.
+#[test]
+fn a_clock_that_began_after_the_last_sign_of_life_begins_at_the_start() {
+    let mut bench = Bench::new(&format!("{HELD}on_downtime = \"pause\"\n"));
+    bench.pass(Duration::from_secs(8));
+    bench.at_once(&publish("f/1", "6"));
+    bench.restart_alive_at(false, START, Duration::from_secs(100));
+    assert_eq!(bench.pass(Duration::from_secs(299)), [""; 0]);
+    assert_eq!(bench.pass(Duration::from_secs(1)), ["warm 1 firing: 1 has 6"]);
 }
 
 const LEVELS: &str = r#"

@@ -17,7 +17,7 @@ use cel::common::types::{
 use cel::common::value::{CowVal, Val};
 use minijinja::value::{Enumerator, Object, ObjectRepr};
 
-use crate::clock::Timestamp;
+use crate::clock::wall::WallTime;
 use crate::payload::Value;
 use crate::payload::value::{Map, base64_text};
 
@@ -95,7 +95,7 @@ impl Keeping {
             self.bytes = self.bytes.checked_sub(bytes.len()).ok_or(Unusable::TooLarge)?;
             Ok(Value::Bytes(bytes.into()))
         } else if let Some(time) = value.downcast_ref::<CelTimestamp>() {
-            let time = Timestamp::from_millis(time.inner().timestamp_millis());
+            let time = WallTime::from_millis(time.inner().timestamp_millis());
             Ok(Value::Text(time.to_string().into()))
         } else if let Some(duration) = value.downcast_ref::<CelDuration>() {
             Ok(number_from_cel(duration.inner().as_seconds_f64()))

@@ -107,6 +107,17 @@ impl Window {
         true
     }
 
+    /// Readings whose time no device is believed were of another clock: they are of now.
+    pub(super) fn put_right(&mut self, now: Timestamp) {
+        let latest = now.plus(super::run::AHEAD_MAX).as_millis();
+        if self.0.back().is_none_or(|(at, _)| *at <= latest) {
+            return;
+        }
+        let points = self.0.make_contiguous();
+        points.iter_mut().filter(|(at, _)| *at > latest).for_each(|(at, _)| *at = now.as_millis());
+        points.sort_by_key(|(at, _)| *at);
+    }
+
     /// Drops what is out of reach at `now`.
     pub fn expire(&mut self, spec: &Spec, now: Timestamp) {
         let Reach::Over(span) = spec.reach else { return };

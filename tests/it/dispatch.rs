@@ -129,6 +129,7 @@ fn message(number: u64, channel: Channel) -> Message {
         attempts: Vec::new(),
         left_out: None,
         provider: None,
+        extended: false,
         provider_ref: None,
     }
 }

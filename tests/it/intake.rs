@@ -47,6 +47,7 @@ pub(crate) async fn start(
     let limits = Limits::default();
     let rules = TomlFile::parse("rules.toml", rules).unwrap();
     let parts = intake::Parts {
+        step: None,
         store: store.clone(),
         dispatch,
         clock: Clock::System,

@@ -10,6 +10,8 @@ mod auth;
 mod broker;
 mod certs;
 mod cli;
+#[cfg(debug_assertions)]
+mod clocks;
 mod config;
 mod conformance;
 mod device;

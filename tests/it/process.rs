@@ -229,6 +229,11 @@ fn spawn_by(mut command: Command, place: &Place) -> Child {
     let append = |name: &str| {
         File::options().create(true).append(true).open(place.path(name)).map(Stdio::from).unwrap()
     };
+    // Its clocks are shifted by this file, where a test has written one.
+    let clock = place.path("clock");
+    if clock.exists() {
+        command.env("TEST_CLOCK_OF_WATCHBELL", clock);
+    }
     command
         .arg("run")
         .env("WATCHBELL_BROKER__LISTEN", "127.0.0.1:0")

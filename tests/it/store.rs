@@ -72,6 +72,7 @@ pub(crate) fn message(number: u64, status: Status) -> Message {
         attempts: Vec::new(),
         left_out: None,
         provider: None,
+        extended: false,
         provider_ref: None,
     }
 }

@@ -523,3 +523,40 @@ steps = [{{ topic = "f/1", payload = {{ t = -20.0 }}, expect = [{expect}] }}]
         "{text}"
     );
 }
+
+/// A device heard after the last row that says that the process is alive, up to ten seconds before it
+/// was killed, was reported missing at the next start.
+#[test]
+fn silence_is_not_counted_while_the_process_is_away_after_a_kill() {
+    for word in ["pause", "reset"] {
+        passing(&format!(
+            r#"
+[[rule]]
+name = "p"
+topic = "x/{{h}}"
+silent = "5m"
+on_downtime = "{word}"
+to = ["ana"]
+text = "p"
+text_clear = "back"
+
+[[test]]
+name = "back within the five minutes"
+steps = [
+  {{ topic = "x/a", payload = 1, every = "1s", times = 36 }},
+  {{ at = "36s", restart_for = "1h", kill = true, expect = [] }},
+  {{ at = "1h50s", topic = "x/a", payload = 1, expect = [] }},
+]
+
+[[test]]
+name = "truly silent"
+steps = [
+  {{ topic = "x/a", payload = 1, every = "1s", times = 36 }},
+  {{ at = "36s", restart_for = "1h", kill = true, expect = [] }},
+  {{ at = "1h5m35s", expect = [] }},
+  {{ at = "1h5m36s", expect = [{{ rule = "p", key = "a", state = "firing" }}] }},
+]
+"#
+        ));
+    }
+}

@@ -27,6 +27,7 @@ use tokio::time::Instant;
 use super::GROUPS_MAX;
 use super::certificate::is_name;
 use crate::clock::Timestamp;
+use crate::clock::wall::WallTime;
 use crate::secret::SecretSource;
 use crate::span::Span;
 
@@ -391,7 +392,8 @@ fn time(claims: &Map<String, Value>, name: &str) -> Result<Option<Timestamp>, &'
     };
     let secs = value.as_f64().filter(|secs| (0.0..1e13).contains(secs));
     let secs = secs.ok_or("a time in the token is no number of seconds")?;
-    Ok(Some(Timestamp::default().plus(Duration::from_secs_f64(secs))))
+    let said = WallTime::default().plus(Duration::from_secs_f64(secs));
+    Ok(Some(said.ours()))
 }
 
 /// Whether a password looks like a token: three parts, the first a JSON object with `alg`.

@@ -18,6 +18,7 @@ use x509_parser::prelude::{CertificateRevocationList, FromDer as _, X509Certific
 use super::Named;
 use crate::broker::config::{Config, Paths};
 use crate::clock::Timestamp;
+use crate::clock::wall::WallTime;
 
 /// A certificate that ends so soon is worth a warning.
 const WARN_BEFORE: Duration = Duration::from_secs(30 * 86_400);
@@ -136,7 +137,7 @@ struct End {
     key: String,
     path: PathBuf,
     what: &'static str,
-    at: Timestamp,
+    at: WallTime,
 }
 
 /// What is worth saying of something in force.
@@ -153,6 +154,7 @@ pub struct Note {
 impl End {
     fn note(&self, now: Timestamp) -> Option<Note> {
         let Self { key, path, what, at } = self;
+        let now = now.wall();
         let is_over = *at <= now;
         // Lists are renewed every few weeks at most: only one that is over is worth a word.
         let is_list = *what == LIST;
@@ -191,7 +193,7 @@ pub(super) struct Loaded {
 
 impl Loaded {
     /// When the first of each kind ends.
-    pub(super) fn ends(&self) -> Vec<(&'static str, Timestamp)> {
+    pub(super) fn ends(&self) -> Vec<(&'static str, WallTime)> {
         let first = |(label, kind)| {
             let of_kind = self.ends.iter().filter(|end| end.what == kind);
             of_kind.map(|end| end.at).min().map(|at| (label, at))
@@ -357,13 +359,13 @@ fn file_error(key: &str, path: &Path, error: &rustls::pki_types::pem::Error) -> 
 
 fn certificate_end(key: &str, path: &Path, what: &'static str, der: &[u8]) -> Option<End> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
-    let at = Timestamp::from_millis(certificate.validity().not_after.timestamp() * 1000);
+    let at = WallTime::from_millis(certificate.validity().not_after.timestamp() * 1000);
     Some(End { key: key.to_owned(), path: path.to_owned(), what, at })
 }
 
 fn list_end(key: &str, path: &Path, der: &[u8]) -> Option<End> {
     let (_, list) = CertificateRevocationList::from_der(der).ok()?;
-    let at = Timestamp::from_millis(list.next_update()?.timestamp() * 1000);
+    let at = WallTime::from_millis(list.next_update()?.timestamp() * 1000);
     Some(End { key: key.to_owned(), path: path.to_owned(), what: LIST, at })
 }
 

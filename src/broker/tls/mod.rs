@@ -36,6 +36,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use self::files::{Files, Loaded, Note, TlsError, load};
 use super::load::handshakes::Handshakes;
 use crate::clock::Timestamp;
+use crate::clock::wall::WallTime;
 use crate::model::Reason;
 
 tokio::task_local! {
@@ -191,7 +192,7 @@ impl Tls {
         else {
             return true;
         };
-        let secs = u64::try_from(now.as_secs()).unwrap_or(0);
+        let secs = u64::try_from(now.wall().as_secs()).unwrap_or(0);
         let now = UnixTime::since_unix_epoch(Duration::from_secs(secs));
         verifier.verify_client_cert(end_entity, intermediates, now).is_ok()
     }
@@ -223,7 +224,7 @@ impl Tls {
     }
 
     /// When what is in force ends: which kind, and when the first of it does.
-    pub(super) fn ends(&self) -> Vec<(&'static str, Timestamp)> {
+    pub(super) fn ends(&self) -> Vec<(&'static str, WallTime)> {
         self.current.load().ends()
     }
 
@@ -234,7 +235,7 @@ impl Tls {
 
     /// What has ended or soon will, once a day and after each load.
     pub(super) fn notes_of_today(&self, now: Timestamp) -> Vec<Note> {
-        let today = now.as_secs() / 86_400;
+        let today = now.wall().as_secs() / 86_400;
         let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
         if std::mem::replace(&mut watch.told_on, today) == today {
             return Vec::new();

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock::wall::WallTime;
 use crate::clock::{Timestamp, rfc_3339};
 use crate::intake::pipeline::Pipeline;
 use crate::intake::ruleset::RuleSet;
 use crate::model::{AlertId, Fnv, Severity};
 use crate::notify::pattern::Pattern;
-use crate::notify::silence::{Filter, Matcher, Silence};
+use crate::notify::silence::{Edge, Filter, Matcher, Silence};
 use crate::problem::Fault;
 use crate::span::Span;
 
@@ -72,10 +73,10 @@ pub struct SilenceNow {
     pub active: bool,
     /// When it begins or began, where that is one time.
     #[serde(serialize_with = "rfc_3339::or_null")]
-    pub from: Option<Timestamp>,
+    pub from: Option<WallTime>,
     /// When it ends; of one that comes back and is not in force, `null`.
     #[serde(serialize_with = "rfc_3339::or_null")]
-    pub until: Option<Timestamp>,
+    pub until: Option<WallTime>,
 }
 
 impl SilenceNow {
@@ -89,8 +90,8 @@ impl SilenceNow {
             reason: Arc::clone(&silence.reason),
             file: false,
             active: silence.is_active(now),
-            from: Some(silence.from),
-            until: Some(silence.until),
+            from: Some(silence.from.wall()),
+            until: Some(silence.until.wall()),
         }
     }
 }
@@ -123,7 +124,7 @@ impl Wanted {
                 faults.push(fault(field, "it is missing"));
             }
         }
-        let from = time("from", self.from.as_deref(), &mut faults).unwrap_or(now);
+        let from = time("from", self.from.as_deref(), &mut faults).unwrap_or(Edge::Ours(now));
         let until = time("until", self.until.as_deref(), &mut faults);
         let until = match (self.lasts, until) {
             (Some(lasts), None) if self.until.is_none() => from.plus(lasts.get()),
@@ -169,13 +170,14 @@ impl Wanted {
     }
 }
 
-fn time(field: &str, text: Option<&str>, faults: &mut Vec<Fault>) -> Option<Timestamp> {
+fn time(field: &str, text: Option<&str>, faults: &mut Vec<Fault>) -> Option<Edge> {
     let parsed = text?.parse::<jiff::Timestamp>();
     let parsed = parsed.map_err(|_| {
         let what = "not a point in time; write it as 2026-12-24T18:00:00+01:00";
         faults.push(fault(field, what));
     });
-    parsed.ok().map(|time| Timestamp::from_millis(time.as_millisecond()))
+    let edge = |wall| Edge::Wall { wall: WallTime::from_millis(wall) };
+    parsed.ok().map(|time| edge(time.as_millisecond()))
 }
 
 impl Checked {
@@ -202,8 +204,8 @@ impl Checked {
 /// An id that is short enough to be typed, and that no other silence has.
 fn free_id(pipeline: &Pipeline, silence: &Silence) -> Arc<str> {
     let mut hash = Fnv::new();
-    hash.write(&silence.from.as_millis().to_be_bytes());
-    hash.write(&silence.until.as_millis().to_be_bytes());
+    hash.write(&silence.from.at().as_millis().to_be_bytes());
+    hash.write(&silence.until.at().as_millis().to_be_bytes());
     loop {
         hash.write(silence.by.as_bytes());
         let id: Arc<str> = format!("{:08x}", hash.finish() >> 32).into();
@@ -215,7 +217,7 @@ fn free_id(pipeline: &Pipeline, silence: &Silence) -> Arc<str> {
 
 /// Every silence, those of operators first. Of files: also those that are not in force now.
 pub fn list(pipeline: &Pipeline, set: &RuleSet, now: Timestamp) -> Vec<SilenceNow> {
-    let of_operators = pipeline.notifier().silences().filter(|silence| silence.until > now);
+    let of_operators = pipeline.notifier().silences().filter(|silence| silence.until.at() > now);
     let of_files = set.book.silences.iter().map(|silence| {
         let until = silence.until(now);
         SilenceNow {
@@ -227,7 +229,7 @@ pub fn list(pipeline: &Pipeline, set: &RuleSet, now: Timestamp) -> Vec<SilenceNo
             file: true,
             active: until.is_some(),
             from: None,
-            until,
+            until: until.map(Timestamp::wall),
         }
     });
     of_operators.map(|silence| SilenceNow::of(silence, now)).chain(of_files).collect()

@@ -12,7 +12,7 @@ use crate::intake::pipeline::{Caused, Pipeline};
 use crate::intake::ruleset::{Limits, RuleSet};
 use crate::model::tell::{Ack, Turn};
 use crate::model::{AlertId, IdSource, Publish, Reason};
-use crate::notify::silence::Silence;
+use crate::notify::silence::{Edge, Silence};
 use crate::payload::{self, Value};
 use crate::rules::engine::Exercised;
 use crate::store::keys::Table;
@@ -130,8 +130,8 @@ impl Bench<'_> {
                     matcher: (**matcher).clone(),
                     by: by.as_str().into(),
                     reason: reason.as_str().into(),
-                    from: self.now,
-                    until: self.now.plus(*lasts),
+                    from: Edge::Ours(self.now),
+                    until: Edge::Ours(self.now.plus(*lasts)),
                 };
                 let mut op = Op::new();
                 match self.pipeline.add_silence(self.set, silence, self.now, &mut op) {

@@ -337,7 +337,8 @@ fn message(
     let number = |number: Option<u64>| number.map_or(Value::Null, Value::whole);
     let inner = |entries| Value::Map(Arc::new(Map::new(entries)));
     let is_will = edge.kind == Kind::Death && edge.device.is_none();
-    let timestamp = if is_will { Value::Int(now.as_millis()) } else { number(payload.timestamp) };
+    let timestamp =
+        if is_will { Value::Int(now.wall().as_millis()) } else { number(payload.timestamp) };
     map([
         ("kind", text(edge.word)),
         ("group", text(edge.group)),

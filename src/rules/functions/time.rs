@@ -6,7 +6,7 @@ use jiff::tz::TimeZone;
 
 use super::number::number_in;
 use super::{Answer, Arguments, WORD_BYTES_MAX, argument, as_number, as_text, cannot, text};
-use crate::clock::Timestamp;
+use crate::clock::wall::WallTime;
 use crate::payload::Value;
 
 /// When a reading was taken, from what its device says: seconds since 1970, with a fraction or not,
@@ -14,7 +14,7 @@ use crate::payload::Value;
 /// `zone` (UTC where `None`). `None` for what is no time; whether it is a likely one is for the caller
 /// to say.
 #[expect(clippy::cast_precision_loss, reason = "a time in milliseconds has 14 digits")]
-pub fn reading_time(value: &Value, zone: Option<&TimeZone>) -> Option<Timestamp> {
+pub fn reading_time(value: &Value, zone: Option<&TimeZone>) -> Option<WallTime> {
     match value {
         Value::Int(whole) => time_of_number(*whole as f64),
         Value::Uint(whole) => time_of_number(*whole as f64),
@@ -25,16 +25,16 @@ pub fn reading_time(value: &Value, zone: Option<&TimeZone>) -> Option<Timestamp>
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "jiff refuses what is out of its range")]
-fn time_of_number(number: f64) -> Option<Timestamp> {
+fn time_of_number(number: f64) -> Option<WallTime> {
     if !number.is_finite() {
         return None;
     }
     let millis = if number.abs() > 1e11 { number } else { number * 1_000.0 };
     let millis = millis.round() as i64;
-    jiff::Timestamp::from_millisecond(millis).ok().map(|_| Timestamp::from_millis(millis))
+    jiff::Timestamp::from_millisecond(millis).ok().map(|_| WallTime::from_millis(millis))
 }
 
-fn time_of_text(text: &str, zone: Option<&TimeZone>) -> Option<Timestamp> {
+fn time_of_text(text: &str, zone: Option<&TimeZone>) -> Option<WallTime> {
     let text = text.trim();
     if text.len() > WORD_BYTES_MAX {
         return None;
@@ -49,7 +49,7 @@ fn time_of_text(text: &str, zone: Option<&TimeZone>) -> Option<Timestamp> {
             local.to_zoned(zone.cloned().unwrap_or(TimeZone::UTC)).ok()?.timestamp()
         }
     };
-    Some(Timestamp::from_millis(time.as_millisecond()))
+    Some(WallTime::from_millis(time.as_millisecond()))
 }
 
 pub(super) fn time<'b, 'v>(mut arguments: Arguments<'b, 'v>) -> Answer<'b, 'v> {

@@ -80,6 +80,7 @@ fn message(channel: Channel, address: Address) -> Message {
         attempts: Vec::new(),
         left_out: None,
         provider: None,
+        extended: false,
         provider_ref: None,
     }
 }
