@@ -185,17 +185,17 @@ async fn a_machine_without_a_clock_sends_before_and_after_it_is_set() {
     let mut machine = Machine::new(&place);
     let mut process = Process::start(place).await;
     down(&fake);
-    process.anonymous("p").connect().await.publishes("devices/p/alarm", "before").await;
+    process.anonymous("p").connect().await.publishes("devices/one/alarm", "before").await;
     process.kill();
     machine.reboot(-10_000 * HOUR, &process.place);
     process.restart().await;
     let problem = process.api.status().await["clock_problem"].clone();
     assert!(problem.as_str().is_some_and(|text| text.contains("is not set")), "{problem}");
-    process.anonymous("p").connect().await.publishes("devices/p/alarm", "unset").await;
+    process.anonymous("p").connect().await.publishes("devices/two/alarm", "unset").await;
     // NTP: it was off for a day.
     machine.set(10_024 * HOUR, &process.place);
     process.api.counted("clock_steps_total", 2).await;
-    process.anonymous("p").connect().await.publishes("devices/p/alarm", "after").await;
+    process.anonymous("p").connect().await.publishes("devices/three/alarm", "after").await;
     up(&fake, &twilio);
     for text in ["alarm before", "alarm unset", "alarm after"] {
         told(&twilio, text).await;
