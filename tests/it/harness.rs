@@ -170,7 +170,7 @@ impl Place {
         };
         let config = watchbell::config::load(&layers, &Clock::System)
             .unwrap_or_else(|problems| panic!("{problems:#?}"));
-        App::start(config).await.map_err(|error| match error {
+        Box::pin(App::start(config)).await.map_err(|error| match error {
             StartError::Problems(problems) => format!("{problems:#?}"),
             StartError::Other(error) => format!("{error:#}"),
         })
