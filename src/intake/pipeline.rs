@@ -124,8 +124,9 @@ impl Pipeline {
 
     /// The wall clock was set: what is held until a time on it is looked at anew.
     pub fn clock_stepped(&mut self, set: &RuleSet, now: Timestamp, op: &mut Op) -> Caused {
-        let outcome = self.notifier.clock_stepped(&set.book, now);
-        let mut caused = Caused::default();
+        let texts = Anew::of(&self.engine, &set.rules);
+        let outcome = self.notifier.clock_stepped(texts.with(&set.book), now);
+        let mut caused = Caused { failures: texts.failures.into_inner(), ..Caused::default() };
         take_in_pieces(&mut caused, outcome, op);
         caused
     }

@@ -272,11 +272,15 @@ impl Notifier {
     }
 
     /// The wall clock was set: quiet hours and silences begin and end by it, from now on.
-    pub fn clock_stepped(&mut self, book: &Book, now: Timestamp) -> Outcome {
+    pub fn clock_stepped<'a>(
+        &mut self,
+        sources: impl Into<Sources<'a>>,
+        now: Timestamp,
+    ) -> Outcome {
         let silences: Vec<RowId> =
             self.state.silences.keys().cloned().map(RowId::Silence).collect();
         silences.iter().for_each(|id| self.state.set_timer(id));
-        let mut call = Call::new(book, now);
+        let mut call = Call::new(sources.into(), now);
         let held: Vec<AlertId> = self.state.all_held().collect();
         for alert in held {
             self.settle(&mut call, alert, None);
