@@ -187,9 +187,10 @@ impl Line {
 
 /// `forward by 1d`, `back by 2h`.
 pub fn moved(by: i64) -> String {
-    let secs = by.unsigned_abs() / 1000;
-    let coarse = if secs < 3_600 { 1 } else { 60 };
-    let span = crate::span::Span::from_secs(secs - secs % coarse);
+    // To the nearest: the two clocks are not read at the same moment.
+    let secs = by.unsigned_abs().saturating_add(500) / 1000;
+    let secs = if secs < 3_600 { secs } else { secs.saturating_add(30) / 60 * 60 };
+    let span = crate::span::Span::from_secs(secs);
     format!("{} by {span}", if by < 0 { "back" } else { "forward" })
 }
 
@@ -316,6 +317,8 @@ mod tests {
         let problem = line.problem(now, Duration::from_secs(86_400)).expect("a problem");
         assert!(problem.starts_with("the wall clock was set forward by 1d ("), "{problem}");
         assert_eq!(line.problem(now, Duration::from_secs(60)), None);
-        assert_eq!(moved(-7_245_000), "back by 2h");
+        assert_eq!(moved(-7_199_998), "back by 2h");
+        assert_eq!(moved(172_829_000), "forward by 2d");
+        assert_eq!(moved(4_499), "forward by 4s");
     }
 }
