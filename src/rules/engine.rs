@@ -349,7 +349,9 @@ impl Engine {
         let Some(instance) = keys.and_then(|keys| keys.get_mut(&alert.key)) else { return };
         if instance.id == alert.id && instance.life.level().is_some() {
             instance.is_retold = true;
-            instance.newest = reading.map(Box::new).or(instance.newest.take());
+            if let Some(reading) = reading {
+                instance.memory_mut().decided = Some(Box::new(reading));
+            }
         }
     }
 

@@ -81,9 +81,6 @@ pub struct Instance {
     /// The level that its alert was on before this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_level: Option<Severity>,
-    /// The newest reading, where its alert is told again or later and its rule remembers none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub newest: Option<Box<Last>>,
     /// Of rows that were written before there were levels.
     #[serde(default, skip_serializing)]
     pub(super) severity: Option<Severity>,
@@ -96,7 +93,8 @@ pub struct Instance {
     /// When it is looked at next; never stored.
     #[serde(skip)]
     pub(super) timer: Option<Timestamp>,
-    /// Whether `newest` is kept up to date; never stored.
+    /// Whether its alert is told again or later, so that readings are kept for its text though its
+    /// rule needs none; never stored.
     #[serde(skip)]
     pub(super) is_retold: bool,
 }
@@ -116,8 +114,9 @@ pub struct Memory {
     /// The last publish.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<Last>,
-    /// The last publish on which the conditions came to a result, where the last one did not and a
-    /// clock runs or something fires: what a text tells of.
+    /// The last publish on which the conditions came to a result, for texts: where that is not the
+    /// last one and a clock runs or something fires, or where the rule remembers no last one and
+    /// the alert is told again or later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decided: Option<Box<Last>>,
     /// One for each `window` of the rule.
@@ -224,7 +223,6 @@ impl Instance {
             untold: false,
             memory: None,
             from_level: None,
-            newest: None,
             severity: None,
             is_dirty: false,
             is_stored: false,
@@ -235,7 +233,8 @@ impl Instance {
 
     /// Takes over what an older version wrote.
     pub(super) fn upgrade(&mut self) {
-        self.is_retold = self.newest.is_some();
+        let memory = self.memory.as_ref();
+        self.is_retold = memory.is_some_and(|memory| memory.decided.is_some());
         if let (Some(severity), Some(at)) = (self.severity.take(), self.fired_at) {
             self.life = Life::firing(severity, at);
             self.changed_at = Some(at);
@@ -299,7 +298,6 @@ impl Instance {
         self.untold = false;
         self.text = Arc::default();
         self.from_level = None;
-        self.newest = None;
         self.is_retold = false;
     }
 
@@ -314,7 +312,7 @@ impl Instance {
         let memory = self.memory.as_deref();
         let decided = memory.and_then(|memory| memory.decided.as_deref());
         let last = || memory.and_then(|memory| memory.last.as_ref());
-        self.newest.as_deref().or(decided).or_else(last)
+        decided.or_else(last)
     }
 
     /// Its last publish.

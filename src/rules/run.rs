@@ -362,9 +362,6 @@ impl Run<'_> {
         if fires {
             instance.events = instance.events.saturating_add(1);
         }
-        if is_told_of && instance.is_retold && fires && !rule.needs.last {
-            instance.newest = Some(Box::new(reading.last(None)));
-        }
         if rule.needs.last {
             let last = reading.last(previous.cloned());
             memory.decided = match memory.decided.take() {
@@ -373,6 +370,10 @@ impl Run<'_> {
                 decided => decided,
             };
             memory.last = Some(last);
+        } else if !fires {
+            memory.decided = None;
+        } else if is_told_of && instance.is_retold {
+            memory.decided = Some(Box::new(reading.last(None)));
         }
         memory.windows = windows;
         memory.flaps = flaps_now;
