@@ -107,7 +107,7 @@ pub struct Config {
     pub cache_bytes: u64,
     /// How long ended messages and the steps of alerts are kept; default 7d.
     pub retention: Span,
-    /// Nothing new is taken with less free on the disk than this and three times what waits, bytes;
+    /// Nothing new is taken with less free on the disk than this and four times what waits, bytes;
     /// default 209715200 (200 MiB).
     pub disk_free_min_bytes: u64,
     /// A file that is given up when the disk is full, so that what waits can be sent, bytes; default
