@@ -288,6 +288,8 @@ metrics! {
     provider_stopped: Family<ByProvider, Gauge<i64, AtomicI64>> = "provider_stopped", Family::default();
     /// 1 while a provider's circuit breaker is open.
     provider_breaker_open: Family<ByProvider, Gauge<i64, AtomicI64>> = "provider_breaker_open", Family::default();
+    /// 1 while this machine lacks open files, memory or ports to ask any provider.
+    out_of_resources: Gauge<i64, AtomicI64> = "out_of_resources", Gauge::default();
     /// Seconds from request to outcome of a provider call.
     attempt_seconds: Histogram = "attempt_seconds", Histogram::new(exponential_buckets(0.001, 2.5, 12));
     /// Seconds that one commit of the store takes, all its operations together.

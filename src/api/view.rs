@@ -172,6 +172,29 @@ pub(super) struct LaneView {
     /// What an operator should know of it though it takes messages.
     #[serde(skip_serializing_if = "Option::is_none")]
     warning: Option<String>,
+    /// Endpoints behind it that are left alone: those with the most messages.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    endpoints: Vec<EndpointView>,
+}
+
+/// An endpoint that is left alone.
+#[derive(Serialize)]
+struct EndpointView {
+    name: Arc<str>,
+    state: crate::dispatch::LaneState,
+    reason: Reason,
+    detail: String,
+    #[serde(serialize_with = "rfc_3339")]
+    until: Timestamp,
+    waiting: usize,
+}
+
+impl From<crate::dispatch::EndpointStatus> for EndpointView {
+    fn from(endpoint: crate::dispatch::EndpointStatus) -> Self {
+        let crate::dispatch::EndpointStatus { name, state, reason, detail, until, waiting } =
+            endpoint;
+        Self { name, state, reason, detail, until, waiting }
+    }
 }
 
 impl From<crate::dispatch::LaneStatus> for LaneView {
@@ -187,6 +210,7 @@ impl From<crate::dispatch::LaneStatus> for LaneView {
             in_flight: lane.in_flight,
             ready: lane.ready,
             warning: lane.warning,
+            endpoints: lane.endpoints.into_iter().map(EndpointView::from).collect(),
         }
     }
 }

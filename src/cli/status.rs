@@ -80,6 +80,18 @@ struct Lane {
     ready: usize,
     #[serde(default)]
     warning: Option<String>,
+    #[serde(default)]
+    endpoints: Vec<Endpoint>,
+}
+
+#[derive(Deserialize)]
+struct Endpoint {
+    name: String,
+    state: String,
+    reason: String,
+    detail: String,
+    until: String,
+    waiting: usize,
 }
 
 #[derive(Deserialize)]
@@ -175,6 +187,15 @@ impl Answer {
         let rows: Vec<Vec<String>> = self.lanes.iter().map(|lane| lane.row(now)).collect();
         let head = ["LANE", "KIND", "CHANNELS", "STATE", "IN FLIGHT", "READY", "WHY"];
         text::table(out, &head, &rows)?;
+        let endpoints: Vec<Vec<String>> = self
+            .lanes
+            .iter()
+            .flat_map(|lane| lane.endpoints.iter().map(|endpoint| endpoint.row(lane, now)))
+            .collect();
+        if !endpoints.is_empty() {
+            writeln!(out)?;
+            text::table(out, &["ENDPOINT", "LANE", "STATE", "WAITING", "WHY"], &endpoints)?;
+        }
         if !self.upstreams.is_empty() {
             let rows: Vec<Vec<String>> =
                 self.upstreams.iter().map(|upstream| upstream.row(now)).collect();
@@ -212,6 +233,20 @@ impl Upstream {
             text::distance(&self.since, now),
             self.address.clone(),
             self.queued.map_or_else(|| "-".to_owned(), |queued| queued.to_string()),
+            why.join("; "),
+        ]
+    }
+}
+
+impl Endpoint {
+    fn row(&self, lane: &Lane, now: Timestamp) -> Vec<String> {
+        let tried = format!("tried again {}", text::distance(&self.until, now));
+        let why = [self.reason.clone(), text::cut(&self.detail, 80), tried];
+        vec![
+            self.name.clone(),
+            lane.provider.clone(),
+            self.state.clone(),
+            self.waiting.to_string(),
             why.join("; "),
         ]
     }

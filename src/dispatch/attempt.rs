@@ -4,8 +4,11 @@
 //! without outcome is therefore one that may have been sent, and every message without one is not.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
+
+use tokio::sync::RwLock;
 
 use super::RetryConfig;
 use super::batch::{Done, EndedUnsent};
@@ -33,6 +36,33 @@ pub(super) struct Context {
     pub(super) ended_unsent: EndedUnsent,
     /// Providers' ids that look-ups of this moment have claimed and not yet stored.
     pub(super) claims: Mutex<HashMap<(Arc<str>, String), MessageId>>,
+    /// The messages that a look-up could take for each other.
+    pub(super) alike: Alike,
+}
+
+/// Messages of the same text to the same recipient by a provider that can be asked what it has
+/// taken: while one of them is under way, no look-up for another may claim an id, because it may be
+/// the one that has just been given. One entry for each under way.
+#[derive(Debug, Default)]
+pub(super) struct Alike(Mutex<HashMap<u64, Arc<RwLock<()>>>>);
+
+impl Alike {
+    fn of(&self, message: &Message, name: &Arc<str>) -> (u64, Arc<RwLock<()>>) {
+        let mut hasher = DefaultHasher::new();
+        (name, message.target.address.expose(), &message.content.text).hash(&mut hasher);
+        let key = hasher.finish();
+        let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (key, Arc::clone(locks.entry(key).or_default()))
+    }
+
+    /// Forgets the lock that nobody else has.
+    fn leave(&self, key: u64, lock: &Arc<RwLock<()>>) {
+        let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // The table's and this one.
+        if Arc::strong_count(lock) <= 2 {
+            locks.remove(&key);
+        }
+    }
 }
 
 /// What the scheduler must know of a finished attempt or command.
@@ -55,7 +85,7 @@ pub(super) async fn run(
     name: &Arc<str>,
     provider: &dyn Provider,
 ) -> (Report, LaneNews) {
-    let mut message = match context.store.message(id) {
+    let message = match context.store.message(id) {
         Ok(Some(message)) if !message.status.is_final() => message,
         Ok(_) => return (Report::Lost, LaneNews::Nothing),
         Err(error) => {
@@ -63,16 +93,45 @@ pub(super) async fn run(
             return (Report::Lost, LaneNews::Nothing);
         }
     };
-    if let Some(found) = find_earlier(context, &message, name, provider).await {
-        return found_earlier(context, message, name, found).await;
+    if !provider.can_look_up() {
+        return send(context, message, name, provider).await;
     }
+    let (key, lock) = context.alike.of(&message, name);
+    let result = if unanswered_since(&message, name).is_some() {
+        let only = lock.write().await;
+        let found = find_earlier(context, &message, name, provider).await;
+        match found {
+            Some(found) => found_earlier(context, message, name, found).await,
+            // What has been looked for in vain is not sent for ever, unless an operator wants it.
+            None if context.limits.hold_back(&message, name) => {
+                let message = Box::new(message);
+                (Report::Waits { message, elsewhere: Elsewhere::Done }, LaneNews::Nothing)
+            }
+            None => {
+                let shared = only.downgrade();
+                let sent = send(context, message, name, provider).await;
+                drop(shared);
+                sent
+            }
+        }
+    } else {
+        let shared = lock.read().await;
+        let sent = send(context, message, name, provider).await;
+        drop(shared);
+        sent
+    };
+    context.alike.leave(key, &lock);
+    result
+}
 
-    // What has been looked for in vain is not sent for ever, unless an operator wants it.
-    if provider.can_look_up() && context.limits.hold_back(&message, name) {
-        let message = Box::new(message);
-        return (Report::Waits { message, elsewhere: Elsewhere::Done }, LaneNews::Nothing);
-    }
-
+/// Sends it and writes what came of it.
+async fn send(
+    context: &Context,
+    mut message: Message,
+    name: &Arc<str>,
+    provider: &dyn Provider,
+) -> (Report, LaneNews) {
+    let id = message.id;
     let now = context.clock.now();
     // Its time may have run out since it was picked.
     if now >= message.expires_at {

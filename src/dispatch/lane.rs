@@ -51,6 +51,8 @@ pub(super) struct Lane {
     refusal_count: usize,
     /// The latest of these refusals.
     refusal: Option<(Reason, String)>,
+    /// Why this machine could not ask it the last time.
+    ours: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -90,6 +92,8 @@ pub(super) enum LaneNews {
         /// When it refused the same message before.
         before: Option<Timestamp>,
     },
+    /// What failed is the endpoint behind the provider.
+    Endpoint { name: Arc<str>, reason: Reason, detail: String, after: Option<Duration> },
     /// This machine could not ask.
     Ours { detail: String },
     /// Nothing was learned.
@@ -132,6 +136,7 @@ impl Lane {
             refused: Vec::new(),
             refusal_count: 0,
             refusal: None,
+            ours: None,
         };
         lane.tokens = lane.burst();
         lane
@@ -199,14 +204,21 @@ impl Lane {
     /// Gives the place back, and draws the conclusions from what the call said.
     pub(super) fn finish(&mut self, news: LaneNews, now: Timestamp) -> LaneChange {
         self.in_flight = self.in_flight.saturating_sub(1);
+        if !matches!(news, LaneNews::Nothing) {
+            self.ours = None;
+        }
         match news {
-            LaneNews::Nothing | LaneNews::Ours { .. } => LaneChange::None,
+            LaneNews::Nothing => LaneChange::None,
+            LaneNews::Ours { detail } => {
+                self.ours = Some(detail);
+                LaneChange::None
+            }
             LaneNews::Accepted => {
                 self.accepted_at = Some(now);
                 self.forget_refusals();
                 self.works(now)
             }
-            LaneNews::Works => self.works(now),
+            LaneNews::Works | LaneNews::Endpoint { .. } => self.works(now),
             LaneNews::Failed { reason, detail, after: Some(after) } => {
                 let until = now.plus(after.min(PAUSE_MAX));
                 self.close(LaneState::Paused, until, reason, detail)
@@ -313,6 +325,9 @@ impl Lane {
 
     /// What an operator should know of it though it is open.
     pub(super) fn warning(&self) -> Option<String> {
+        if let Some(ours) = &self.ours {
+            return Some(ours.clone());
+        }
         let (reason, detail) = self.refusal.as_ref().filter(|_| matches!(self.gate, Gate::Open))?;
         let (count, of) = (self.refusal_count, self.refused.len());
         let (messages, recipients) = match (count, of) {
@@ -448,6 +463,19 @@ mod tests {
         assert_eq!(lane.state(at(0)).0, LaneState::BreakerOpen);
         lane.start();
         assert_eq!(lane.finish(refused(1, false, None), at(1000)), LaneChange::Opened);
+    }
+
+    #[test]
+    fn what_this_machine_lacks_is_not_the_providers_fault() {
+        let mut lane = lane(None);
+        for _ in 0..20 {
+            let detail = "Too many open files".to_owned();
+            assert_eq!(lane.finish(LaneNews::Ours { detail }, at(0)), LaneChange::None);
+        }
+        assert_eq!(lane.state(at(0)).0, LaneState::Up);
+        assert_eq!(lane.warning().as_deref(), Some("Too many open files"));
+        lane.finish(LaneNews::Works, at(0));
+        assert_eq!(lane.warning(), None);
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub struct Config {
     pub breaker: BreakerConfig,
     /// When a message is not offered to a provider any more.
     pub give_up: GiveUpConfig,
+    /// How much one webhook host may take of its lane.
+    pub endpoint: EndpointConfig,
 }
 
 impl Default for Config {
@@ -67,6 +69,7 @@ impl Default for Config {
             retry: RetryConfig::default(),
             breaker: BreakerConfig::default(),
             give_up: GiveUpConfig::default(),
+            endpoint: EndpointConfig::default(),
         }
     }
 }
@@ -109,6 +112,14 @@ impl Config {
                 "dispatch.give_up.unanswered_repeats: at most {UNANSWERED_REPEATS_MAX}, found {}",
                 self.give_up.unanswered_repeats
             ));
+        }
+        if !(1..=1000).contains(&self.endpoint.concurrency) {
+            let found = self.endpoint.concurrency;
+            problems.push(format!("dispatch.endpoint.concurrency: 1 to 1000, found {found}"));
+        }
+        if !(100..=1_000_000).contains(&self.endpoint.count_max) {
+            let found = self.endpoint.count_max;
+            problems.push(format!("dispatch.endpoint.count_max: 100 to 1000000, found {found}"));
         }
         if self.breaker.failures == 0 {
             problems.push("dispatch.breaker.failures: at least 1".to_owned());
@@ -182,6 +193,24 @@ pub struct GiveUpConfig {
 impl Default for GiveUpConfig {
     fn default() -> Self {
         Self { refusals: 3, unanswered_repeats: 2 }
+    }
+}
+
+/// The endpoints before a lane: the host of a webhook, a recipient with a quota of its own. What fails
+/// there closes it by the rules of the breaker, and not the lane.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EndpointConfig {
+    /// Calls at once to one webhook host: 1 to 1000, default 2.
+    pub concurrency: usize,
+    /// Endpoints in trouble that are remembered: 100 to 1000000, default 10000. Above it the one
+    /// whose trouble is over first is forgotten, and tried again.
+    pub count_max: usize,
+}
+
+impl Default for EndpointConfig {
+    fn default() -> Self {
+        Self { concurrency: 2, count_max: 10_000 }
     }
 }
 
@@ -292,6 +321,25 @@ pub struct LaneStatus {
     pub ready: usize,
     /// What an operator should know of it though it takes messages.
     pub warning: Option<String>,
+    /// Endpoints of its channels that are left alone: those with the most messages, ten at most.
+    pub endpoints: Vec<EndpointStatus>,
+}
+
+/// An endpoint that is left alone, for people.
+#[derive(Clone, Debug, Serialize)]
+pub struct EndpointStatus {
+    /// A webhook's host, or a masked address.
+    pub name: Arc<str>,
+    /// Paused or its breaker open.
+    pub state: LaneState,
+    /// Why.
+    pub reason: Reason,
+    /// In words.
+    pub detail: String,
+    /// When it is tried next.
+    pub until: Timestamp,
+    /// Messages that are held back for it.
+    pub waiting: usize,
 }
 
 /// Whether a lane takes messages.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::RetryConfig;
 use super::lane::LaneNews;
-use super::peer::Peer;
+use super::peer::{self, Peer};
 use crate::clock::Timestamp;
 use crate::model::{Attempt, AttemptOutcome, Message, Reason, Severity, Status};
 use crate::notify::plan;
@@ -88,6 +88,9 @@ pub(super) fn start(message: &mut Message, attempt: Attempt, now: Timestamp) {
     message.attempts.push(attempt);
 }
 
+/// The longest wait where this machine could not ask.
+const HERE_MAX: Duration = Duration::from_secs(10);
+
 /// How a provider is asked, for [`settle`].
 #[derive(Clone, Copy)]
 pub(super) struct Terms<'a> {
@@ -127,8 +130,20 @@ pub(super) fn settle(
                     let detail = detail.clone();
                     (LaneNews::Failed { reason, detail, after }, Elsewhere::Failed)
                 }
-                RetryScope::Endpoint | RetryScope::Message => (LaneNews::Works, Elsewhere::No),
+                RetryScope::Endpoint => {
+                    let (name, detail) = (peer::name(&message.target), detail.clone());
+                    (LaneNews::Endpoint { name, reason, detail, after }, Elsewhere::No)
+                }
+                RetryScope::Message => (LaneNews::Works, Elsewhere::No),
                 RetryScope::Here => (LaneNews::Ours { detail: detail.clone() }, Elsewhere::No),
+            };
+            // What is lacking here may be there in a moment, for all messages.
+            let after = match scope {
+                RetryScope::Here => {
+                    let delay = backoff(terms.retry, message.attempt_count, terms.random);
+                    Some(delay.min(HERE_MAX))
+                }
+                RetryScope::Provider | RetryScope::Endpoint | RetryScope::Message => after,
             };
             (wait(message, (reason, detail), after, elsewhere, terms, now), news)
         }

@@ -1,7 +1,7 @@
 //! The due order: which messages wait, and which is next.
 //!
 //! Pure, in memory, made anew by the opening scan. A message is in exactly one place: waiting for
-//! its due time, ready on its channel, behind another of its thread, or taken (an attempt or a command
+//! its due time, ready on its channel, held back for its endpoint, behind another of its thread, or taken (an attempt or a command
 //! has it). The most urgent ready message leaves first, among equals the one that has been due longest.
 //!
 //! Invariant: of a thread whose messages go out in order only the first is timed, ready or taken by an
@@ -12,12 +12,13 @@
 //! what is left is there at the next call, behind whatever more urgent has come meanwhile.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::collapse::{self, Thread, Turn};
 use super::lane::{Lane, Standing};
-use super::peer::Peer;
+use super::peer::{Peer, PeerNews, PeerStanding, Peers, Trouble};
 use crate::clock::Timestamp;
 use crate::model::{Channel, Message, MessageId, Severity};
 
@@ -163,7 +164,17 @@ enum Place {
     Behind,
     Timed,
     Ready,
+    /// Due, and its endpoint has no place or is left alone.
+    Parked,
     Taken,
+}
+
+/// The messages that wait for an endpoint.
+#[derive(Debug, Default)]
+struct Parked {
+    messages: BTreeSet<Order>,
+    /// When they are looked at again: see `wakes`.
+    wake_at: Timestamp,
 }
 
 /// The messages that have not ended.
@@ -174,6 +185,11 @@ pub(super) struct Queue {
     timed: BTreeSet<(Timestamp, MessageId)>,
     expiries: BTreeSet<(Timestamp, MessageId)>,
     ready: BTreeMap<Channel, BTreeSet<Order>>,
+    parked: HashMap<(Channel, Peer), Parked>,
+    parked_count: BTreeMap<Channel, usize>,
+    /// When the parked ones of an endpoint are looked at again, at the latest.
+    wakes: BTreeSet<(Timestamp, Channel, Peer)>,
+    pub(super) peers: Peers,
     /// Those of each thread in their order, also the ones that are taken. One set for all: most
     /// threads have one message, and a set for each takes half a kilobyte.
     threads: BTreeSet<(Thread, Turn, MessageId)>,
@@ -224,12 +240,18 @@ pub(super) struct Room<'a> {
     pub(super) homeless: usize,
 }
 
+/// Endpoints in trouble that are shown to people.
+const TROUBLES_SHOWN: usize = 10;
+
+/// What is held back for an endpoint is looked at again after so long, should nothing else happen.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// How many messages that wait for a busy lane are passed over in search of one that need not.
 const LOOK_AHEAD: usize = 32;
 
 impl Queue {
-    pub(super) fn new(collapse_after: Duration) -> Self {
-        Self { collapse_after, ..Self::default() }
+    pub(super) fn new(collapse_after: Duration, peers: Peers) -> Self {
+        Self { collapse_after, peers, ..Self::default() }
     }
 
     pub(super) fn get(&self, id: MessageId) -> Option<Waiting> {
@@ -252,6 +274,106 @@ impl Queue {
 
     pub(super) fn ready_on(&self, channel: Channel) -> usize {
         self.ready.get(&channel).map_or(0, BTreeSet::len)
+            + self.parked_count.get(&channel).copied().unwrap_or(0)
+    }
+
+    /// How many are held back for an endpoint.
+    fn parked_for(&self, channel: Channel, peer: Peer) -> usize {
+        self.parked.get(&(channel, peer)).map_or(0, |parked| parked.messages.len())
+    }
+
+    /// The endpoints of a channel that are left alone, those with the most messages first.
+    pub(super) fn troubles(&self, channels: &[Channel], now: Timestamp) -> Vec<(Trouble, usize)> {
+        let count = |peer| channels.iter().map(|channel| self.parked_for(*channel, peer)).sum();
+        let mut troubles: Vec<(&Trouble, usize)> = self
+            .peers
+            .troubles(now)
+            .map(|(peer, trouble)| (trouble, count(peer)))
+            .filter(|(_, waiting)| *waiting > 0)
+            .collect();
+        troubles.sort_by_key(|(trouble, waiting)| (Reverse(*waiting), Arc::clone(&trouble.name)));
+        troubles.truncate(TROUBLES_SHOWN);
+        troubles.into_iter().map(|(trouble, waiting)| (trouble.clone(), waiting)).collect()
+    }
+
+    /// A call for this message has ended: what it says of its endpoint. Returns what is worth a line
+    /// in the log.
+    pub(super) fn call_ended(
+        &mut self,
+        id: MessageId,
+        news: PeerNews,
+        now: Timestamp,
+    ) -> Option<(bool, Trouble)> {
+        let (waiting, _) = self.entries.get(&id)?;
+        let (channel, peer) = (waiting.channel, waiting.peer);
+        let said = self.peers.finish(peer, news, now);
+        self.unpark(channel, peer, now);
+        said
+    }
+
+    /// Holds a ready message back until its endpoint is free.
+    fn park(&mut self, id: MessageId, wake_at: Timestamp) {
+        let Some((waiting, place)) = self.entries.get_mut(&id) else { return };
+        *place = Place::Parked;
+        let (order, channel, peer) = (waiting.order(), waiting.channel, waiting.peer);
+        self.timed.remove(&(waiting.due_at, id));
+        if let Some(ready) = self.ready.get_mut(&channel) {
+            ready.remove(&order);
+        }
+        let parked = self.parked.entry((channel, peer)).or_default();
+        if parked.messages.insert(order) {
+            *self.parked_count.entry(channel).or_default() += 1;
+        }
+        if parked.messages.len() == 1 || wake_at < parked.wake_at {
+            self.wakes.remove(&(parked.wake_at, channel, peer));
+            parked.wake_at = wake_at;
+            self.wakes.insert((wake_at, channel, peer));
+        }
+    }
+
+    /// Takes a message out of those held back.
+    fn leave_parked(&mut self, waiting: &Waiting) {
+        let key = (waiting.channel, waiting.peer);
+        let Some(parked) = self.parked.get_mut(&key) else { return };
+        if parked.messages.remove(&waiting.order())
+            && let Some(count) = self.parked_count.get_mut(&waiting.channel)
+        {
+            *count = count.saturating_sub(1);
+        }
+        if parked.messages.is_empty() {
+            self.wakes.remove(&(parked.wake_at, key.0, key.1));
+            self.parked.remove(&key);
+        }
+    }
+
+    /// Lets as many go on as their endpoint has places; the others are looked at again a second
+    /// later, whatever happens to these. Its probe is the least urgent.
+    fn unpark(&mut self, channel: Channel, peer: Peer, now: Timestamp) {
+        let Some(parked) = self.parked.get_mut(&(channel, peer)) else { return };
+        let standing = self.peers.standing(peer, channel, now);
+        let ids: Vec<MessageId> = match standing {
+            PeerStanding::Free(places) => {
+                parked.messages.iter().take(places.min(AT_ONCE)).map(|(_, _, id)| *id).collect()
+            }
+            PeerStanding::Probe => {
+                parked.messages.last().map(|(_, _, id)| *id).into_iter().collect()
+            }
+            PeerStanding::Busy | PeerStanding::Down(_) => Vec::new(),
+        };
+        let wake_at = match standing {
+            PeerStanding::Down(until) => until,
+            _ => now.plus(LOOK_AGAIN),
+        };
+        self.wakes.remove(&(parked.wake_at, channel, peer));
+        parked.wake_at = wake_at;
+        self.wakes.insert((wake_at, channel, peer));
+        for id in ids {
+            let Some((waiting, place)) = self.entries.get_mut(&id) else { continue };
+            *place = Place::Ready;
+            let waiting = *waiting;
+            self.ready.entry(channel).or_default().insert(waiting.order());
+            self.leave_parked(&waiting);
+        }
     }
 
     /// Whether an attempt or a command has it. `None`: not here.
@@ -362,12 +484,19 @@ impl Queue {
                 // So are those before it.
                 break;
             }
-            let ready = self.ready.get_mut(&before.channel).filter(|_| *place == Place::Ready);
+            let held = match place {
+                Place::Ready => self.ready.get_mut(&before.channel),
+                Place::Parked => self
+                    .parked
+                    .get_mut(&(before.channel, before.peer))
+                    .map(|parked| &mut parked.messages),
+                Place::Behind | Place::Timed | Place::Taken => None,
+            };
             let order = before.order();
             before.severity = waiting.severity;
-            if let Some(ready) = ready {
-                ready.remove(&order);
-                ready.insert(before.order());
+            if let Some(held) = held {
+                held.remove(&order);
+                held.insert(before.order());
             }
         }
     }
@@ -433,6 +562,7 @@ impl Queue {
                     ready.remove(&waiting.order());
                 }
             }
+            Place::Parked => self.leave_parked(waiting),
             Place::Behind | Place::Taken => {}
         }
     }
@@ -490,6 +620,12 @@ impl Queue {
                 self.ready.entry(waiting.channel).or_default().insert(waiting.order());
             }
         }
+        while let Some((wake_at, channel, peer)) = self.wakes.first().copied()
+            && wake_at <= now
+        {
+            self.wakes.pop_first();
+            self.unpark(channel, peer, now);
+        }
         let mut picked = Picked::default();
         let channels: Vec<Channel> = self.ready.keys().copied().collect();
         for channel in channels {
@@ -498,6 +634,7 @@ impl Queue {
         // What is due or too late already and did not fit in here has its turn at the next call.
         let timers = [self.timed.first(), self.expiries.first()];
         let timers = timers.into_iter().flatten().map(|(at, _)| *at);
+        let timers = timers.chain(self.wakes.first().map(|(at, ..)| *at));
         picked.wake_at = picked.wake_at.into_iter().chain(timers).min();
         picked
     }
@@ -514,6 +651,7 @@ impl Queue {
         let route = routes.of(channel);
         let is_busy = room.busy.contains(&channel);
         let mut together = Vec::new();
+        let mut parks = 0;
         let mut room_left = if is_busy { 0 } else { room.together };
         loop {
             let ready = self.ready.entry(channel).or_default();
@@ -549,6 +687,17 @@ impl Queue {
             {
                 id = self.probe(channel, index, lanes, route, now).unwrap_or(id);
             }
+            if let Some(index) = lane
+                && let Some(wake_at) = self.held_back(id, lanes.get(index), now)
+            {
+                parks += 1;
+                if parks > AT_ONCE {
+                    picked.wake_at = Some(now);
+                    break;
+                }
+                self.park(id, wake_at);
+                continue;
+            }
             if lane.is_some()
                 && let Some(joined) = self.together(id, room_left, now)
             {
@@ -568,6 +717,9 @@ impl Queue {
                     if let Some(lane) = lanes.get_mut(index) {
                         lane.start();
                     }
+                    if let Some((waiting, _)) = self.entries.get(&id) {
+                        self.peers.start(waiting.peer, waiting.channel);
+                    }
                     picked.start.push((id, index));
                 }
                 None if route.is_empty() => picked.homeless.push(id),
@@ -576,6 +728,21 @@ impl Queue {
         }
         if !together.is_empty() {
             picked.collapse.push((channel, together));
+        }
+    }
+
+    /// When to look again at a message whose endpoint has no place for it, or is left alone. Those
+    /// that failed when last heard of have half of the lane at most.
+    fn held_back(&self, id: MessageId, lane: Option<&Lane>, now: Timestamp) -> Option<Timestamp> {
+        let (waiting, _) = self.entries.get(&id)?;
+        let half = lane.map_or(1, |lane| (lane.settings.concurrency / 2).max(1));
+        match self.peers.standing(waiting.peer, waiting.channel, now) {
+            PeerStanding::Down(until) => Some(until),
+            PeerStanding::Busy => Some(now.plus(LOOK_AGAIN)),
+            PeerStanding::Free(_) | PeerStanding::Probe => {
+                let one_too_many = self.peers.is_one_too_many(waiting.peer, half);
+                one_too_many.then(|| now.plus(LOOK_AGAIN))
+            }
         }
     }
 
@@ -677,7 +844,10 @@ mod tests {
     use crate::model::{AlertRef, AlertState, Tells};
 
     fn queue(messages: &[Message]) -> Queue {
-        let mut queue = Queue::new(Duration::from_secs(120));
+        let mut queue = Queue::new(
+            Duration::from_secs(120),
+            Peers::new(Default::default(), Default::default()),
+        );
         messages.iter().for_each(|message| queue.put(Waiting::of(message)));
         queue
     }
@@ -748,6 +918,71 @@ mod tests {
             lane.0[0].finish(refused.clone(), at(0));
             assert_eq!(pick(&mut queue, &mut lane, 100).start, [(probe.id, 0)]);
         }
+    }
+
+    fn to_host(number: i64, host: &str) -> Message {
+        let address = crate::model::Address::Url(format!("https://{host}/x").into());
+        let target = crate::model::Target { channel: Channel::Sms, address };
+        let target = crate::model::Target { channel: Channel::Webhook, ..target };
+        Message { target, ..of_instance(number, 239) }
+    }
+
+    /// One hanging URL with 40 messages: a warning to another host waited for 49.7 s.
+    #[test]
+    fn a_host_that_hangs_has_its_few_places_and_the_others_theirs() {
+        let hanging: Vec<Message> =
+            (0..100).map(|number| to_host(number, "dead.example")).collect();
+        let healthy = to_host(1000, "well.example");
+        let mut queue = queue(&hanging);
+        queue.put(Waiting { due_at: at(240), ..Waiting::of(&healthy) });
+        let (lanes, _) = lane(4);
+        let routes = Routes::new(BTreeMap::from([(Channel::Webhook, vec![0])]));
+        let mut lane = (lanes, routes);
+        let started: Vec<MessageId> =
+            pick(&mut queue, &mut lane, 0).start.into_iter().map(|(id, _)| id).collect();
+        assert_eq!(started.len(), 3);
+        assert!(started.contains(&healthy.id));
+        assert_eq!(queue.ready_on(Channel::Webhook), 98);
+        // A place that is given back is for the next one.
+        let first = started.into_iter().find(|id| *id != healthy.id).expect("two of them");
+        queue.call_ended(first, PeerNews::Works, at(240));
+        queue.remove(first);
+        assert_eq!(pick(&mut queue, &mut lane, 0).start.len(), 1);
+        // Whatever becomes of those held back, none stays behind.
+        for message in &hanging {
+            queue.remove(message.id);
+        }
+        assert_eq!(queue.ready_on(Channel::Webhook), 0);
+        assert!(queue.parked.is_empty() && queue.wakes.is_empty());
+    }
+
+    #[test]
+    fn an_endpoint_that_is_left_alone_is_seen_and_tried_with_the_least_urgent() {
+        let urgent = Message { severity: Severity::Critical, ..to_host(1, "dead.example") };
+        let messages = [urgent, to_host(2, "dead.example"), to_host(3, "dead.example")];
+        let mut queue = queue(&messages);
+        let peer = Peer::of(&messages[0].target);
+        for _ in 0..5 {
+            let (reason, detail) = (crate::model::Reason::NoAnswer, "no answer".to_owned());
+            let name = "dead.example".into();
+            let news = PeerNews::Failed { name, reason, detail, after: None };
+            queue.peers.finish(peer, news, at(240));
+        }
+        let (lanes, _) = lane(4);
+        let mut lane = (lanes, Routes::new(BTreeMap::from([(Channel::Webhook, vec![0])])));
+        let picked = pick(&mut queue, &mut lane, 0);
+        assert_eq!(picked.start, []);
+        let wake_at = at(240).plus(Duration::from_secs(1));
+        assert_eq!(picked.wake_at, Some(wake_at));
+        let troubles = queue.troubles(&[Channel::Webhook], at(240));
+        assert_eq!(
+            troubles.iter().map(|(one, count)| (&*one.name, *count)).collect::<Vec<_>>(),
+            [("dead.example", 3)]
+        );
+        let busy = BTreeSet::new();
+        let room = Room { together: 0, busy: &busy, homeless: 0 };
+        let picked = queue.pick(&mut lane.0, &lane.1, room, wake_at);
+        assert_eq!(picked.start, [(messages[2].id, 0)]);
     }
 
     #[test]

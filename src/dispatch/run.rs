@@ -9,14 +9,16 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{Id, JoinSet};
 
-use super::attempt::{self, Context, Report};
+use super::attempt::{self, Alike, Context, Report};
 use super::batch;
 use super::collapse::Collapse;
 use super::lane::{Lane, LaneChange, LaneNews, LaneSettings, Standing};
 use super::outcome::{Elsewhere, Limits};
+use super::peer::{PeerNews, Peers, Trouble};
 use super::queue::{Prospect, Queue, Room, Routes, Together, Waiting, prospect};
 use super::{
-    Command, Config, ControlError, Dispatch, LaneState, LaneStatus, Parts, Shared, outcome,
+    Command, Config, ControlError, Dispatch, EndpointStatus, LaneState, LaneStatus, Parts, Shared,
+    outcome,
 };
 use crate::clock::Timestamp;
 use crate::model::{Channel, Message, MessageId, Reason, Status};
@@ -50,6 +52,8 @@ pub struct Dispatcher {
     /// Messages that are taken because they have expired, and whose end is still to be written.
     expired: VecDeque<MessageId>,
     batch_messages_max: usize,
+    /// This machine lacks what it needs to ask any provider.
+    is_wanting: bool,
     /// Commands on messages whose attempt has ended on disk and not here yet. As many at most as
     /// there are askers.
     early: Vec<Command>,
@@ -82,7 +86,10 @@ impl Dispatcher {
         let Parts { store, clock, metrics, run, lanes: specs, routes } = parts;
         let now = clock.now();
         let limits = Limits { unanswered_repeats: config.give_up.unanswered_repeats };
-        let mut queue = Queue::new(config.collapse_after.into());
+        let mut queue = Queue::new(
+            config.collapse_after.into(),
+            Peers::new(config.endpoint.clone(), config.breaker.clone()),
+        );
         let at_start = outcome::AtStart {
             now,
             unsure_since: clock.unsure_since(),
@@ -173,6 +180,7 @@ impl Dispatcher {
             run,
             ended_unsent: batch::EndedUnsent::default(),
             claims: Mutex::default(),
+            alike: Alike::default(),
         };
         let dispatcher = Self {
             context: Arc::new(context),
@@ -188,6 +196,7 @@ impl Dispatcher {
             batches: HashMap::new(),
             expired: VecDeque::new(),
             batch_messages_max: config.batch_messages_max,
+            is_wanting: false,
             early: Vec::new(),
         };
         dispatcher.show(now);
@@ -352,12 +361,18 @@ impl Dispatcher {
                 let reason = Reason::NoAnswer;
                 let news = LaneNews::Failed { reason, detail, after: None };
                 for id in ids {
+                    if lane.is_some() {
+                        self.call_ended(id, &news, now);
+                    }
                     self.requeue_from_store(id, now);
                 }
                 self.lane_news(lane, news, now);
                 return;
             }
         };
+        if finished.lane.is_some() {
+            ids.iter().for_each(|id| self.call_ended(*id, &finished.news, now));
+        }
         self.lane_news(finished.lane, finished.news, now);
         match finished.report {
             Report::Waits { message, elsewhere } => {
@@ -495,14 +510,77 @@ impl Dispatcher {
         })
     }
 
+    /// What a call says of the endpoint behind the provider.
+    fn call_ended(&mut self, id: MessageId, news: &LaneNews, now: Timestamp) {
+        let news = match news {
+            LaneNews::Accepted | LaneNews::Works | LaneNews::Refused { .. } => PeerNews::Works,
+            LaneNews::Endpoint { name, reason, detail, after } => PeerNews::Failed {
+                name: Arc::clone(name),
+                reason: *reason,
+                detail: detail.clone(),
+                after: *after,
+            },
+            LaneNews::Failed { .. } | LaneNews::Ours { .. } | LaneNews::Nothing => {
+                PeerNews::Nothing
+            }
+        };
+        match self.queue.call_ended(id, news, now) {
+            None => {}
+            Some((true, trouble)) => tracing::warn!(
+                endpoint = %trouble.name, reason = %trouble.reason, detail = trouble.detail,
+                until = %trouble.until,
+                "an endpoint is left alone for a while; its messages are kept, others go on"
+            ),
+            Some((false, trouble)) => {
+                tracing::info!(endpoint = %trouble.name, "the endpoint works again");
+            }
+        }
+    }
+
+    /// Says once that this machine lacks what it needs to ask anyone, and once that it has it again.
+    fn own_news(&mut self, news: &LaneNews) {
+        let is_ours = match news {
+            LaneNews::Ours { detail } => {
+                if !self.is_wanting {
+                    tracing::error!(
+                        detail,
+                        "this machine has run out of open files, memory or ports; no provider is \
+                         blamed, messages are kept and tried again: raise the limits (LimitNOFILE)"
+                    );
+                }
+                true
+            }
+            LaneNews::Nothing => return,
+            _ => {
+                if self.is_wanting {
+                    tracing::info!("this machine can ask its providers again");
+                }
+                false
+            }
+        };
+        self.is_wanting = is_ours;
+        self.context.metrics.out_of_resources.set(i64::from(is_ours));
+    }
+
+    /// Whether nobody outside can be connected to, where there are several: then it is this machine's
+    /// network.
+    fn is_cut_off(&self, now: Timestamp) -> bool {
+        let outside = || self.lanes.iter().filter(|lane| lane.settings.kind != "phone");
+        outside().count() > 1
+            && outside().all(|lane| lane.state(now).1 == Some(Reason::ConnectFailed))
+    }
+
     fn lane_news(&mut self, index: Option<usize>, news: LaneNews, now: Timestamp) {
-        let Some((index, lane)) = index.and_then(|index| Some((index, self.lanes.get_mut(index)?)))
-        else {
+        let Some(index) = index.filter(|index| *index < self.lanes.len()) else {
             return;
         };
+        self.own_news(&news);
+        let Some(lane) = self.lanes.get_mut(index) else { return };
         let before = lane.state(now).0;
         let change = lane.finish(news, now);
         let quiet = lane.state(now).0 == LaneState::Paused && !lane.says_pause(now);
+        let is_cut_off = change == LaneChange::Closed && self.is_cut_off(now);
+        let Some(lane) = self.lanes.get(index) else { return };
         let (state, reason, detail, until) = lane.state(now);
         let provider = &lane.settings.name;
         match change {
@@ -534,6 +612,11 @@ impl Dispatcher {
                     LaneState::Paused if quiet => {
                         tracing::debug!(%provider, %reason, detail, %until, "still paused");
                     }
+                    _ if is_cut_off => tracing::error!(
+                        %provider, %reason, detail,
+                        "no provider can be connected to: this machine's network or name server is \
+                         down; messages are kept"
+                    ),
                     LaneState::Up | LaneState::Paused | LaneState::BreakerOpen => tracing::warn!(
                         %provider, %reason, detail, %until,
                         "the provider is left alone for a while; messages are kept"
@@ -686,6 +769,19 @@ impl Dispatcher {
             in_flight: lane.in_flight,
             ready: channels.iter().map(|channel| self.queue.ready_on(*channel)).sum(),
             warning: lane.warning(),
+            endpoints: self.endpoints(channels, now),
         }
+    }
+
+    fn endpoints(&self, channels: &[Channel], now: Timestamp) -> Vec<EndpointStatus> {
+        let status = |(trouble, waiting): (Trouble, usize)| EndpointStatus {
+            name: trouble.name,
+            state: trouble.state,
+            reason: trouble.reason,
+            detail: trouble.detail,
+            until: trouble.until,
+            waiting,
+        };
+        self.queue.troubles(channels, now).into_iter().map(status).collect()
     }
 }

@@ -37,6 +37,7 @@ pub(super) const KIND: Kind = Kind {
     reach: Reach::Service("https://fcm.googleapis.com"),
     // A project's default quota: 600,000 a minute.
     rate: Some(Rate::per_second(10_000)),
+    concurrency: 4,
     keys: fields::<Config>,
     build,
 };

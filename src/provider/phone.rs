@@ -21,6 +21,7 @@ pub(super) const KIND: Kind = Kind {
     channels: Channel::ALL,
     reach: Reach::Inside,
     rate: None,
+    concurrency: 4,
     keys: || &[],
     build,
 };

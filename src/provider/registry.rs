@@ -35,6 +35,8 @@ pub struct Kind {
     pub(super) reach: Reach,
     /// The default of `rate`.
     pub(super) rate: Option<Rate>,
+    /// The default of `concurrency`.
+    pub(super) concurrency: usize,
     /// Its own keys, beside the common ones.
     pub(super) keys: fn() -> &'static [&'static str],
     pub(super) build: Build,
@@ -71,7 +73,8 @@ pub struct Common {
     /// to your sender's throughput (US long code 1/s, toll-free 3/s, short code 100/s) and urgent
     /// messages overtake the others here.
     pub rate: Option<Rate>,
-    /// How many calls may wait for an answer at a time: 1 to 1000, default 4.
+    /// How many calls may wait for an answer at a time: 1 to 1000, default 4; for `webhook` 32, because
+    /// each host has its own few of them (`dispatch.endpoint.concurrency`).
     pub concurrency: Option<usize>,
     /// Where its API is; default: the provider's public address. Not for `webhook` and `phone`.
     pub base_url: Option<String>,
@@ -170,7 +173,7 @@ pub fn read(table: &Table, shared: &Shared) -> Result<Entry, Vec<Fault>> {
     let common: Common = faults.read(common);
     let name = name(common.name.as_deref(), &mut faults);
     let channels = channels(kind, common.channels, &mut faults);
-    let concurrency = common.concurrency.unwrap_or(4);
+    let concurrency = common.concurrency.unwrap_or(kind.concurrency);
     if !(1..=1000).contains(&concurrency) {
         faults.at("concurrency", format!("1 to 1000, found {concurrency}"));
     }

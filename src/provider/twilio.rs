@@ -30,6 +30,7 @@ pub(super) const KIND: Kind = Kind {
     reach: Reach::Service("https://api.twilio.com"),
     // Twilio queues up to ten hours for a sender, so nothing is refused for speed alone.
     rate: None,
+    concurrency: 4,
     keys: fields::<Config>,
     build,
 };

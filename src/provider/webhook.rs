@@ -47,6 +47,8 @@ pub(super) const KIND: Kind = Kind {
     channels: &[Channel::Webhook],
     reach: Reach::Anywhere,
     rate: None,
+    // Each host has its own few of them.
+    concurrency: 32,
     keys: fields::<Config>,
     build,
 };

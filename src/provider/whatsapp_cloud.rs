@@ -37,6 +37,7 @@ pub(super) const KIND: Kind = Kind {
     reach: Reach::Service("https://graph.facebook.com"),
     // Meta's default throughput of one number.
     rate: Some(Rate::per_second(80)),
+    concurrency: 4,
     keys: fields::<Config>,
     build,
 };

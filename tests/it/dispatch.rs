@@ -8,8 +8,8 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use watchbell::clock::{Clock, Timestamp};
 use watchbell::dispatch::{
-    BreakerConfig, Config, ControlError, Dispatch, Dispatcher, LaneSpec, LaneState, Parts,
-    RetryConfig,
+    BreakerConfig, Config, ControlError, Dispatch, Dispatcher, EndpointConfig, LaneSpec, LaneState,
+    Parts, RetryConfig,
 };
 use watchbell::model::tell::{Step, StepKind};
 use watchbell::model::{
@@ -32,6 +32,8 @@ struct Scripted {
     always: Mutex<Option<SendOutcome>>,
     /// What one recipient always gets.
     one: Mutex<Option<(Address, SendOutcome)>>,
+    /// What goes there is not answered before it is open.
+    hangs: Mutex<Option<(Address, watch::Receiver<bool>)>>,
     /// Nothing is answered before it is open.
     gate: Mutex<Option<watch::Receiver<bool>>>,
 }
@@ -64,6 +66,12 @@ impl Provider for Scripted {
     fn send<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, SendOutcome> {
         Box::pin(async move {
             self.sent.lock().unwrap().push(message.id);
+            let hangs = self.hangs.lock().unwrap().clone();
+            if let Some((address, mut gate)) = hangs
+                && address == message.target.address
+            {
+                gate.wait_for(|open| *open).await.unwrap();
+            }
             if let Some((address, outcome)) = self.one.lock().unwrap().clone()
                 && address == message.target.address
             {
@@ -163,13 +171,14 @@ impl Running {
             .map(|(name, provider)| LaneSpec {
                 name: (*name).into(),
                 kind: "scripted",
-                channels: vec![Channel::Sms],
+                channels: vec![Channel::Sms, Channel::Webhook],
                 per_second: None,
                 concurrency: 2,
                 provider: Arc::clone(provider) as Arc<dyn Provider>,
             })
             .collect();
-        let names = providers.iter().map(|(name, _)| (*name).into()).collect();
+        let names: Vec<std::sync::Arc<str>> =
+            providers.iter().map(|(name, _)| (*name).into()).collect();
         let mut config = Config {
             retry: RetryConfig {
                 first: Span::from_millis(10),
@@ -182,6 +191,7 @@ impl Running {
                 max: Span::from_millis(20),
                 probe_refused: Span::from_secs(3600),
             },
+            endpoint: EndpointConfig { concurrency: 1, count_max: 100 },
             ..Config::default()
         };
         edit(&mut config);
@@ -191,7 +201,7 @@ impl Running {
             metrics,
             run: RunId::new(IdSource::new(1).next(Timestamp::default())),
             lanes,
-            routes: BTreeMap::from([(Channel::Sms, names)]),
+            routes: BTreeMap::from([(Channel::Sms, names.clone()), (Channel::Webhook, names)]),
         };
         let (dispatch, dispatcher) = Dispatcher::open(&config, parts).await.unwrap();
         let (stop, stopped) = watch::channel(false);
@@ -742,5 +752,121 @@ async fn one_that_can_be_asked_is_asked_before_the_message_is_given_up() {
     *provider.always.lock().unwrap() = None;
     running.dispatch.retry(other.id).await.unwrap();
     running.until(other.id, Status::Sent).await;
+    running.stop().await;
+}
+
+/// To a URL.
+fn hook(number: u64, url: &str) -> Message {
+    let mut message = message(number, Channel::Webhook);
+    message.target.address = Address::Url(url.into());
+    message
+}
+
+/// One warning waited 49.7 s behind 40 messages to a URL that hung.
+#[tokio::test]
+async fn a_url_that_hangs_holds_up_no_other() {
+    let (open, gate) = watch::channel(false);
+    let provider = Scripted::answering([]);
+    let hanging: Vec<Message> =
+        (0..40).map(|number| hook(number, "https://dead.example/x")).collect();
+    *provider.hangs.lock().unwrap() = Some((hanging[0].target.address.clone(), gate));
+    let running = Running::start(&[("hook", Arc::clone(&provider))], &[]).await;
+    for message in &hanging {
+        running.add(message).await;
+    }
+    eventually(|| provider.sent().len() == 1).await;
+    for number in 100..110 {
+        let healthy = hook(number, "https://well.example/x");
+        running.add(&healthy).await;
+        running.until(healthy.id, Status::Sent).await;
+    }
+    eventually(|| running.dispatch.waiting() == 40).await;
+    assert_eq!(provider.sent().len(), 11);
+    open.send(true).unwrap();
+    for message in &hanging {
+        running.until(message.id, Status::Sent).await;
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_endpoint_that_fails_is_left_alone_and_its_lane_is_not() {
+    let provider = Scripted::answering([]);
+    let failing: Vec<Message> =
+        (0..10).map(|number| hook(number, "https://user:secret@dead.example/key")).collect();
+    let outcome = SendOutcome::Retry {
+        reason: Reason::NoAnswer,
+        after: Some(Duration::from_secs(3000)),
+        scope: RetryScope::Endpoint,
+        detail: "no answer".to_owned(),
+    };
+    *provider.one.lock().unwrap() = Some((failing[0].target.address.clone(), outcome));
+    let running = Running::start(&[("hook", Arc::clone(&provider))], &[]).await;
+    for message in &failing {
+        running.add(message).await;
+    }
+    let endpoints = || running.dispatch.lanes()[0].endpoints.clone();
+    eventually(|| endpoints().first().is_some_and(|one| one.waiting == 9)).await;
+    let endpoint = endpoints().remove(0);
+    assert_eq!((&*endpoint.name, endpoint.state), ("dead.example", LaneState::Paused));
+    assert_eq!(running.dispatch.lanes()[0].state, LaneState::Up);
+    let healthy = hook(100, "https://well.example/x");
+    running.add(&healthy).await;
+    running.until(healthy.id, Status::Sent).await;
+    assert_eq!(provider.sent().len(), 2);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_this_machine_lacks_blames_no_provider() {
+    let outcome = SendOutcome::Retry {
+        reason: Reason::OutOfResources,
+        after: None,
+        scope: RetryScope::Here,
+        detail: "Too many open files".to_owned(),
+    };
+    let provider = Scripted::always(outcome);
+    let running = Running::start(&[("one", Arc::clone(&provider))], &[]).await;
+    let message = to(1, "");
+    running.add(&message).await;
+    eventually(|| provider.sent().len() > 5).await;
+    let lane = running.dispatch.lanes().remove(0);
+    assert_eq!(lane.state, LaneState::Up);
+    assert!(lane.warning.unwrap().contains("Too many open files"));
+    *provider.always.lock().unwrap() = None;
+    running.until(message.id, Status::Sent).await;
+    eventually(|| running.dispatch.lanes()[0].warning.is_none()).await;
+    running.stop().await;
+}
+
+/// The provider has listed an id before its answer to another message of the same text was read.
+#[tokio::test]
+async fn a_look_up_does_not_claim_what_another_attempt_is_being_given() {
+    let (open, gate) = watch::channel(false);
+    let given = SendOutcome::Accepted {
+        provider_ref: Some("SM1".to_owned()),
+        segments: None,
+        delivered: false,
+        note: None,
+    };
+    let provider = Scripted::answering([given]);
+    *provider.gate.lock().unwrap() = Some(gate);
+    *provider.knows.lock().unwrap() = Some(vec!["SM1".to_owned()]);
+    let running = Running::start(&[("one", Arc::clone(&provider))], &[]).await;
+    let first = message(1, Channel::Sms);
+    running.add(&first).await;
+    eventually(|| provider.sent().len() == 1).await;
+    let mut second = cut_off(2);
+    second.status = Status::Queued;
+    second.reason = Some(Reason::NoAnswer);
+    let detail = "the process ended".to_owned();
+    second.attempts[0].outcome = Some(AttemptOutcome::Unknown { detail, answered: false });
+    running.add(&second).await;
+    eventually(|| running.dispatch.lanes()[0].in_flight == 2).await;
+    open.send(true).unwrap();
+    let row = running.until(first.id, Status::Sent).await;
+    assert_eq!(row.provider_ref.as_deref(), Some("SM1"));
+    running.until(second.id, Status::Sent).await;
+    assert_eq!(provider.sent(), [first.id, second.id]);
     running.stop().await;
 }
