@@ -238,10 +238,18 @@ impl Upstream {
     }
 }
 
+/// When something that is left alone is tried again.
+fn tried(until: &str, now: Timestamp) -> String {
+    let distance = text::distance(until, now);
+    if distance.ends_with("ago") {
+        return "tried with its next message".to_owned();
+    }
+    format!("tried again {distance}")
+}
+
 impl Endpoint {
     fn row(&self, lane: &Lane, now: Timestamp) -> Vec<String> {
-        let tried = format!("tried again {}", text::distance(&self.until, now));
-        let why = [self.reason.clone(), text::cut(&self.detail, 80), tried];
+        let why = [self.reason.clone(), text::cut(&self.detail, 80), tried(&self.until, now)];
         vec![
             self.name.clone(),
             lane.provider.clone(),
@@ -263,7 +271,7 @@ impl Lane {
             Some(_) if self.in_flight > 0 && self.state != "paused" => {
                 why.push("being tried now".to_owned());
             }
-            Some(until) => why.push(format!("tried again {}", text::distance(until, now))),
+            Some(until) => why.push(tried(until, now)),
             None => {}
         }
         vec![

@@ -193,6 +193,11 @@ impl Lane {
         matches!(&self.gate, Gate::Closed { state: LaneState::Stopped, .. })
     }
 
+    /// Whether it has taken a message after then: what it refused then, others have survived.
+    pub(super) fn has_accepted_since(&self, then: Timestamp) -> bool {
+        self.accepted_at.is_some_and(|at| at >= then)
+    }
+
     /// Takes a place and a token. Only when it stands [`Standing::Free`].
     pub(super) fn start(&mut self) {
         self.in_flight += 1;

@@ -187,10 +187,13 @@ fn refused_at(message: &Message, provider: &str) -> Option<Timestamp> {
     )
 }
 
-/// How often the provider has refused the message.
-pub(super) fn refusals(message: &Message, provider: &str) -> usize {
+/// How often the provider has refused the message, and when first.
+pub(super) fn refusals(message: &Message, provider: &str) -> (usize, Option<Timestamp>) {
     let here = message.attempts.iter().filter(|attempt| &*attempt.provider == provider);
-    here.filter(|attempt| matches!(attempt.outcome, Some(AttemptOutcome::Rejected { .. }))).count()
+    let mut refused =
+        here.filter(|one| matches!(one.outcome, Some(AttemptOutcome::Rejected { .. })));
+    let first_at = refused.next().and_then(|attempt| attempt.ended_at);
+    (refused.count() + usize::from(first_at.is_some()), first_at)
 }
 
 /// Writes the outcome into an attempt that a crash or a stop cut off.

@@ -33,6 +33,10 @@ const INBOX_KEPT: usize = 4096;
 /// newer ones have come: they could hold it up for ever.
 const DECIDED_FOR: Duration = Duration::from_secs(5);
 
+/// After so long without a call that wanted for files, memory or ports, there are enough again. Longer
+/// than any such message waits.
+const WANTING_OVER_AFTER: Duration = Duration::from_secs(30);
+
 /// The dispatcher, ready to run.
 pub struct Dispatcher {
     context: Arc<Context>,
@@ -52,8 +56,8 @@ pub struct Dispatcher {
     /// Messages that are taken because they have expired, and whose end is still to be written.
     expired: VecDeque<MessageId>,
     batch_messages_max: usize,
-    /// This machine lacks what it needs to ask any provider.
-    is_wanting: bool,
+    /// When this machine last lacked what it needs to ask a provider, while that lasts.
+    wanting_at: Option<Timestamp>,
     /// Commands on messages whose attempt has ended on disk and not here yet. As many at most as
     /// there are askers.
     early: Vec<Command>,
@@ -196,7 +200,7 @@ impl Dispatcher {
             batches: HashMap::new(),
             expired: VecDeque::new(),
             batch_messages_max: config.batch_messages_max,
-            is_wanting: false,
+            wanting_at: None,
             early: Vec::new(),
         };
         dispatcher.show(now);
@@ -252,6 +256,7 @@ impl Dispatcher {
     }
 
     fn start_due(&mut self, now: Timestamp) -> Option<Timestamp> {
+        self.end_wanting(now);
         if self.shared.held.load(Ordering::Relaxed) {
             // Whoever ends this wakes us.
             return None;
@@ -435,8 +440,9 @@ impl Dispatcher {
                     waiting.refused_until = now.plus(self.context.retry.max.into());
                     // So many are enough, where the lane is well for others.
                     if self.lanes.get(index).is_some_and(|lane| {
-                        let refusals = outcome::refusals(message, &lane.settings.name);
-                        !lane.is_stopped() && refusals >= lane.settings.refusals
+                        let (refusals, first_at) = outcome::refusals(message, &lane.settings.name);
+                        refusals >= lane.settings.refusals
+                            && first_at.is_some_and(|at| lane.has_accepted_since(at))
                     }) {
                         waiting.done_by.insert(index);
                     }
@@ -537,29 +543,27 @@ impl Dispatcher {
         }
     }
 
-    /// Says once that this machine lacks what it needs to ask anyone, and once that it has it again.
-    fn own_news(&mut self, news: &LaneNews) {
-        let is_ours = match news {
-            LaneNews::Ours { detail } => {
-                if !self.is_wanting {
-                    tracing::error!(
-                        detail,
-                        "this machine has run out of open files, memory or ports; no provider is \
-                         blamed, messages are kept and tried again: raise the limits (LimitNOFILE)"
-                    );
-                }
-                true
-            }
-            LaneNews::Nothing => return,
-            _ => {
-                if self.is_wanting {
-                    tracing::info!("this machine can ask its providers again");
-                }
-                false
-            }
-        };
-        self.is_wanting = is_ours;
-        self.context.metrics.out_of_resources.set(i64::from(is_ours));
+    /// Says once that this machine lacks what it needs to ask anyone.
+    fn own_news(&mut self, news: &LaneNews, now: Timestamp) {
+        let LaneNews::Ours { detail } = news else { return };
+        if self.wanting_at.replace(now).is_none() {
+            tracing::error!(
+                detail,
+                "this machine has run out of open files, memory or ports; no provider is blamed, \
+                 messages are kept and tried again: raise the limits (LimitNOFILE)"
+            );
+            self.context.metrics.out_of_resources.set(1);
+        }
+    }
+
+    /// Says that it has it again, when no call has wanted for it for a while: calls that had begun
+    /// before go on ending well meanwhile.
+    fn end_wanting(&mut self, now: Timestamp) {
+        if self.wanting_at.is_some_and(|at| now.since(at) >= WANTING_OVER_AFTER) {
+            self.wanting_at = None;
+            tracing::info!("this machine can ask its providers again");
+            self.context.metrics.out_of_resources.set(0);
+        }
     }
 
     /// Whether nobody outside can be connected to, where there are several: then it is this machine's
@@ -574,7 +578,7 @@ impl Dispatcher {
         let Some(index) = index.filter(|index| *index < self.lanes.len()) else {
             return;
         };
-        self.own_news(&news);
+        self.own_news(&news, now);
         let Some(lane) = self.lanes.get_mut(index) else { return };
         let before = lane.state(now).0;
         let change = lane.finish(news, now);
