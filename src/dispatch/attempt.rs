@@ -97,22 +97,24 @@ pub(super) async fn run(
         return send(context, message, name, provider).await;
     }
     let (key, lock) = context.alike.of(&message, name);
-    let result = if unanswered_since(&message, name).is_some() {
+    let result = if let Some(since) = unanswered_since(&message, name) {
         let only = lock.write().await;
-        let found = find_earlier(context, &message, name, provider).await;
-        match found {
-            Some(found) => found_earlier(context, message, name, found).await,
-            // What has been looked for in vain is not sent for ever, unless an operator wants it.
-            None if context.limits.hold_back(&message, name) => {
-                let message = Box::new(message);
-                (Report::Waits { message, elsewhere: Elsewhere::Done }, LaneNews::Nothing)
-            }
-            None => {
-                let shared = only.downgrade();
-                let sent = send(context, message, name, provider).await;
-                drop(shared);
-                sent
-            }
+        let earlier = find_earlier(context, &message, since, name, provider).await;
+        let is_over = match &earlier {
+            Earlier::There(_) => false,
+            Earlier::NotThere => context.limits.hold_back_what_is_not_there(&message, name),
+            Earlier::Unclear => context.limits.hold_back(&message, name),
+        };
+        if let Earlier::There(reference) = earlier {
+            found_earlier(context, message, name, reference).await
+        } else if is_over {
+            let message = Box::new(message);
+            (Report::Waits { message, elsewhere: Elsewhere::Done }, LaneNews::Nothing)
+        } else {
+            let shared = only.downgrade();
+            let sent = send(context, message, name, provider).await;
+            drop(shared);
+            sent
         }
     } else {
         let shared = lock.read().await;
@@ -256,30 +258,38 @@ pub(super) fn end_late(
     outcome::end(message, status, reason, detail, now)
 }
 
-/// After an attempt whose answer was never read: asks the provider whether it has it. Returns its
-/// id there, claimed for this message. When the provider cannot say, the message is sent again:
-/// an alert that comes twice is better than one that does not come.
+/// What a provider says of attempts whose answers were never read.
+enum Earlier {
+    /// It has the message: its id there, claimed for it.
+    There(String),
+    /// It has not: sending it again makes no second one.
+    NotThere,
+    /// It cannot say.
+    Unclear,
+}
+
+/// Asks the provider whether it has the message. Where it cannot say, the message is sent again as
+/// often as is allowed: an alert that comes twice is better than one that does not come.
 async fn find_earlier(
     context: &Context,
     message: &Message,
+    since: Timestamp,
     name: &Arc<str>,
     provider: &dyn Provider,
-) -> Option<String> {
-    let since = unanswered_since(message, name)?;
-    if !provider.can_look_up() {
-        return None;
-    }
+) -> Earlier {
     match provider.lookup(message, since).await {
         Lookup::Found(references) => {
-            references.into_iter().find(|reference| claim(context, message.id, name, reference))
+            let mut references = references.into_iter();
+            let mine = references.find(|reference| claim(context, message.id, name, reference));
+            mine.map_or(Earlier::NotThere, Earlier::There)
         }
-        Lookup::NotFound => None,
+        Lookup::NotFound => Earlier::NotThere,
         Lookup::Inconclusive { detail } => {
             tracing::warn!(
                 message_id = %message.id, provider = %name, detail,
-                "the provider cannot say whether it has this message; it is sent again"
+                "the provider cannot say whether it has this message"
             );
-            None
+            Earlier::Unclear
         }
     }
 }

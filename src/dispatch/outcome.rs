@@ -66,6 +66,13 @@ impl Limits {
         unanswered > self.unanswered_repeats
     }
 
+    /// The same where the provider has said that it does not have the message: then only an answer
+    /// of somebody else, who stands between it and us, is a reason.
+    pub(super) fn hold_back_what_is_not_there(self, message: &Message, provider: &str) -> bool {
+        let any_answer = Self { unanswered_repeats: u32::MAX };
+        any_answer.hold_back(message, provider)
+    }
+
     /// Whether the message, which waits, may not be sent there once more. One that an operator has
     /// put back has no reason to wait.
     pub(super) fn hold_back(self, message: &Message, provider: &str) -> bool {

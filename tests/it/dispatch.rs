@@ -758,6 +758,19 @@ async fn one_that_can_be_asked_is_asked_before_the_message_is_given_up() {
     running.stop().await;
 }
 
+/// What the provider says that it does not have is sent until it has it: that is no copy.
+#[tokio::test]
+async fn what_a_look_up_does_not_find_is_sent_again() {
+    let provider = Scripted::answering((0..6).map(|_| unknown(false)));
+    *provider.knows.lock().unwrap() = Some(Vec::new());
+    let running = Running::start(&[("one", Arc::clone(&provider))], &[]).await;
+    let message = to(1, "");
+    running.add(&message).await;
+    let row = running.until(message.id, Status::Sent).await;
+    assert_eq!(row.attempts.len(), 7);
+    running.stop().await;
+}
+
 /// To a URL.
 fn hook(number: u64, url: &str) -> Message {
     let mut message = message(number, Channel::Webhook);
