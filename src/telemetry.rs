@@ -302,6 +302,12 @@ metrics! {
     clock_ahead: Gauge<i64, AtomicI64> = "clock_ahead_seconds", Gauge::default();
     /// 1 while the store takes no writes.
     store_failed: Gauge<i64, AtomicI64> = "store_failed", Gauge::default();
+    /// Rows of the store that could not be read since the start; they are kept, and the others are served.
+    store_rows_unreadable: Gauge<i64, AtomicI64> = "store_rows_unreadable", Gauge::default();
+    /// Commits that the start found missing, by the high-water mark beside the store.
+    store_commits_lost: Gauge<i64, AtomicI64> = "store_commits_lost", Gauge::default();
+    /// Rows of the outbox that could not be read when they were due, and are tried again.
+    outbox_reads_failed: Counter = "outbox_reads_failed", Counter::default();
     /// Free bytes on the disk of the data directory.
     disk_free_bytes: Gauge<i64, AtomicI64> = "disk_free_bytes", Gauge::default();
     /// With less free than this on the disk of the data directory nothing new is taken: the floor, and what the messages that wait will still cost.

@@ -50,8 +50,7 @@ async fn with_messages(
 ) -> Result<Vec<AlertNow>, Refusal> {
     read(state, move |state| {
         for alert in &mut alerts {
-            let messages = state.parts.store.messages_of(alert.id);
-            alert.note(&messages.map_err(|error| Refusal::internal(&error))?);
+            alert.note(&state.parts.store.readable_messages_of(alert.id));
         }
         Ok(alerts)
     })

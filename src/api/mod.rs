@@ -23,6 +23,7 @@
 //! | `POST /v1/alerts/{id}/ack`, `/forget` | the alert as it then stands; 204 |
 //! | `GET`, `POST /v1/silences`, `DELETE /v1/silences/{id}` | what nobody is told of for a while |
 //! | `GET /v1/explain?id=`, `?contact=&topic=&rule=&key=&since=` | why somebody was told, or was not |
+//! | `GET /v1/store/copy`, `/v1/store/verify` | a consistent copy of all rows, as JSON lines; which rows cannot be read |
 //! | `GET /v1/phone`, `/v1/phone/events` | what the virtual phone showed; live as server-sent events |
 //! | `GET /healthz`, `/readyz`, `/metrics` | for machines |
 
@@ -39,6 +40,7 @@ mod refusal;
 mod serve;
 mod silences;
 mod status;
+mod store;
 mod view;
 
 use std::net::SocketAddr;
@@ -360,6 +362,8 @@ fn router(state: &Shared) -> Router {
         .route("/v1/silences", get(silences::list).post(silences::add))
         .route("/v1/silences/{id}", axum::routing::delete(silences::end))
         .route("/v1/explain", get(explain::explain))
+        .route("/v1/store/copy", get(store::copy))
+        .route("/v1/store/verify", get(store::verify))
         .route("/v1/bans", get(bans::list).post(bans::add))
         .route("/v1/bans/{kind}/{value}", axum::routing::delete(bans::remove))
         .route_layer(from_fn_with_state(Arc::clone(state), auth::holder));

@@ -65,6 +65,8 @@ struct StatusView<'a> {
     certificate_problems: &'a [String],
     /// What is to be known of the wall clock: that it was set, or is not set.
     clock_problem: Option<String>,
+    /// What is wrong with the store, and what to do.
+    store_problems: Vec<String>,
     disk_free_bytes: Option<u64>,
     data_dir: String,
 }
@@ -136,6 +138,7 @@ pub(super) async fn show(State(state): State<Shared>) -> Response {
         rules: &rules,
         certificate_problems: &certificate_problems,
         clock_problem: parts.clock.problem(STEP_SHOWN),
+        store_problems: parts.store.problems(),
         disk_free_bytes: parts.store.disk_free_bytes().ok(),
         data_dir: parts.store.directory().display().to_string(),
     };

@@ -18,12 +18,48 @@ use crate::secret::Secret;
 /// How long an answer may take: an instance on this machine that needs longer is stuck.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The same for what reads the whole store.
+const SLOW: Duration = Duration::from_secs(24 * 3600);
+/// Longest line of an answer.
+const LINE_BYTES_MAX: usize = 1 << 30;
+
 /// A running instance that has answered.
 pub(super) struct Client {
     http: reqwest::Client,
     instance: Instance,
     key: Option<Secret>,
     data_dir: PathBuf,
+}
+
+/// An answer, line by line.
+pub(super) struct Lines<'a> {
+    client: &'a Client,
+    response: reqwest::Response,
+    text: Vec<u8>,
+    /// What lies before has been given out.
+    from: usize,
+}
+
+impl Lines<'_> {
+    /// The next whole line, without its end.
+    pub(super) async fn next(&mut self) -> anyhow::Result<Option<String>> {
+        loop {
+            let rest = self.text.get(self.from..).unwrap_or_default();
+            if let Some(length) = rest.iter().position(|byte| *byte == b'\n') {
+                let line = rest.get(..length).unwrap_or_default();
+                let line = String::from_utf8(line.to_vec()).context("an answer is no text")?;
+                self.from += length + 1;
+                return Ok(Some(line));
+            }
+            self.text.drain(..self.from);
+            self.from = 0;
+            anyhow::ensure!(self.text.len() < LINE_BYTES_MAX, "an answer has no end of line");
+            match self.response.chunk().await.map_err(|error| self.client.failed(&error))? {
+                Some(chunk) => self.text.extend_from_slice(&chunk),
+                None => return Ok(None),
+            }
+        }
+    }
 }
 
 /// The API's problem object.
@@ -82,6 +118,21 @@ impl Client {
     /// Asks for `path`.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         self.answer(self.request(Method::GET, path)).await
+    }
+
+    /// Asks for `path`, which may take as long as reading the whole store does.
+    pub(super) async fn get_slowly<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        self.answer(self.request(Method::GET, path).timeout(SLOW)).await
+    }
+
+    /// Asks for `path`, whose answer is lines without end.
+    pub(super) async fn lines(&self, path: &str) -> anyhow::Result<Lines<'_>> {
+        let request = self.request(Method::GET, path).timeout(SLOW);
+        let response = request.send().await.map_err(|error| self.failed(&error))?;
+        if !response.status().is_success() {
+            return Err(refused(response).await);
+        }
+        Ok(Lines { client: self, response, text: Vec::new(), from: 0 })
     }
 
     /// Posts to `path`, with or without a body.

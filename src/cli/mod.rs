@@ -25,6 +25,7 @@ mod run;
 mod send;
 mod silence;
 mod status;
+mod store;
 mod test;
 mod text;
 
@@ -58,6 +59,7 @@ Then:
   watchbell explain --contact ana --since 12h    why she was told, or was not
   watchbell replay week.jsonl                    what the rules would have made of it
   watchbell status                               lanes, outbox, listeners, rules
+  watchbell store backup /backup/monday          a copy of the running store, verified
 
 Configuration: defaults < watchbell.toml < WATCHBELL_A__B < flags. Each command has its --help.";
 
@@ -132,6 +134,8 @@ enum Command {
     Explain(explain::Explain),
     /// How the running instance is
     Status(status::Status),
+    /// Verify, repair, back up, restore, export, import, compact the store
+    Store(store::Store),
     /// Rules and configuration from those of mqttwarn
     Import(import::Import),
 }
@@ -231,6 +235,7 @@ pub fn execute(
         Command::Silence(silence) => silence.run(context),
         Command::Explain(explain) => explain.run(context),
         Command::Status(status) => status.run(context),
+        Command::Store(store) => store.run(context),
         Command::Import(import) => import.run(context),
     };
     match result {

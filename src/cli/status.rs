@@ -44,6 +44,8 @@ struct Answer {
     #[serde(default)]
     clock_problem: Option<String>,
     certificate_problems: Vec<String>,
+    #[serde(default)]
+    store_problems: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -148,6 +150,9 @@ impl Answer {
         writeln!(out, "listens  {}", listeners.join(", "))?;
         if let Some(problem) = &self.clock_problem {
             writeln!(out, "clock    {problem}")?;
+        }
+        for problem in &self.store_problems {
+            writeln!(out, "         STORE: {problem}")?;
         }
         for problem in &self.certificate_problems {
             writeln!(out, "         changed certificates refused: {problem}")?;

@@ -74,7 +74,9 @@ pub(super) enum Report {
     Ended { follow_up: Option<Box<Message>> },
     /// What came of a batch.
     Batch(Done),
-    /// The row could not be read, written, or is not there: leave it.
+    /// The row cannot be read: it is tried again, later and later.
+    Unread,
+    /// The row could not be written, has ended, or is not there: leave it.
     Lost,
 }
 
@@ -89,8 +91,8 @@ pub(super) async fn run(
         Ok(Some(message)) if !message.status.is_final() => message,
         Ok(_) => return (Report::Lost, LaneNews::Nothing),
         Err(error) => {
-            tracing::error!(message_id = %id, %error, "a message cannot be read; it stays where it is");
-            return (Report::Lost, LaneNews::Nothing);
+            tracing::debug!(message_id = %id, %error, "a message that is due cannot be read");
+            return (Report::Unread, LaneNews::Nothing);
         }
     };
     if !provider.can_look_up() {
@@ -234,8 +236,10 @@ pub(super) async fn give_up(
     reason: Reason,
     detail: &str,
 ) -> Report {
-    let Ok(Some(mut message)) = context.store.message(id) else {
-        return Report::Lost;
+    let mut message = match context.store.message(id) {
+        Ok(Some(message)) => message,
+        Ok(None) => return Report::Lost,
+        Err(_) => return Report::Unread,
     };
     if message.status.is_final() {
         return Report::Lost;

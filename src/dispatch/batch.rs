@@ -30,8 +30,10 @@ pub(super) struct Done {
     pub(super) waiting: Vec<(Waiting, bool)>,
     /// These were not looked at: they are as they were.
     pub(super) untouched: Vec<MessageId>,
-    /// These have ended, or cannot be read.
+    /// These have ended.
     pub(super) gone: Vec<MessageId>,
+    /// These cannot be read.
+    pub(super) unread: Vec<MessageId>,
 }
 
 /// Ends messages that their time or their channel has left behind.
@@ -43,8 +45,12 @@ pub(super) async fn give_up(
     let mut done = Done::default();
     let (mut ops, mut ended, mut bytes) = (Vec::new(), Vec::new(), 0);
     for id in ids {
+        let Ok(message) = context.store.message(id) else {
+            done.unread.push(id);
+            continue;
+        };
         done.gone.push(id);
-        let Ok(Some(mut message)) = context.store.message(id) else { continue };
+        let Some(mut message) = message else { continue };
         if message.status.is_final() {
             continue;
         }
@@ -149,7 +155,8 @@ fn put_thread_together(
             Ok(Some(message)) if !message.status.is_final() => {
                 done.waiting.push((Waiting::of(&message), !more));
             }
-            _ => done.gone.push(id),
+            Ok(_) => done.gone.push(id),
+            Err(_) => done.unread.push(id),
         }
     }
     thread.extend(last);

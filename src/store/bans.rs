@@ -120,8 +120,9 @@ impl Store {
     /// # Errors
     /// The store cannot be read.
     pub fn bans(&self, now: Timestamp) -> Result<Vec<Ban>, ReadError> {
-        let bans: Result<Vec<Ban>, ReadError> = self.scan(Table::Ban).collect();
-        Ok(bans?.into_iter().filter(|ban| !ban.is_over(now)).collect())
+        // One that cannot be read keeps nobody out, and is said (`Store::problems`).
+        let bans = self.scan::<Ban>(Table::Ban).flatten();
+        Ok(bans.filter(|ban| !ban.is_over(now)).collect())
     }
 
     /// Adds a ban that has been [`Ban::checked`], or replaces the one of the same kind and value;
@@ -130,9 +131,10 @@ impl Store {
     /// # Errors
     /// There are too many, or the store fails.
     pub async fn put_ban(&self, ban: &Ban) -> Result<(), BanError> {
-        let bans: Result<Vec<Ban>, ReadError> = self.scan(Table::Ban).collect();
+        // One that cannot be read keeps nobody out, and is said (`Store::problems`).
+        let bans = self.scan::<Ban>(Table::Ban).flatten();
         let (over, mut left): (Vec<Ban>, Vec<Ban>) =
-            bans?.into_iter().partition(|one| one.is_over(ban.added_at));
+            bans.partition(|one| one.is_over(ban.added_at));
         left.retain(|one| (one.kind, &one.value) != (ban.kind, &ban.value));
         if left.len() >= self.bans_max {
             return Err(BanError::TooMany(left.len()));

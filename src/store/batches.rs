@@ -92,6 +92,11 @@ impl<'a> Batches<'a> {
         Ok(())
     }
 
+    /// Whether anything has been added.
+    pub(super) fn has_written(&self) -> bool {
+        self.written
+    }
+
     /// Applies the last batch; says whether anything was written at all.
     pub(super) fn end(self) -> sled::Result<bool> {
         if self.keys > 0 {

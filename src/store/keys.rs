@@ -50,6 +50,61 @@ pub enum Table {
     Part = b'p',
 }
 
+/// Every table, in the order of the keys.
+pub(super) const TABLES: &[(Table, &str)] = &[
+    (Table::Meta, "meta"),
+    (Table::Trail, "trail"),
+    (Table::Body, "body"),
+    (Table::Received, "received"),
+    (Table::Device, "device"),
+    (Table::Telling, "telling"),
+    (Table::History, "history"),
+    (Table::Instance, "instance"),
+    (Table::Idempotency, "idempotency"),
+    (Table::Will, "will"),
+    (Table::Queued, "queued"),
+    (Table::Outbox, "outbox"),
+    (Table::Part, "part"),
+    (Table::Session, "session"),
+    (Table::Reference, "reference"),
+    (Table::Suppressed, "suppressed"),
+    (Table::Retained, "retained"),
+    (Table::Memory, "memory"),
+    (Table::Ban, "ban"),
+    (Table::Engine, "engine"),
+];
+
+/// The table that a key is of, and its name.
+pub(super) fn table_of(key: &[u8]) -> Option<(Table, &'static str)> {
+    let first = *key.first()?;
+    TABLES.iter().copied().find(|(table, _)| *table as u8 == first)
+}
+
+/// A key for people: table, partition, and what follows as an id, a number or text.
+pub(super) fn shown(key: &[u8]) -> String {
+    let (table, name) = match table_of(key) {
+        Some((table, name)) => (Some(table), name),
+        None => (None, "unknown"),
+    };
+    let partition = key.get(1).copied().unwrap_or_default();
+    let rest = key.get(2..).unwrap_or_default();
+    let rest = match table {
+        Some(Table::Outbox | Table::History) => {
+            uuid::Uuid::from_slice(rest).map_or_else(|_| hex(rest), |id| id.to_string())
+        }
+        Some(Table::Meta | Table::Device | Table::Ban | Table::Reference | Table::Retained) => {
+            String::from_utf8_lossy(rest).replace('\0', "/")
+        }
+        _ => hex(rest),
+    };
+    format!("{name}/{partition}/{rest}")
+}
+
+/// Lower case, two digits a byte.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 impl Table {
     /// Whether an engine above the store says what its rows hold.
     const fn is_of_engines(self) -> bool {

@@ -14,7 +14,7 @@
 //!
 //! | table | rest | value |
 //! |---|---|---|
-//! | `M` meta | `format` | the format version, decimal text |
+//! | `M` meta | `format`; `commit` | the format version, decimal text; how many commits there have been, see [`mark`] |
 //! | `o` outbox | message id, 16 bytes | [`crate::model::Message`] that has not ended |
 //! | `h` history | message id, 16 bytes | [`crate::model::Message`] that has ended, for the retention time |
 //! | `i` instance | alert id, 16 bytes | an instance of a rule: what fires, what a clock runs for, what is remembered; by the id of its present or next alert, because rule and key would come in no order, which sled pays several times as much for |
@@ -66,18 +66,29 @@
 
 mod bans;
 mod batches;
+mod build;
+mod check;
 mod cure;
+mod health;
 pub mod keys;
+mod lines;
+mod mark;
+pub mod offline;
 mod open;
 mod outbox;
 mod parts;
 mod read;
+mod repair;
 pub mod reserve;
 mod rewrite;
 pub mod rows;
+mod salvage;
 pub mod sessions;
 pub mod shelf;
 pub mod sweep;
+mod tap;
+#[cfg(test)]
+mod tests;
 mod trail;
 mod writer;
 
@@ -89,11 +100,17 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::bans::{Ban, BanError, BanKind};
+pub use self::build::Counts;
+pub use self::check::Verified;
+use self::health::Health;
 use self::keys::{Key, Table};
+use self::mark::MarkFile;
 pub use self::open::OpenError;
 pub use self::outbox::{IDEMPOTENCY_KEPT, MessageFilter, RemoveError};
 use self::read::Reader;
+pub use self::repair::{RepairError, Repaired};
 pub use self::rows::Device;
+pub use self::tap::{CopyError, Piece, StoreCopy};
 pub use self::trail::StepFilter;
 pub use self::writer::CommitError;
 use crate::span::Span;
@@ -261,9 +278,12 @@ impl Store {
     /// # Errors
     /// See [`OpenError`]: each says what an operator can do.
     pub fn open(directory: &Path, config: &Config, metrics: &Metrics) -> Result<Self, OpenError> {
-        let opened = open::open(directory, config)?;
-        let reader = Reader::new(opened.tree.clone());
-        let (requests, failed) = writer::start(opened, metrics.clone())
+        let (opened, found) = open::open(directory, config, metrics)?;
+        let mark = MarkFile::open(directory)
+            .map_err(|error| OpenError::Io { path: mark::path(directory), error })?;
+        let health = Health::new(metrics, found);
+        let reader = Reader::new(opened.tree.clone(), health);
+        let (requests, failed) = writer::start(opened, mark, metrics.clone())
             .map_err(|error| OpenError::Io { path: directory.to_owned(), error })?;
         Ok(Self {
             reader,
@@ -317,6 +337,22 @@ impl Store {
         }
     }
 
+    /// What is wrong with the store and what to do, a line each: rows that cannot be read, and what
+    /// the start found missing. Empty where all is well.
+    pub fn problems(&self) -> Vec<String> {
+        self.reader.health().problems()
+    }
+
+    /// Reads every row. What rows lead to is not looked at, because they change meanwhile. Not for
+    /// async code.
+    pub fn verify(&self) -> Verified {
+        let mut verified = check::each(&self.reader);
+        for problem in self.problems() {
+            verified.problem(problem);
+        }
+        verified
+    }
+
     /// Becomes `Some` when the store takes no more writes. The process should then end, and be
     /// started again: sled does not recover from a write error while it runs.
     pub fn failed(&self) -> watch::Receiver<Option<CommitError>> {
@@ -351,7 +387,8 @@ impl Store {
     }
 
     fn get<T: DeserializeOwned>(&self, key: &Key) -> Result<Option<T>, ReadError> {
-        self.reader.get(key)?.map(|bytes| decode(&bytes)).transpose()
+        let row = self.reader.get(key)?.map(|bytes| decode(&bytes)).transpose();
+        self.reader.checked(key, row)
     }
 
     /// All rows of a table in the order of their keys; a row that cannot be read is an error of
@@ -360,7 +397,10 @@ impl Store {
         &self,
         table: Table,
     ) -> impl Iterator<Item = Result<T, ReadError>> + use<T> {
-        let values = self.reader.rows([table as u8]).values();
-        values.map(|value| value.and_then(|bytes| decode(&bytes)))
+        let reader = self.reader.clone();
+        self.reader.rows([table as u8]).map(move |row| {
+            let (key, value) = row?;
+            reader.checked(&key, decode(&value))
+        })
     }
 }

@@ -3,7 +3,9 @@
 //! The order is the recipe that survived 200 of 200 simulated power cuts: delete half-made
 //! snapshots, have the files read from the disk, open with a bounded cache and background cleaning,
 //! then sync every file and directory, so that the names of the files are as durable as what will be
-//! in them. `tests/it/power_cut.rs` cuts the power again with each run of the tests.
+//! in them. `tests/it/power_cut.rs` cuts the power again with each run of the tests. Before sled sees
+//! its file, it is looked through for damage ([`super::salvage`]) and compared with the high-water
+//! mark ([`super::mark`]): sled takes what it cannot read for the end, and deletes what is behind it.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,13 +15,19 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::cure::{Blobs, cure};
+use super::health::Health;
+use super::keys::{self, Table};
+use super::mark::{self, Mark};
 use super::parts::Large;
 use super::read::Reader;
+use super::repair::{self, Repaired};
 use super::rewrite::{self, Replaced, RewriteError};
-use super::{Config, keys};
+use super::{Config, ReadError, salvage};
+use crate::clock::Clock;
+use crate::telemetry::Metrics;
 
 /// The on-disk format that this program writes.
-const FORMAT: &str = "1";
+pub(super) const FORMAT: &str = "1";
 
 /// The store cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +48,7 @@ pub enum OpenError {
     },
     /// sled cannot make sense of its files.
     #[error(
-        "{path}: the store is damaged ({detail}); nothing has been changed. Copy the directory away, then delete the files snap.* in it and start again: they are rebuilt from `db`. If that does not help, restore a backup of the directory",
+        "{path}: the store is damaged ({detail}); its files are as they were. Make room or set right what is named there, then run `watchbell store repair`: it writes all that can be read into a new store, keeps the damaged files beside it, and says what is missing. Or bring a backup back: `watchbell store restore BACKUP`",
         path = .path.display()
     )]
     Damaged {
@@ -71,23 +79,122 @@ pub(super) struct Opened {
     pub(super) blobs: Option<Blobs>,
     /// The lock on the store that this one has replaced.
     pub(super) replaced: Option<Replaced>,
+    /// Commits since the store was made, as the store says itself.
+    pub(super) commit: u64,
 }
 
-/// Opens or makes the store in `directory`.
-pub(super) fn open(directory: &Path, config: &Config) -> Result<Opened, OpenError> {
+/// Opens or makes the store in `directory`. One that is damaged is repaired, with the damaged files
+/// kept; what is missing is said in the log, and in the answer until an operator has seen it.
+///
+/// Whoever is called at night wants alarms to go on: a start with what there is sends what can be
+/// sent and takes new alerts, and nothing is lost by it, because the damaged files are kept as they
+/// were and a backup can be restored later. A start that refuses would protect nothing more.
+pub(super) fn open(
+    directory: &Path,
+    config: &Config,
+    metrics: &Metrics,
+) -> Result<(Opened, Vec<String>), OpenError> {
     let path = directory.join("store");
+    refuse_if_in_use(directory)?;
     rewrite::take_back(directory).map_err(io(directory))?;
+    repair::finish_swap(directory).map_err(io(directory))?;
+    let mark = mark::read(directory).map_err(io(&mark::path(directory)))?;
+    let mut notes = Notes { directory, metrics, new: Vec::new() };
+    if let Some(mark) = mark.as_ref().filter(|mark| mark.commit > 0) {
+        let length = fs::metadata(path.join("db")).map_or(0, |metadata| metadata.len());
+        if length == 0 {
+            notes.gone(mark).map_err(io(directory))?;
+        }
+    }
     // Phone numbers and texts are in it: what we make, nobody else on this machine looks into.
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(io(&path))?;
+    prepare(&path)?;
+    delete_damaged_snapshots(&path).map_err(io(&path))?;
+
+    let sound = look(&path, mark.as_ref()).and_then(|()| open_sound(directory, config));
+    let mut opened = match sound {
+        Ok(opened) => opened,
+        Err(OpenError::Damaged { path: damaged, detail }) => {
+            tracing::error!(
+                detail,
+                "the store is damaged: what can be read is written into a new one, and the damaged \
+                 files are kept"
+            );
+            let repaired = repair::repair(directory, config).map_err(|error| {
+                let detail = format!("{detail}; and it cannot be repaired: {error}");
+                OpenError::Damaged { path: damaged, detail }
+            })?;
+            notes.repaired(&detail, &repaired);
+            open_sound(directory, config)?
+        }
+        Err(error) => return Err(error),
+    };
+    let mark = mark::read(directory).map_err(io(&mark::path(directory)))?.unwrap_or_default();
+    if opened.commit < mark.commit && !notes.is_said() {
+        notes.behind(opened.commit, &mark);
+    }
+    if opened.commit < mark.commit {
+        // What comes from now on is compared with what there is now.
+        opened.commit = mark.commit;
+        note_commit(&opened)?;
+        let bytes = opened.file.metadata().map_or(0, |metadata| metadata.len());
+        let mark = Mark { commit: opened.commit, at: Clock::System.now(), bytes, ..mark };
+        mark::write(directory, &mark).map_err(io(&mark::path(directory)))?;
+    }
+    Ok((opened, notes.kept()))
+}
+
+/// Has the store say how many commits it has come; durable on return.
+#[expect(clippy::disallowed_methods, reason = "nothing else writes yet, and it syncs after it")]
+fn note_commit(opened: &Opened) -> Result<(), OpenError> {
+    let failed = |error: &dyn std::fmt::Display| OpenError::Io {
+        path: PathBuf::from("store"),
+        error: io::Error::other(error.to_string()),
+    };
+    let (key, value) = mark::row(opened.commit);
+    opened.tree.insert(key, value).map_err(|error| failed(&error))?;
+    opened.db.flush().map_err(|error| failed(&error))?;
+    opened.file.sync_data().map_err(|error| failed(&error))
+}
+
+/// Opens sled in `path`, makes it if there is none, and puts right what an older program has left.
+pub(super) fn open_at(path: &Path, config: &Config) -> Result<Opened, OpenError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| OpenError::Io { path: path.to_owned(), error })?;
+    let directory = path.parent().unwrap_or(path);
+    prepare(path)?;
+    let opened = open_sled(directory, path, config)?;
+    check_format(path, &opened.tree)?;
+    cured(opened)
+}
+
+/// Opens the store of `directory`, and puts right what an older program has left.
+fn open_sound(directory: &Path, config: &Config) -> Result<Opened, OpenError> {
+    let path = directory.join("store");
+    let damaged = |detail| OpenError::Damaged { path: path.clone(), detail };
     let opened = open_sled(directory, &path, config)?;
     check_format(&path, &opened.tree)?;
+    match catch_unwind(AssertUnwindSafe(|| read_all_that_works(&opened.tree))) {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => return Err(damaged(error.0)),
+        Err(panic) => return Err(damaged(panic_text(&*panic))),
+    }
     rewrite::delete_left_over(directory).map_err(io(directory))?;
-    let damaged = |detail| OpenError::Damaged { path: path.clone(), detail };
-    let mut opened = catch_unwind(AssertUnwindSafe(|| without_blobs(opened, directory, config)))
+    let opened = catch_unwind(AssertUnwindSafe(|| without_blobs(opened, directory, config)))
         .map_err(|panic| damaged(panic_text(&*panic)))??;
+    cured(opened)
+}
+
+fn cured(mut opened: Opened) -> Result<Opened, OpenError> {
+    let damaged = |detail| OpenError::Damaged { path: PathBuf::from("store"), detail };
+    let known = opened.tree.get(keys::meta("commit")).ok().flatten();
+    opened.commit = known.and_then(|value| mark::commit_of(&value)).unwrap_or(0);
     match catch_unwind(AssertUnwindSafe(|| cure(&mut opened))) {
         Ok(Ok(())) => Ok(opened),
-        Ok(Err(error)) => Err(damaged(error.to_string())),
+        Ok(Err(error)) => Err(damaged(error.0)),
         Err(panic) => Err(damaged(panic_text(&*panic))),
     }
 }
@@ -107,16 +214,23 @@ pub(super) fn sled_config(path: &Path, cache_bytes: u64) -> sled::Config {
         .use_compression(false)
 }
 
-fn open_sled(directory: &Path, path: &Path, config: &Config) -> Result<Opened, OpenError> {
+/// What has to be done before anybody reads the files.
+fn prepare(path: &Path) -> Result<(), OpenError> {
     delete_half_made_snapshots(path).map_err(io(path))?;
     read_from_the_disk(path).map_err(io(path))?;
-    delete_a_half_made_conf(path).map_err(io(path))?;
+    delete_a_half_made_conf(path).map_err(io(path))
+}
+
+fn open_sled(directory: &Path, path: &Path, config: &Config) -> Result<Opened, OpenError> {
     let path = path.to_owned();
     let db = match catch_unwind(AssertUnwindSafe(|| sled_config(&path, config.cache_bytes).open()))
     {
         Ok(Ok(db)) => db,
         Ok(Err(sled::Error::Io(error))) if is_lock(&error) => {
             return Err(OpenError::InUse(directory.to_owned()));
+        }
+        Ok(Err(sled::Error::Io(error))) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            return Err(OpenError::Damaged { path, detail: "a file is cut off".to_owned() });
         }
         Ok(Err(sled::Error::Io(error))) => return Err(OpenError::Io { path, error }),
         Ok(Err(sled::Error::Corruption { .. })) => {
@@ -132,7 +246,7 @@ fn open_sled(directory: &Path, path: &Path, config: &Config) -> Result<Opened, O
     sync_all(directory, &path).map_err(io(&path))?;
     let file = File::options().write(true).open(path.join("db")).map_err(io(&path))?;
     let tree = (*db).clone();
-    Ok(Opened { db, tree, file, large: Large::default(), blobs: None, replaced: None })
+    Ok(Opened { db, tree, file, large: Large::default(), blobs: None, replaced: None, commit: 0 })
 }
 
 /// Makes sled read what is on the disk, and not what the last process had only written.
@@ -172,7 +286,7 @@ fn without_blobs(opened: Opened, directory: &Path, config: &Config) -> Result<Op
         files,
         "pages of the store stand in files under blobs/; it is written anew without them"
     );
-    let rows = Reader::new(opened.tree.clone()).rows([]);
+    let rows = Reader::new(opened.tree.clone(), Health::quiet()).rows([]);
     let rows = rows.map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec())));
     let (mut opened, error) = match rewrite::write_beside(directory, config.cache_bytes, rows) {
         Ok(new) => {
@@ -202,6 +316,193 @@ fn without_blobs(opened: Opened, directory: &Path, config: &Config) -> Result<Op
     tracing::warn!(%error, files, "the store keeps pages in files under blobs/, which are synced with every commit; the next start tries to write it anew again");
     opened.blobs = Some(blobs);
     Ok(opened)
+}
+
+/// Every page that the process will work with can be read: a page that cannot holds some sixteen
+/// rows, and a repair saves most of them. History is left to `watchbell store verify`: there may be
+/// millions of rows of it, and no alarm depends on them.
+fn read_all_that_works(tree: &sled::Tree) -> Result<(), ReadError> {
+    for (table, _) in keys::TABLES {
+        if matches!(
+            table,
+            Table::History
+                | Table::Trail
+                | Table::Reference
+                | Table::Idempotency
+                | Table::Suppressed
+        ) {
+            continue;
+        }
+        for row in tree.scan_prefix([*table as u8]) {
+            row?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether sled would lose something without a word, by taking damage for the end.
+pub(super) fn look(path: &Path, mark: Option<&Mark>) -> Result<(), OpenError> {
+    let damaged = |detail: String| Err(OpenError::Damaged { path: path.to_owned(), detail });
+    let io = |error| OpenError::Io { path: path.join("db"), error };
+    let length = fs::metadata(path.join("db")).map_or(0, |metadata| metadata.len());
+    if length == 0 {
+        return Ok(());
+    }
+    let marked = mark.map_or(0, |mark| mark.commit);
+    if mark.is_some_and(|mark| length < mark.bytes) {
+        // sled shortens its file too, where its end is free: so what is in it decides.
+        let mut commit = 0;
+        let found = salvage::rows::<io::Error>(path, |key, value, _| {
+            if *key == *keys::meta("commit") {
+                commit = mark::commit_of(value).unwrap_or(0);
+            }
+            Ok(())
+        });
+        let found = found.map_err(io)?;
+        if commit < marked || !found.gaps.is_empty() || !found.loose.is_empty() {
+            return damaged(format!("the file db is cut off: it has {length} bytes"));
+        }
+    }
+    let from = salvage::snapshot(path).ok().flatten().unwrap_or(0);
+    let look = salvage::look(path, from, mark::commit_of).map_err(io)?;
+    if look.mended > 0 {
+        return damaged(format!("{} bits of the file db have flipped", look.mended));
+    }
+    // A power cut leaves such places too, behind what was synced: the mark says how far that is.
+    if look.damaged > 0 && marked > look.before.unwrap_or(0) {
+        return damaged(format!("{} places of the file db cannot be read", look.damaged));
+    }
+    Ok(())
+}
+
+/// What a start has found, for the log, the metric, and whoever looks later.
+struct Notes<'a> {
+    directory: &'a Path,
+    metrics: &'a Metrics,
+    new: Vec<String>,
+}
+
+impl Notes<'_> {
+    fn is_said(&self) -> bool {
+        !self.new.is_empty()
+    }
+
+    fn note(&mut self, lost: u64, what: &str) {
+        self.metrics.store_commits_lost.set(i64::try_from(lost).unwrap_or(i64::MAX));
+        self.new.push(format!("{}: {what}", Clock::System.now()));
+    }
+
+    /// There was a store, and its file is not there, or empty.
+    fn gone(&mut self, mark: &Mark) -> io::Result<()> {
+        let path = self.directory.join("store");
+        let mut kept = String::new();
+        if path.exists() {
+            let aside = repair::aside(self.directory, "damaged", Clock::System.now());
+            fs::rename(&path, &aside)?;
+            kept = format!("; what was left of it is kept in {}", aside.display());
+        }
+        tracing::error!(
+            commits_lost = mark.commit, messages_were = mark.messages, messages_are = 0,
+            alerts_were = mark.alerts, since = %mark.at, kept,
+            "the store is gone: nothing of what was acknowledged before is there; Watchbell starts \
+             empty, so that alarms go on. Stop it and run `watchbell store restore BACKUP` if there \
+             is a backup"
+        );
+        self.note(
+            mark.commit,
+            &format!(
+                "the store was gone ({}); started empty{kept}. With Watchbell stopped, `watchbell \
+                 store restore BACKUP` brings a backup back",
+                mark.words()
+            ),
+        );
+        Ok(())
+    }
+
+    /// The store was damaged, and was repaired.
+    fn repaired(&mut self, why: &str, repaired: &Repaired) {
+        let lost = repaired.commits_missing;
+        let waiting = repaired.rows.get("outbox").copied().unwrap_or(0);
+        tracing::error!(
+            commits_lost = lost, messages_are = waiting, mark = repaired.mark,
+            kept = %repaired.kept.display(), saved = repaired.words(),
+            "the store was damaged and has been repaired; compare with the last backup"
+        );
+        let mark = repaired.mark.as_deref().unwrap_or("there was no high-water mark");
+        self.note(
+            lost,
+            &format!(
+                "the store was damaged ({why}) and was repaired: {}. Before: {mark}; now {waiting} \
+                 messages wait. The damaged files are kept in {}",
+                repaired.words(),
+                repaired.kept.display()
+            ),
+        );
+    }
+
+    /// The store opens, and its end is missing.
+    fn behind(&mut self, commit: u64, mark: &Mark) {
+        let lost = mark.commit.saturating_sub(commit);
+        tracing::error!(
+            commits_lost = lost, messages_were = mark.messages, since = %mark.at,
+            "the end of the store is missing: what was acknowledged last, so many commits at most, \
+             is not there. If somebody has put an older copy of it here, that is why; else restore the last backup, or ask \
+             devices to send again"
+        );
+        self.note(
+            lost,
+            &format!(
+                "the end of the store is missing: up to {lost} commits. The high-water mark says {}; the \
+                 store ends with commit {commit}. An older copy that was put here says the same",
+                mark.words()
+            ),
+        );
+    }
+
+    /// All notes that nobody has taken away yet, those of earlier starts first.
+    fn kept(self) -> Vec<String> {
+        let path = notes_path(self.directory);
+        let mut notes: Vec<String> = fs::read_to_string(&path)
+            .map(|text| text.lines().map(str::to_owned).collect())
+            .unwrap_or_default();
+        if !self.new.is_empty() {
+            notes.extend(self.new);
+            if let Err(error) = fs::write(&path, notes.join("\n") + "\n") {
+                tracing::error!(%error, path = %path.display(), "what is missing cannot be noted");
+            }
+        }
+        let until = |note: String| format!("{note} (said until {} is deleted)", path.display());
+        notes.into_iter().map(until).collect()
+    }
+}
+
+/// Where it stands what a start has found missing, until an operator deletes it.
+pub(super) fn notes_path(directory: &Path) -> PathBuf {
+    directory.join("store.damage.txt")
+}
+
+/// Nothing may be moved or deleted under a process that runs.
+pub(super) fn refuse_if_in_use(directory: &Path) -> Result<(), OpenError> {
+    let Ok(file) = File::open(directory.join("store").join("db")) else { return Ok(()) };
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared) {
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::InUse(directory.to_owned())),
+        // Where the file system has no locks sled will say so.
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// sled refuses to open with a damaged snapshot, and makes all of them anew from its log.
+fn delete_damaged_snapshots(path: &Path) -> io::Result<()> {
+    if let Err(damaged) = salvage::snapshot(path) {
+        tracing::warn!(
+            path = %damaged.display(),
+            "a snapshot of the store is damaged; it is deleted, and made anew from the log"
+        );
+        for snapshot in salvage::snapshots(path) {
+            fs::remove_file(snapshot)?;
+        }
+    }
+    Ok(())
 }
 
 /// sled reports a held lock as an `Other` error whose text wraps `WouldBlock`.

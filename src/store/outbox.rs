@@ -8,7 +8,7 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use super::keys::{self, Table};
-use super::read::Rows;
+use super::read::{Reader, Rows};
 use super::rows::{Device, Idempotency};
 use super::{CommitError, Op, ReadError, Store, decode};
 use crate::clock::Timestamp;
@@ -104,10 +104,10 @@ impl Store {
         before: Option<MessageId>,
         limit: usize,
     ) -> Result<Vec<Message>, ReadError> {
-        let mut newest = self.newest_first(before)?;
+        let mut newest = self.newest_first(before);
         let mut found = Vec::new();
         while found.len() < limit
-            && let Some(message) = newest.next()?
+            && let Some(message) = newest.next()
         {
             if filter.takes(&message) {
                 found.push(message);
@@ -118,17 +118,34 @@ impl Store {
 
     /// All messages of an alert, ended or not, in no order. Their ids begin as the alert's does
     /// ([`MessageId::derive_nth`]), so this is two short scans.
+    ///
+    /// # Errors
+    /// One of them cannot be read: for those who must know all. People get
+    /// [`Store::readable_messages_of`].
     pub fn messages_of(&self, alert: AlertId) -> Result<Vec<Message>, ReadError> {
         let mut found = Vec::new();
         for table in [Table::Outbox, Table::History] {
-            for value in self.reader.rows(keys::messages_of(table, alert)).values() {
-                let message: Message = decode(&value?)?;
+            for row in self.reader.rows(keys::messages_of(table, alert)) {
+                let (key, value) = row?;
+                let message: Message = self.reader.checked(&key, decode(&value))?;
                 if message.alert.as_ref().is_some_and(|of| of.id == alert) {
                     found.push(message);
                 }
             }
         }
         Ok(found)
+    }
+
+    /// The messages of an alert that can be read.
+    pub fn readable_messages_of(&self, alert: AlertId) -> Vec<Message> {
+        let mut found = Vec::new();
+        for table in [Table::Outbox, Table::History] {
+            let rows = self.reader.rows(keys::messages_of(table, alert)).readable::<Message>();
+            let messages = rows.map(|(_, message)| message);
+            found
+                .extend(messages.filter(|one| one.alert.as_ref().is_some_and(|of| of.id == alert)));
+        }
+        found
     }
 
     /// All messages that have not ended, partition by partition.
@@ -162,7 +179,7 @@ impl Store {
 
     /// All devices by name.
     pub fn devices(&self) -> Result<Vec<Device>, ReadError> {
-        self.scan(Table::Device).collect()
+        Ok(self.scan(Table::Device).flatten().collect())
     }
 
     /// Adds or replaces a device; durable on return.
@@ -181,7 +198,7 @@ impl Store {
         Ok(known)
     }
 
-    fn newest_first(&self, before: Option<MessageId>) -> Result<NewestFirst, ReadError> {
+    fn newest_first(&self, before: Option<MessageId>) -> NewestFirst {
         let mut rows = Vec::new();
         for table in [Table::Outbox, Table::History] {
             for partition in 0..64_u8 {
@@ -195,11 +212,11 @@ impl Store {
                 rows.push(self.reader.range(start..end));
             }
         }
-        let mut newest = NewestFirst { heap: BinaryHeap::new(), rows };
+        let mut newest = NewestFirst { heap: BinaryHeap::new(), rows, reader: self.reader.clone() };
         for index in 0..newest.rows.len() {
-            newest.refill(index)?;
+            newest.refill(index);
         }
-        Ok(newest)
+        newest
     }
 }
 
@@ -221,35 +238,49 @@ pub enum RemoveError {
 struct NewestFirst {
     heap: BinaryHeap<(Vec<u8>, Reverse<usize>, sled::IVec)>,
     rows: Vec<Rows>,
+    reader: Reader,
 }
 
 impl NewestFirst {
-    fn refill(&mut self, index: usize) -> Result<(), ReadError> {
-        let Some(item) = self.rows.get_mut(index).and_then(DoubleEndedIterator::next_back) else {
-            return Ok(());
-        };
-        let (key, value) = item?;
-        self.heap.push((key.get(2..).unwrap_or_default().to_vec(), Reverse(index), value));
-        Ok(())
+    fn refill(&mut self, index: usize) {
+        let Some(rows) = self.rows.get_mut(index) else { return };
+        // What cannot be read has been counted.
+        if let Some((key, value)) = rows.rev().flatten().next() {
+            self.heap.push((key.get(2..).unwrap_or_default().to_vec(), Reverse(index), value));
+        }
     }
 
-    fn next(&mut self) -> Result<Option<Message>, ReadError> {
-        let Some((id, Reverse(index), value)) = self.heap.pop() else {
-            return Ok(None);
-        };
-        self.refill(index)?;
-        let mut message: Message = decode(&value)?;
+    /// The next one that can be read.
+    fn next(&mut self) -> Option<Message> {
+        let mut next = None;
+        while next.is_none() {
+            let (id, Reverse(index), value) = self.heap.pop()?;
+            self.refill(index);
+            next = self.newest(&id, index, &value);
+        }
+        next
+    }
+
+    fn newest(&mut self, id: &[u8], index: usize, value: &[u8]) -> Option<Message> {
+        let mut message = self.read(id, index, value);
         // One that changes tables while we read is met in both: the later one counts.
-        while self.heap.peek().is_some_and(|(other, ..)| *other == id)
+        while self.heap.peek().is_some_and(|(other, ..)| other == id)
             && let Some((_, Reverse(index), value)) = self.heap.pop()
         {
-            self.refill(index)?;
-            let other: Message = decode(&value)?;
+            self.refill(index);
+            let other = self.read(id, index, &value);
             let stand = |message: &Message| (message.updated_at, message.status.is_final());
-            if stand(&other) > stand(&message) {
+            if other.as_ref().map(stand) > message.as_ref().map(stand) {
                 message = other;
             }
         }
-        Ok(Some(message))
+        message
+    }
+
+    fn read(&self, id: &[u8], index: usize, value: &[u8]) -> Option<Message> {
+        let table = if index < 64 { Table::Outbox } else { Table::History };
+        let partition = u8::try_from(index % 64).unwrap_or_default();
+        let key = [&[table as u8, partition], id].concat();
+        self.reader.checked(&key, decode(value)).ok()
     }
 }

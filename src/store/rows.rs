@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::keys::{self, Table};
-use super::{Op, ReadError, Store, decode};
+use super::{Op, ReadError, Store};
 use crate::clock::Timestamp;
 use crate::model::MessageId;
 
@@ -68,15 +68,9 @@ impl Store {
         self.get(&keys::row(table, partition, rest))
     }
 
-    /// Reads all rows of a table by several threads, in no order: what a start waits for.
-    ///
-    /// # Errors
-    /// The store, or a row, cannot be read; then not all were taken.
-    pub fn each_row<T: DeserializeOwned + Send>(
-        &self,
-        table: Table,
-        mut take: impl FnMut(T),
-    ) -> Result<(), ReadError> {
+    /// Reads all rows of a table by several threads, in no order: what a start waits for. What
+    /// cannot be read is counted, said and passed over ([`Store::problems`]).
+    pub fn each_row<T: DeserializeOwned + Send>(&self, table: Table, mut take: impl FnMut(T)) {
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
         std::thread::scope(|scope| {
             let (rows, batches) = sync_channel(2 * threads);
@@ -84,13 +78,10 @@ impl Store {
                 let (reader, rows) = (self.reader.clone(), rows.clone());
                 scope.spawn(move || {
                     for partition in (0..keys::PARTITIONS).skip(first).step_by(threads) {
-                        let found = reader.rows([table as u8, partition]).values();
-                        let mut found = found.map(|value| -> Result<T, ReadError> {
-                            value.and_then(|bytes| decode(&bytes))
-                        });
+                        let found = reader.rows([table as u8, partition]).readable::<T>();
+                        let mut found = found.map(|(_, row)| row);
                         loop {
                             let batch: Vec<_> = found.by_ref().take(BATCH).collect();
-                            // Nobody listens any more where another row could not be read.
                             if batch.is_empty() || rows.send(batch).is_err() {
                                 break;
                             }
@@ -99,11 +90,8 @@ impl Store {
                 });
             }
             drop(rows);
-            for row in batches.into_iter().flatten() {
-                take(row?);
-            }
-            Ok(())
-        })
+            batches.into_iter().flatten().for_each(&mut take);
+        });
     }
 
     /// All rows of a table in the order of their keys; one that cannot be read is an error of its

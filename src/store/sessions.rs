@@ -205,9 +205,9 @@ impl Store {
         let mut rows = Vec::new();
         for item in self.reader.rows([table as u8]) {
             let row = item.and_then(|(key, value)| {
-                let key = key.get(2..).unwrap_or_default();
-                found.1 = found.1.max(number(key, 0).unwrap_or(0));
-                read(key, &value)
+                let rest = key.get(2..).unwrap_or_default();
+                found.1 = found.1.max(number(rest, 0).unwrap_or(0));
+                self.reader.checked(&key, read(rest, &value))
             });
             match row {
                 Ok(row) => rows.push(row),
@@ -245,7 +245,7 @@ fn encode_publish(publish: &Publish, will: Option<WillRow>) -> Vec<u8> {
     bytes
 }
 
-fn decode_publish(bytes: &[u8]) -> Result<(Publish, Option<WillRow>), ReadError> {
+pub(super) fn decode_publish(bytes: &[u8]) -> Result<(Publish, Option<WillRow>), ReadError> {
     let wrong = |what: &str| ReadError(what.to_owned());
     let (head, rest) = bytes.split_first_chunk::<5>().ok_or_else(|| wrong("it is too short"))?;
     let [version, length @ ..] = *head;

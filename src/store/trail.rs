@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use super::keys::{self, Key, Table};
+use super::read::Row;
 use super::{Op, ReadError, Store, decode};
 use crate::clock::Timestamp;
 use crate::model::tell::{Step, StepKind};
@@ -69,9 +70,19 @@ impl Op {
 
 impl Store {
     /// The steps of one alert, oldest first.
+    ///
+    /// # Errors
+    /// One of them cannot be read: for those who must know all. People get
+    /// [`Store::readable_steps`].
     pub fn steps(&self, alert: AlertId) -> Result<Vec<Step>, ReadError> {
         let rows = self.reader.rows(keys::steps(alert));
-        rows.values().map(|value| decode(&value?)).collect()
+        let step = |(key, value): Row| self.reader.checked(&key, decode(&value));
+        rows.map(|row| row.and_then(step)).collect()
+    }
+
+    /// The steps of one alert that can be read, oldest first.
+    pub fn readable_steps(&self, alert: AlertId) -> Vec<Step> {
+        self.reader.rows(keys::steps(alert)).readable().map(|(_, step)| step).collect()
     }
 
     /// Steps of all alerts at `from` and later that pass `filter`, newest first, at most `limit`.
@@ -87,7 +98,7 @@ impl Store {
         // The oldest of those found is on top, to make room for a newer one.
         let mut found: BinaryHeap<Reverse<Dated>> = BinaryHeap::new();
         for item in self.reader.rows([Table::Trail as u8]) {
-            let (key, value) = item?;
+            let Ok((key, value)) = item else { continue };
             let Some(at) = keys::step_at(&key).filter(|at| (from..before).contains(at)) else {
                 continue;
             };
@@ -95,7 +106,7 @@ impl Store {
             if full && found.peek().is_none_or(|Reverse(oldest)| at <= oldest.at) {
                 continue;
             }
-            let step: Step = decode(&value)?;
+            let Ok(step) = self.reader.checked::<Step>(&key, decode(&value)) else { continue };
             if !filter.takes(&step) {
                 continue;
             }

@@ -7,13 +7,16 @@
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::Op;
 use super::batches::Batches;
+use super::mark::{self, Mark, MarkFile, Word};
 use super::open::{Opened, panic_text};
+use super::tap::Tap;
 use crate::telemetry::Metrics;
 
 /// Requests that may wait, and that one commit may take.
@@ -38,28 +41,52 @@ pub(super) struct Request {
     pub(super) done: Done,
     /// Set: the writer ends after this request.
     pub(super) stop: Option<oneshot::Sender<()>>,
+    /// Set: how far the store has come is to stand in it, whatever else is written.
+    is_mark: bool,
+    /// Set: reads for a copy.
+    read: Option<Reading>,
 }
+
+/// A read between two commits.
+pub(super) type Reading = Box<dyn FnOnce(&mut Tap) + Send>;
 
 impl Request {
     pub(super) fn new(ops: Vec<Op>, done: Done) -> Self {
-        Self { ops, done, stop: None }
+        Self { ops, done, stop: None, is_mark: false, read: None }
     }
 
     /// Ends the writer; `ended` is dropped when it has.
     pub(super) fn stop(ended: oneshot::Sender<()>) -> Self {
-        Self { ops: Vec::new(), done: Box::new(|_| ()), stop: Some(ended) }
+        Self { stop: Some(ended), ..Self::new(Vec::new(), Box::new(|_| ())) }
+    }
+
+    /// Notes how far the store has come.
+    pub(super) fn mark() -> Self {
+        Self { is_mark: true, ..Self::new(Vec::new(), Box::new(|_| ())) }
+    }
+
+    /// Reads between two commits.
+    pub(super) fn read(read: Reading) -> Self {
+        Self { read: Some(read), ..Self::new(Vec::new(), Box::new(|_| ())) }
     }
 }
 
 /// Starts the thread. It ends with [`Request::stop`], or when the last sender has gone.
 pub(super) fn start(
     mut opened: Opened,
+    mark_file: MarkFile,
     metrics: Metrics,
 ) -> std::io::Result<(mpsc::Sender<Request>, watch::Receiver<Option<CommitError>>)> {
     let (requests, queue) = mpsc::channel(QUEUE);
+    let (words, keeper) = mark::keep(mark_file, requests.downgrade())?;
     let (failed, failure) = watch::channel(None);
     std::thread::Builder::new().name("store".to_owned()).spawn(move || {
-        let ended = run(&mut opened, queue, &failed, &metrics);
+        let ended = run(&mut opened, &words, queue, &failed, &metrics);
+        // The last mark is written before anybody hears that the store is closed.
+        drop(words);
+        if keeper.join().is_err() {
+            tracing::error!("the thread that keeps the high-water mark ended in a fault");
+        }
         // sled lets go of its lock first, so that whoever closed the store may open it again.
         drop(opened);
         drop(ended);
@@ -69,6 +96,7 @@ pub(super) fn start(
 
 fn run(
     opened: &mut Opened,
+    words: &SyncSender<Word>,
     mut queue: mpsc::Receiver<Request>,
     failed: &watch::Sender<Option<CommitError>>,
     metrics: &Metrics,
@@ -76,12 +104,16 @@ fn run(
     let mut failure: Option<CommitError> = None;
     let mut requests = Vec::with_capacity(QUEUE);
     let mut ended = None;
+    let commit = opened.commit;
+    let mut progress =
+        Progress { commit, noted: commit, told: commit, at: Instant::now(), reminded: false };
+    let mut tap = Tap::default();
     while ended.is_none() && queue.blocking_recv_many(&mut requests, QUEUE) > 0 {
         let started = Instant::now();
         // After one failed write sled takes no more, and what it did take is not known.
         let result = match &failure {
             Some(error) => Err(error.clone()),
-            None => catch_unwind(AssertUnwindSafe(|| write(opened, &requests)))
+            None => catch_unwind(AssertUnwindSafe(|| write(opened, &mut progress, &requests)))
                 .unwrap_or_else(|panic| Err(CommitError(panic_text(&*panic).into()))),
         };
         metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
@@ -89,6 +121,8 @@ fn run(
             Ok(()) => {
                 let operations = requests.iter().map(|request| request.ops.len() as u64).sum();
                 metrics.operations_committed.inc_by(operations);
+                progress.tell(words, &opened.file, metrics);
+                tap.note(&requests);
             }
             Err(error) if failure.is_none() => {
                 tracing::error!(%error, "the store takes no more writes");
@@ -99,28 +133,102 @@ fn run(
             Err(_) => {}
         }
         for request in requests.drain(..) {
+            if let Some(read) = request.read {
+                // A copy that fails must not end the writer.
+                drop(catch_unwind(AssertUnwindSafe(|| read(&mut tap))));
+            }
             (request.done)(result.clone());
             ended = ended.or(request.stop);
+        }
+    }
+    // What stops in order leaves a mark that says all.
+    if failure.is_none() && progress.commit > progress.noted {
+        let last = [Request::mark()];
+        match catch_unwind(AssertUnwindSafe(|| write(opened, &mut progress, &last))) {
+            Ok(Ok(())) => progress.tell_last(words, &opened.file, metrics),
+            Ok(Err(error)) => tracing::error!(%error, "the store's high-water mark is behind"),
+            Err(panic) => {
+                tracing::error!(
+                    error = panic_text(&*panic),
+                    "the store's high-water mark is behind"
+                );
+            }
         }
     }
     ended
 }
 
+/// How far the store has come, and how far it says so itself.
+struct Progress {
+    commit: u64,
+    noted: u64,
+    /// What was last written into the mark.
+    told: u64,
+    /// When it last said so.
+    at: Instant,
+    /// Whether it will be reminded to.
+    reminded: bool,
+}
+
+impl Progress {
+    /// After a commit. Never waits: a word that is lost is said again by the next commit.
+    fn tell(&mut self, words: &SyncSender<Word>, file: &File, metrics: &Metrics) {
+        let word = match self.noted == self.commit {
+            true if self.told == self.noted => return,
+            true => Word::Durable(Mark::now(self.commit, bytes(file), metrics)),
+            false if !self.reminded => Word::Behind,
+            false => return,
+        };
+        let is_said = words.try_send(word).is_ok();
+        if is_said && self.noted == self.commit {
+            self.told = self.noted;
+        }
+        self.reminded = is_said && self.noted < self.commit;
+    }
+
+    /// With the last commit, waits until it can be said.
+    fn tell_last(&self, words: &SyncSender<Word>, file: &File, metrics: &Metrics) {
+        drop(words.send(Word::Durable(Mark::now(self.commit, bytes(file), metrics))));
+    }
+}
+
 #[expect(clippy::disallowed_methods, reason = "the one place that flushes, and it syncs after it")]
-fn write(opened: &mut Opened, requests: &[Request]) -> Result<(), CommitError> {
+fn write(
+    opened: &mut Opened,
+    progress: &mut Progress,
+    requests: &[Request],
+) -> Result<(), CommitError> {
     let failed = |error: &dyn std::fmt::Display| CommitError(error.to_string().into());
     let mut batches = Batches::new(&opened.tree, &mut opened.large);
     for whole in requests.iter().flat_map(|request| &request.ops).flat_map(Op::wholes) {
         batches.add(whole).map_err(|error| failed(&error))?;
     }
+    let is_due = requests.iter().any(|request| request.is_mark);
+    let commit = progress.commit + u64::from(batches.has_written());
+    let notes = commit > progress.noted && (is_due || progress.at.elapsed() >= mark::EVERY);
+    if notes {
+        let (key, value) = mark::row(commit);
+        batches.add(&[(key, Some(value))]).map_err(|error| failed(&error))?;
+    }
     if !batches.end().map_err(|error| failed(&error))? {
         return Ok(());
     }
+    progress.commit = commit;
     opened.db.flush().map_err(|error| failed(&error))?;
     if let Some(blobs) = &mut opened.blobs {
         blobs.sync().map_err(|error| failed(&error))?;
     }
-    sync(&opened.file).map_err(|error| failed(&error))
+    sync(&opened.file).map_err(|error| failed(&error))?;
+    if notes {
+        progress.noted = commit;
+        progress.at = Instant::now();
+    }
+    Ok(())
+}
+
+/// What is not known is nothing: then a start does not compare it.
+fn bytes(file: &File) -> u64 {
+    file.metadata().map_or(0, |metadata| metadata.len())
 }
 
 fn sync(file: &File) -> std::io::Result<()> {

@@ -18,6 +18,7 @@ use watchbell::model::{
 };
 use watchbell::provider::{Lookup, Provider, RetryScope, Scope, SendOutcome};
 use watchbell::span::Span;
+use watchbell::store::keys::{self, Table};
 use watchbell::store::{Op, Store};
 use watchbell::telemetry::Metrics;
 
@@ -144,6 +145,7 @@ fn message(number: u64, channel: Channel) -> Message {
 
 struct Running {
     store: Store,
+    metrics: Metrics,
     dispatch: Dispatch,
     stop: watch::Sender<bool>,
     task: tokio::task::JoinHandle<()>,
@@ -198,7 +200,7 @@ impl Running {
         let parts = Parts {
             store: store.clone(),
             clock: Clock::System,
-            metrics,
+            metrics: metrics.clone(),
             run: RunId::new(IdSource::new(1).next(Timestamp::default())),
             lanes,
             routes: BTreeMap::from([(Channel::Sms, names.clone()), (Channel::Webhook, names)]),
@@ -206,7 +208,7 @@ impl Running {
         let (dispatch, dispatcher) = Dispatcher::open(&config, parts).await.unwrap();
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(dispatcher.run(stopped));
-        Self { store, dispatch, stop, task, _directory: directory }
+        Self { store, metrics, dispatch, stop, task, _directory: directory }
     }
 
     async fn add(&self, message: &Message) {
@@ -246,6 +248,24 @@ async fn a_failed_attempt_is_repeated_and_both_are_on_record() {
     assert!(matches!(row.attempts[0].outcome, Some(AttemptOutcome::Retry { .. })));
     assert!(matches!(row.attempts[1].outcome, Some(AttemptOutcome::Accepted { .. })));
     eventually(|| running.dispatch.waiting() == 0).await;
+    running.stop().await;
+}
+
+/// It was forgotten until the next start.
+#[tokio::test]
+async fn a_message_that_cannot_be_read_is_tried_again_until_it_can() {
+    let provider = Scripted::answering([]);
+    let running = Running::start(&[("one", Arc::clone(&provider))], &[]).await;
+    let message = message(1, Channel::Sms);
+    let mut spoilt = Op::new();
+    spoilt.put(keys::message(Table::Outbox, message.id), &"no message");
+    running.store.commit(vec![spoilt]).await.unwrap();
+    running.dispatch.add([&message]);
+    eventually(|| running.metrics.outbox_reads_failed.get() >= 3).await;
+    assert_eq!((running.dispatch.waiting(), provider.sent().len()), (1, 0));
+    assert_eq!(running.store.problems().len(), 1, "and the store says so");
+    put(&running.store, std::slice::from_ref(&message)).await;
+    running.until(message.id, Status::Sent).await;
     running.stop().await;
 }
 

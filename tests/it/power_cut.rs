@@ -723,7 +723,8 @@ fn given_up_before_sled(trace: &Path) -> usize {
                 assert_eq!(synced.take(), Some(descriptor));
                 given_up += 1;
             }
-            "flock" => break,
+            // Whether another process has it is asked before.
+            "flock" if arguments.contains("LOCK_EX") => break,
             _ => {}
         }
     }
@@ -757,6 +758,10 @@ fn what_was_acknowledged_survives_a_power_cut_at_any_moment() {
     let states: Vec<Vec<Rows>> = (0..WORKERS).map(states).collect();
     let check = |data: &Path, acknowledged: &[usize; WORKERS]| {
         let store = open(data)?;
+        // What the cut took had not been acknowledged: nobody is to be alarmed.
+        if let Some(problem) = store.problems().first() {
+            return Err(format!("a false alarm: {problem}"));
+        }
         let found = found(&store)?;
         for (worker, found) in found.iter().enumerate() {
             let least = acknowledged[worker];
@@ -813,9 +818,10 @@ fn a_store_with_blobs_is_written_anew_and_a_power_cut_meanwhile_loses_nothing() 
     let (mut recording, disk) = Recording::of(&data);
     let Some(trace) = record(directory.path(), COMMITS) else { return };
     assert_eq!(blobs(&data), 0);
-    let names: Vec<_> =
+    let mut names: Vec<_> =
         fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(names, ["store"]);
+    names.sort();
+    assert_eq!(names, ["store", "store.mark"]);
     recording.read(&trace, directory.path());
     let expected: Vec<Rows> = (0..WORKERS)
         .map(|worker| match worker {

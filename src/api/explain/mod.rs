@@ -177,8 +177,8 @@ fn look_up(
     };
     let mut past = Past::default();
     if let Some(alert) = alert {
-        past.steps = store.steps(alert)?;
-        past.messages = store.messages_of(alert)?;
+        past.steps = store.readable_steps(alert);
+        past.messages = store.readable_messages_of(alert);
         past.add_shared(state)?;
     }
     Ok((message, alert, past))
