@@ -2,9 +2,9 @@
 //!
 //! Each message that waits will still cost disk: its attempt, its end, what sled keeps of both until
 //! it cleans up. So new ones are taken only while what waits has that room and `disk_free_min_bytes`
-//! beside it. Before anything is refused, history is given up; before the disk is full, the reserve;
-//! and at the last, nothing more is sent, because what cannot be noted would be sent again by every
-//! start.
+//! beside it. Before anything is refused, history is given up; before the disk is full, nothing more
+//! is sent, because what cannot be noted would be sent again by every start. The reserve is for a
+//! start that finds the disk full: while the process runs, it is not touched.
 //!
 //! **Invariant:** deleting never takes more than half of the store's time while others write.
 
@@ -32,8 +32,8 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// are rows as large as the message, and each is written again with its neighbours. Measured: 3.3
 /// times (3 kB) for a message of 900 bytes.
 const DRAIN: u64 = 4;
-/// With less room than this nothing is sent.
-const LAST: u64 = 16 << 20;
+/// With less room than this nothing is sent: what is left is for what ends now, and for deleting.
+const LAST: u64 = 32 << 20;
 
 /// What retention and guard work with.
 pub(crate) struct Parts {
@@ -72,7 +72,7 @@ pub(crate) fn make_room(reserve: &Reserve, free: u64) {
         Ok(_) => tracing::error!(
             free_bytes = free,
             reserve_bytes = reserve.bytes(),
-            "the disk is full: the reserve is given up, so that what waits can be sent; nothing new \
+            "the disk is full: the reserve is given up for this start, so that what waits can be sent; nothing new \
              is taken until there is room. Free the disk or make it larger; the reserve comes back by itself"
         ),
         Err(error) => tracing::error!(
@@ -123,7 +123,8 @@ impl Housekeeping {
         };
         let backlog = dispatch.waiting_bytes();
         if self.guard.is_short {
-            self.size.step(store, backlog);
+            // Where things are refused, somebody waits for the answer.
+            self.size.step(store, backlog, if self.guard.is_low { SLICE * 5 } else { SLICE });
         }
         let disk = Disk {
             free,
@@ -156,7 +157,7 @@ impl Housekeeping {
             if self.guard.is_held {
                 tracing::error!(
                     free_bytes = free,
-                    "the disk is full: nothing is sent, because it could not be noted; free the disk"
+                    "the disk is full: nothing is sent, because it could not be noted, and all history is deleted; free the disk"
                 );
             } else {
                 tracing::warn!(free_bytes = free, "the disk has room again: what waits is sent");
@@ -178,9 +179,11 @@ impl Housekeeping {
                 (self.kept, self.given_up) = (self.parts.config.retention.into(), 0);
             }
         }
-        if self.guard.gives_up_reserve(disk) {
-            make_room(reserve, free);
-        } else if self.guard.may_keep_reserve(disk, reserve.bytes())
+        if self.guard.is_held {
+            // All of it, and at once: there is no other room.
+            self.kept = Duration::ZERO;
+        }
+        if self.guard.may_keep_reserve(disk, reserve.bytes())
             && let Err(error) = reserve.keep()
         {
             tracing::warn!(%error, "there is no reserve for a full disk");
@@ -297,11 +300,6 @@ impl Guard {
         self.is_held = disk.free.saturating_add(disk.reusable / 2) < last.min(self.free_min);
     }
 
-    /// Whether it is time for the reserve to go.
-    fn gives_up_reserve(&self, disk: Disk) -> bool {
-        disk.has_reserve && self.is_held
-    }
-
     /// Whether there is room for the reserve beside all that is needed.
     fn may_keep_reserve(&self, disk: Disk, bytes: u64) -> bool {
         !disk.has_reserve && bytes > 0 && disk.free >= self.needed(disk.backlog) + 2 * bytes
@@ -327,8 +325,8 @@ struct Known {
 
 impl Size {
     /// Goes on measuring.
-    fn step(&mut self, store: &Store, backlog: u64) {
-        let (bytes, from) = store.measure(std::mem::take(&mut self.from), SLICE);
+    fn step(&mut self, store: &Store, backlog: u64, time: Duration) {
+        let (bytes, from) = store.measure(std::mem::take(&mut self.from), time);
         self.counted += bytes;
         match from {
             Some(from) => self.from = from,
@@ -378,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn history_goes_before_anything_is_refused_and_the_reserve_before_the_last() {
+    fn history_goes_before_anything_is_refused_and_sending_ends_before_the_disk_is_full() {
         let mut guard = Guard::new(200 * MIB);
         check(&mut guard, disk(290, 0, 0), (true, false, false));
         check(&mut guard, disk(390, 0, 0), (true, false, false));
@@ -391,7 +389,6 @@ mod tests {
         check(&mut guard, disk(21, 590, 0), (true, false, false));
         check(&mut guard, disk(21, 590, 30), (true, true, false));
         check(&mut guard, disk(10, 0, 50), (true, true, true));
-        assert!(guard.gives_up_reserve(disk(10, 0, 50)));
         check(&mut guard, disk(74, 0, 50), (true, true, false));
         assert!(!guard.may_keep_reserve(Disk { has_reserve: false, ..disk(300, 0, 0) }, 64 * MIB));
         assert!(guard.may_keep_reserve(Disk { has_reserve: false, ..disk(400, 0, 0) }, 64 * MIB));
