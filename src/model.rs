@@ -8,6 +8,7 @@ pub mod why;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -404,6 +405,8 @@ words! {
         Canceled = "canceled",
         /// Every attempt that the configuration allows has failed.
         AttemptsExhausted = "attempts_exhausted",
+        /// It had no success within `fallback_after`.
+        NotInTime = "not_in_time",
     }
 }
 
@@ -862,9 +865,18 @@ pub struct Message {
     /// Channel and address.
     #[serde(flatten)]
     pub target: Target,
-    /// The contact's next channels, in order, should this one fail for good.
+    /// The contact's next channels, in order, should this one fail for good or have no success in
+    /// time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub then: Vec<Target>,
+    /// How long it may be without success before the next channel sends too, where its rule or
+    /// contact says; zero for never. `None`: `notify.fallback_after` of its severity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback_after: Option<Duration>,
+    /// How it stands to the messages that say the same to the contact on other channels; `None` in
+    /// the plain case, in which there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<Box<Fallback>>,
     /// How urgent: the most urgent leaves first.
     pub severity: Severity,
     /// What it says.
@@ -924,6 +936,43 @@ pub struct LeftOut {
     pub text: Arc<str>,
 }
 
+/// How a message stands to those that say the same to one contact on other channels, and what came
+/// of its time without success.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fallback {
+    /// The message on the channel before, which had failed or had no success in time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<MessageId>,
+    /// The message on the next channel, which sends too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<MessageId>,
+    /// Since when its time without success runs, where that is not since it was made: a message
+    /// that goes on with an older one keeps that one's place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// When it was found that no channel is left: those of `notify.fallback` hear of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unheard_at: Option<Timestamp>,
+    /// It tells the contacts of `notify.fallback` who could not be reached.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_digest: bool,
+    /// What happened, in words for people, the oldest first; at most [`Fallback::NOTES_KEPT`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<Arc<str>>,
+}
+
+impl Fallback {
+    /// How many notes a row keeps.
+    pub const NOTES_KEPT: usize = 8;
+
+    /// Adds a note; one that is there already is not said again.
+    pub fn note(&mut self, text: &str) {
+        if self.notes.iter().all(|known| &**known != text) && self.notes.len() < Self::NOTES_KEPT {
+            self.notes.push(text.into());
+        }
+    }
+}
+
 impl Message {
     /// How many attempts a row keeps.
     pub const ATTEMPTS_KEPT: usize = 20;
@@ -938,6 +987,11 @@ impl Message {
             + detail
             + parameters.map(String::len).sum::<usize>()
             + 200 * self.attempts.len()
+    }
+
+    /// Since when it is due, all holds being over: from then on its time without success runs.
+    pub fn began_at(&self) -> Timestamp {
+        self.fallback.as_ref().and_then(|fallback| fallback.since).unwrap_or(self.created_at)
     }
 }
 

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::RetryConfig;
+use super::fallback;
 use super::lane::LaneNews;
 use super::peer::{self, Peer};
 use crate::clock::Timestamp;
 use crate::model::{Attempt, AttemptOutcome, Message, Reason, Severity, Status};
-use crate::notify::plan;
 use crate::provider::{RetryScope, Scope, SendOutcome};
 
 /// What a critical message has left that may have expired by a wrong clock: time for an attempt at each
@@ -267,9 +267,15 @@ pub(super) fn end(
     message.updated_at = now;
     message.status = status;
     (message.reason, message.detail) = (Some(reason), Some(detail));
-    // What nobody wants any more, or what is too late, goes nowhere else either.
-    let goes_on = status == Status::Failed && now < message.expires_at;
-    let follow_up = if goes_on { plan::next(message, now) } else { None };
+    // What nobody wants any more goes nowhere else either; nor does what is too late, unless it is
+    // critical and was kept from its next channel until then.
+    let goes_on = match status {
+        Status::Failed => now < message.expires_at,
+        Status::Expired => message.severity == Severity::Critical,
+        _ => false,
+    };
+    let words = format!("{} {status}: {reason}", message.target.channel);
+    let follow_up = if goes_on { fallback::go_on(message, &words, now) } else { None };
     if let (Some(next), Some(detail)) = (&follow_up, &mut message.detail) {
         detail.push_str("; goes on by ");
         detail.push_str(next.target.channel.as_str());

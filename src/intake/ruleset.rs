@@ -31,7 +31,7 @@ pub struct RuleSet {
 }
 
 /// The bounds on a rule set.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Limits {
     /// On files and rules.
     pub rules: rules::Config,
@@ -124,6 +124,9 @@ impl RuleSet {
             })
             .collect();
         problems.extend(contact_problems);
+        if complete {
+            problems.extend(no_fallback(&known, &limits.contacts.fallback));
+        }
         // A test that fails is no reason not to load; one that makes no sense is.
         problems.extend(trial::read::read(files, complete).1);
         match Rules::load(files, complete.then_some(&known), &limits.rules) {
@@ -135,6 +138,22 @@ impl RuleSet {
             }
         }
     }
+}
+
+/// Who is to hear of the unreached, and is no contact: found out now, and not when it matters.
+fn no_fallback(known: &[Known], fallback: &[String]) -> Vec<Problem> {
+    let names: Vec<&str> = known.iter().map(|contact| contact.name.as_ref()).collect();
+    let missing = fallback.iter().filter(|name| !names.contains(&name.as_str()));
+    missing
+        .map(|name| {
+            let near = closest(name, &names);
+            let hint = near.map_or_else(
+                || "add a [[contact]] of that name to the rules".to_owned(),
+                |near| format!("did you mean `{near}`?"),
+            );
+            Problem::new("notify.fallback", format!("there is no contact `{name}`; {hint}"))
+        })
+        .collect()
 }
 
 /// The files of a directory that are TOML, and what is wrong with the others.

@@ -572,6 +572,9 @@ impl Worker {
             if messages.iter().any(|message| message.id == id) {
                 continue;
             }
+            let fallback_after = contact
+                .as_deref()
+                .and_then(|name| rules.book.directory.fallback_after(name, request.severity, None));
             let draft = Draft {
                 id,
                 alert: None,
@@ -581,6 +584,7 @@ impl Worker {
                 severity: request.severity,
                 content: content.clone(),
                 expires_in: request.expires_in.unwrap_or(self.expires_in),
+                fallback_after,
             };
             messages.push(plan::compose(draft, now));
         }

@@ -24,6 +24,10 @@ pub struct Policy {
     pub by: Arc<[Channel]>,
     /// How long a message may wait; the configured default where `None`.
     pub expires_in: Option<Duration>,
+    /// How long a message may be without success before the next channel sends too; zero for
+    /// never. `None`: as the contact or `notify.fallback_after` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback_after: Option<Duration>,
     /// Says it again so often while it fires and nobody has acknowledged it.
     pub repeat: Option<Duration>,
     /// After somebody was told of an instance, so long nobody is told of a new firing of it.

@@ -98,6 +98,7 @@ impl Reason {
             Self::Expired => "Its time ran out before a provider took it.",
             Self::Canceled => "Somebody withdrew it.",
             Self::AttemptsExhausted => "Every attempt that the configuration allows has failed.",
+            Self::NotInTime => "It had no success within `fallback_after`.",
         }
     }
 }

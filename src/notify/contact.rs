@@ -10,6 +10,7 @@
 //! zone     = "Europe/Berlin"
 //! quiet    = { from = "22:00", to = "06:00", except = ["critical"] }
 //! max      = { count = 20, per = "1h", except = ["critical"] }    # or "20/1h"
+//! fallback_after = "30s"              # without success for so long, the next channel sends too
 //! ```
 //!
 //! The order of the channels is the order in which they are tried where nobody says otherwise.
@@ -17,6 +18,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
@@ -27,6 +29,7 @@ use super::quota::Limit;
 use crate::clock::Timestamp;
 use crate::model::{Address, Channel, Severity, Target};
 use crate::problem::{Problem, Step, TomlFile, closest, unknown_key};
+use crate::span::Span;
 
 /// One person or machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +44,9 @@ pub struct Contact {
     pub quiet: Option<Quiet>,
     /// Most messages in a period.
     pub max: Option<Limit>,
+    /// How long a warning or critical message may be without success before the next channel sends
+    /// too, where its rule does not say; zero for never.
+    pub fallback_after: Option<Duration>,
 }
 
 /// Quiet hours.
@@ -70,7 +76,7 @@ pub(super) const SEVERITIES: &[(&str, Severity)] = &[
 ];
 
 /// Keys of a contact that are no channel.
-const OTHER_KEYS: &[&str] = &["name", "zone", "quiet", "max"];
+const OTHER_KEYS: &[&str] = &["name", "zone", "quiet", "max", "fallback_after"];
 
 /// Every contact by name.
 #[derive(Clone, Debug, Default)]
@@ -168,6 +174,20 @@ impl Directory {
     /// The contact of that name.
     pub fn contact(&self, name: &str) -> Option<&Contact> {
         self.by_name.get(name).and_then(|index| self.contacts.get(*index))
+    }
+
+    /// How long a message to the contact may be without success before its next channel sends too,
+    /// where rule or contact says. The rule knows what it is about and has the first word; what a
+    /// contact says is for what is worth falling back for, not for `info`.
+    pub fn fallback_after(
+        &self,
+        name: &str,
+        severity: Severity,
+        of_rule: Option<Duration>,
+    ) -> Option<Duration> {
+        let of_contact =
+            || self.contact(name)?.fallback_after.filter(|_| severity > Severity::Info);
+        of_rule.or_else(of_contact)
     }
 
     /// Where to reach `name`: by the channels of `by` that it has, in that order; by all that it
@@ -278,7 +298,20 @@ impl Entry<'_> {
         let zone = fields.zone("zone");
         let quiet = fields.table("quiet").and_then(|quiet| read_quiet(quiet, zone.as_ref()));
         let max = Limit::read(&mut fields, "max");
-        Some(Contact { name: name?.into(), targets, zone, quiet, max })
+        let fallback_after = read_fallback_after(&mut fields);
+        Some(Contact { name: name?.into(), targets, zone, quiet, max, fallback_after })
+    }
+}
+
+/// `0s` is never, and not a slip.
+fn read_fallback_after(fields: &mut Fields<'_, '_>) -> Option<Duration> {
+    let text = fields.text("fallback_after")?;
+    match text.parse::<Span>() {
+        Ok(span) => Some(span.get()),
+        Err(error) => {
+            fields.problem(Some("fallback_after"), &error.to_string());
+            None
+        }
     }
 }
 

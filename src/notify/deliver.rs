@@ -130,6 +130,11 @@ impl Notifier {
             severity: alert.severity,
             content: Content { title, text, template: None },
             expires_in: tale.policy.expires_in.unwrap_or(self.expires_in),
+            fallback_after: call.book.directory.fallback_after(
+                &ready.contact,
+                alert.severity,
+                tale.policy.fallback_after,
+            ),
         };
         push(call, draft);
         if let Some(hold) = ready.held {
@@ -217,6 +222,11 @@ impl Notifier {
                 template: None,
             },
             expires_in: policy.expires_in.unwrap_or(self.expires_in),
+            fallback_after: call.book.directory.fallback_after(
+                &contact,
+                severity,
+                policy.fallback_after,
+            ),
         };
         push(call, draft);
         for ready in readies {
@@ -293,6 +303,7 @@ impl Notifier {
             severity: what.severity,
             content: Content { title: None, text: what.text.as_str().into(), template: None },
             expires_in: self.expires_in,
+            fallback_after: call.book.directory.fallback_after(&what.contact, what.severity, None),
         };
         push(call, draft);
         if let Some(prefix) = &what.storm {

@@ -27,10 +27,19 @@ pub mod tale;
 #[cfg(test)]
 mod tests;
 
-use serde::Deserialize;
+use std::fmt;
 
-/// Bounds on telling.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+use serde::Deserialize;
+use serde::de::{self, Deserializer};
+
+use crate::model::Severity;
+use crate::span::Span;
+
+/// More would each get every digest.
+const FALLBACK_CONTACTS_MAX: usize = 20;
+
+/// Bounds on telling, and what happens when a channel is silent.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Most contacts in all files together. Default 10000, range 1 to 1000000.
@@ -60,6 +69,81 @@ pub struct Config {
     pub digest_above: usize,
     /// Most alerts that one message names. Default 10, range 1 to 100.
     pub names_max: usize,
+    /// How long a message may be without success before the contact's next channel sends too, where
+    /// neither its rule nor its contact says: for each severity, or one time for warning and
+    /// critical. Default `{ critical = "1m", warning = "10m", info = "0s" }`; 0s for never. Never
+    /// more than half of what the message has to live.
+    pub fallback_after: FallbackAfter,
+    /// Contacts who hear of it when somebody could be reached by no channel. Default none.
+    pub fallback: Vec<String>,
+    /// At least so long between two messages to them. Default 5m, range 10s to 1d.
+    pub fallback_interval: Span,
+}
+
+/// How long a message may be without success, for each severity; zero for never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FallbackAfter {
+    /// Default 1m.
+    pub critical: Span,
+    /// Default 10m.
+    pub warning: Span,
+    /// Default 0s: never.
+    pub info: Span,
+}
+
+impl FallbackAfter {
+    /// That of a severity.
+    pub const fn of(&self, severity: Severity) -> Span {
+        match severity {
+            Severity::Critical => self.critical,
+            Severity::Warning => self.warning,
+            Severity::Info => self.info,
+        }
+    }
+}
+
+impl Default for FallbackAfter {
+    fn default() -> Self {
+        Self { critical: Span::from_secs(60), warning: Span::from_secs(600), info: Span::default() }
+    }
+}
+
+impl<'de> Deserialize<'de> for FallbackAfter {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = FallbackAfter;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a time, as \"1m\", or one for each severity, as { critical = \"1m\" }")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<FallbackAfter, E> {
+                let span: Span = text.parse().map_err(E::custom)?;
+                Ok(FallbackAfter { critical: span, warning: span, ..FallbackAfter::default() })
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<FallbackAfter, A::Error> {
+                #[derive(Deserialize)]
+                #[serde(deny_unknown_fields)]
+                struct Each {
+                    critical: Option<Span>,
+                    warning: Option<Span>,
+                    info: Option<Span>,
+                }
+                let each = Each::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                let usual = FallbackAfter::default();
+                Ok(FallbackAfter {
+                    critical: each.critical.unwrap_or(usual.critical),
+                    warning: each.warning.unwrap_or(usual.warning),
+                    info: each.info.unwrap_or(usual.info),
+                })
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
+    }
 }
 
 impl Default for Config {
@@ -75,6 +159,9 @@ impl Default for Config {
             storms_max: 10_000,
             digest_above: 5,
             names_max: 10,
+            fallback_after: FallbackAfter::default(),
+            fallback: Vec::new(),
+            fallback_interval: Span::from_secs(300),
         }
     }
 }
@@ -94,10 +181,18 @@ impl Config {
             ("digest_above", self.digest_above, 1, 1_000),
             ("names_max", self.names_max, 1, 100),
         ];
-        ranges
+        let mut problems: Vec<String> = ranges
             .into_iter()
             .filter(|(_, value, least, most)| !(least..=most).contains(&value))
             .map(|(key, _, least, most)| format!("{key}: must be from {least} to {most}"))
-            .collect()
+            .collect();
+        let interval = Span::from_secs(10)..=Span::from_secs(24 * 3600);
+        if !interval.contains(&self.fallback_interval) {
+            problems.push("fallback_interval: must be from 10s to 1d".to_owned());
+        }
+        if self.fallback.len() > FALLBACK_CONTACTS_MAX {
+            problems.push(format!("fallback: at most {FALLBACK_CONTACTS_MAX} contacts"));
+        }
+        problems
     }
 }

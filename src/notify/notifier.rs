@@ -94,7 +94,12 @@ struct Renewed {
 impl Notifier {
     /// Nobody was told of anything. A message lives for `expires_in` where its rule says nothing.
     pub fn new(config: &Config, expires_in: Duration) -> Self {
-        Self { config: *config, expires_in, state: State::default(), renewed: Renewed::default() }
+        Self {
+            config: config.clone(),
+            expires_in,
+            state: State::default(),
+            renewed: Renewed::default(),
+        }
     }
 
     /// Puts back a row that was stored. Rows come in any order, all of them before the first call of

@@ -1,7 +1,7 @@
 //! What is to be said to one recipient -> the message that goes out: fitted to its channel.
 //!
 //! A contact is told by the first of the asked-for channels that it has; the others follow in
-//! `message.then`, should that one fail for good. Ids are derived from what the message is, so
+//! `message.then`, should that one fail for good or have no success in time. Ids are derived from what the message is, so
 //! planning the same news twice plans the same rows.
 
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use std::time::Duration;
 use crate::channel::{self, push, sms, whatsapp};
 use crate::clock::Timestamp;
 use crate::model::{
-    AlertId, AlertRef, AlertState, Channel, Content, Message, MessageId, Severity, Status, Target,
-    Template,
+    AlertId, AlertRef, AlertState, Channel, Content, Fallback, Message, MessageId, Severity,
+    Status, Target, Template,
 };
 
 /// What makes a message, before it is fitted to its channel.
@@ -33,6 +33,8 @@ pub struct Draft {
     pub content: Content,
     /// How long it may wait to be sent.
     pub expires_in: Duration,
+    /// See [`Message::fallback_after`].
+    pub fallback_after: Option<Duration>,
 }
 
 /// The row of the outbox for `draft`: fitted to its channel, segments counted, queued, due now.
@@ -57,38 +59,47 @@ pub fn compose(draft: Draft, now: Timestamp) -> Message {
         attempt_count: 0,
         attempts: Vec::new(),
         left_out: None,
+        fallback_after: draft.fallback_after,
+        fallback: None,
         provider: None,
         extended: false,
         provider_ref: None,
     }
 }
 
-/// The message that goes on with a failed one on the contact's next channel, if there is one. It has
-/// waited since the first has, and expires when that would have: a later channel gives an alert no
-/// longer life.
-pub fn next(failed: &Message, now: Timestamp) -> Option<Message> {
-    let (target, rest) = failed.then.split_first()?;
+/// The message that goes on with one on the contact's next channel, if there is one. It keeps that
+/// one's place, with its `created_at`, and has its whole time to live from now on: what the channel
+/// before has used up is not this one's fault.
+pub fn next(before: &Message, now: Timestamp) -> Option<Message> {
+    let (target, rest) = before.then.split_first()?;
     let first = |alert: &AlertRef| {
-        let Target { channel, address } = &failed.target;
-        failed.id == MessageId::derive(alert.id, alert.state, *channel, address)
+        let Target { channel, address } = &before.target;
+        before.id == MessageId::derive(alert.id, alert.state, *channel, address)
     };
-    let (alert, state) = match &failed.alert {
+    let (alert, state) = match &before.alert {
         Some(alert) if first(alert) => (alert.id, alert.state),
         // One from the API, or one of several that tell of the alert: derived from its own id.
-        _ => (AlertId::new(*failed.id.as_uuid()), AlertState::Firing),
+        _ => (AlertId::new(*before.id.as_uuid()), AlertState::Firing),
     };
     let draft = Draft {
         id: MessageId::derive(alert, state, target.channel, &target.address),
-        alert: failed.alert.clone(),
-        contact: failed.contact.clone(),
+        alert: before.alert.clone(),
+        contact: before.contact.clone(),
         target: target.clone(),
         then: rest.to_vec(),
-        severity: failed.severity,
-        content: failed.content.clone(),
-        expires_in: Duration::ZERO,
+        severity: before.severity,
+        content: before.content.clone(),
+        expires_in: before.expires_at.since(before.began_at()),
+        fallback_after: before.fallback_after,
     };
-    let Message { created_at, expires_at, .. } = *failed;
-    Some(Message { created_at, expires_at, ..compose(draft, now) })
+    let fallback = Fallback {
+        before: Some(before.id),
+        since: Some(now),
+        is_digest: before.fallback.as_ref().is_some_and(|fallback| fallback.is_digest),
+        ..Fallback::default()
+    };
+    let created_at = before.created_at;
+    Some(Message { created_at, fallback: Some(Box::new(fallback)), ..compose(draft, now) })
 }
 
 fn fitted(channel: Channel, content: Content) -> Content {
@@ -254,7 +265,8 @@ mod tests {
         let texted = next(pushed, later).expect("ana has sms");
         assert_eq!(texted.target.channel, Channel::Sms);
         assert!(texted.segments.is_some());
-        assert_eq!(texted.expires_at, pushed.expires_at);
+        assert_eq!(texted.expires_at, later.plus(Duration::from_secs(60)), "a life of its own");
+        assert_eq!(texted.began_at(), later);
         assert_eq!(texted.created_at, pushed.created_at);
         assert_ne!(texted.id, pushed.id);
         assert_eq!(next(&texted, later), None);

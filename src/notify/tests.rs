@@ -82,8 +82,8 @@ impl World {
         let shared = |(name, policy): &(&'static str, Policy)| (*name, Arc::new(policy.clone()));
         Self {
             book: book(more),
-            config,
             notifier: Notifier::new(&config, mins(60)),
+            config,
             rows: BTreeMap::new(),
             firing: BTreeMap::new(),
             policies: policies.iter().map(shared).collect(),

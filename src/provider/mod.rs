@@ -193,6 +193,8 @@ mod fixture {
             attempt_count: 0,
             attempts: Vec::new(),
             left_out: None,
+            fallback_after: None,
+            fallback: None,
             provider: None,
             extended: false,
             provider_ref: None,

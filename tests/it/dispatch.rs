@@ -137,6 +137,8 @@ fn message(number: u64, channel: Channel) -> Message {
         attempt_count: 0,
         attempts: Vec::new(),
         left_out: None,
+        fallback_after: None,
+        fallback: None,
         provider: None,
         extended: false,
         provider_ref: None,

@@ -71,6 +71,8 @@ pub(crate) fn message(number: u64, status: Status) -> Message {
         attempt_count: 0,
         attempts: Vec::new(),
         left_out: None,
+        fallback_after: None,
+        fallback: None,
         provider: None,
         extended: false,
         provider_ref: None,

@@ -144,6 +144,7 @@ impl<'a> Loader<'a> {
             to: to.into(),
             by: by.into(),
             expires_in: written.expires_in.map(Span::get),
+            fallback_after: written.fallback_after.map(Span::get),
             repeat: written.repeat.map(Span::get),
             cooldown: written.cooldown.map(Span::get).filter(|span| !span.is_zero()),
             max: written.max.as_ref().map(|quota| quota.0),

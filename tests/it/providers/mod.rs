@@ -79,6 +79,8 @@ fn message(channel: Channel, address: Address) -> Message {
         attempt_count: 2,
         attempts: Vec::new(),
         left_out: None,
+        fallback_after: None,
+        fallback: None,
         provider: None,
         extended: false,
         provider_ref: None,
