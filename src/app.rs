@@ -29,7 +29,7 @@ use crate::instance::{self, Instance, Living};
 use crate::intake::pipeline::Pipeline;
 use crate::intake::ruleset::{Limits, RuleSet};
 use crate::intake::{self, Intake};
-use crate::model::{IdSource, Reason, RunId};
+use crate::model::{IdSource, Reason, RunId, Target};
 use crate::problem::Problem;
 use crate::provider::phone::Screen;
 use crate::provider::reach::Reach;
@@ -181,9 +181,11 @@ impl App {
                 run,
                 lanes: config.lanes(),
                 routes: config.routes.clone(),
+                notify: config.limits.contacts.clone(),
             };
             Dispatcher::open(&config.dispatch, parts).await?
         };
+        dispatch.set_fallback(fallback_contacts(&rules, &config.limits));
         let pipeline = Pipeline::new(
             IdSource::new(random_seed()?),
             &config.limits.rules,
@@ -455,6 +457,14 @@ fn rules_in_force(set: &RuleSet, now: Timestamp, problems: &[Problem]) -> RulesI
     }
 }
 
+/// Where those are reached who hear of people whom no channel reaches. The set has them: it was
+/// loaded with these limits.
+fn fallback_contacts(set: &RuleSet, limits: &Limits) -> Vec<(Arc<str>, Vec<Target>)> {
+    let names = limits.contacts.fallback.iter();
+    let targets = |name: &String| set.book.directory.targets(name, &[]).ok();
+    names.filter_map(|name| Some((name.as_str().into(), targets(name)?))).collect()
+}
+
 /// An alert that no provider takes anywhere ends dead; better that somebody knows before it does.
 fn warn_unreached(set: &RuleSet, reach: &Reach) {
     for problem in set.unreached(|target| reach.objection(target)) {
@@ -526,11 +536,13 @@ impl Chores {
                 let rules = set.rules.len();
                 warn_unreached(&set, &self.reach);
                 let in_force = rules_in_force(&set, now, &[]);
+                let fallback = fallback_contacts(&set, &self.limits);
                 match self.intake.replace_rules(set).await {
                     Ok(adopted) => {
                         // Nobody is told of rules that publishes do not meet yet.
                         self.metrics.rules_loaded.set(count(rules));
                         self.in_force.store(Arc::new(in_force));
+                        self.dispatch.set_fallback(fallback);
                         tracing::info!(
                             rules, instances_kept = adopted.kept, changed = ?adopted.changed,
                             removed = ?adopted.removed, "the rules are loaded again"

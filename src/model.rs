@@ -958,7 +958,16 @@ pub struct Fallback {
     pub is_digest: bool,
     /// What happened, in words for people, the oldest first; at most [`Fallback::NOTES_KEPT`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub notes: Vec<Arc<str>>,
+    pub notes: Vec<Note>,
+}
+
+/// What happened to a message between the channels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    /// When.
+    pub at: Timestamp,
+    /// In words, for people.
+    pub text: Arc<str>,
 }
 
 impl Fallback {
@@ -966,9 +975,10 @@ impl Fallback {
     pub const NOTES_KEPT: usize = 8;
 
     /// Adds a note; one that is there already is not said again.
-    pub fn note(&mut self, text: &str) {
-        if self.notes.iter().all(|known| &**known != text) && self.notes.len() < Self::NOTES_KEPT {
-            self.notes.push(text.into());
+    pub fn note(&mut self, text: &str, at: Timestamp) {
+        let is_known = self.notes.iter().any(|known| &*known.text == text);
+        if !is_known && self.notes.len() < Self::NOTES_KEPT {
+            self.notes.push(Note { at, text: text.into() });
         }
     }
 }

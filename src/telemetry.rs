@@ -276,6 +276,10 @@ metrics! {
     messages_dead: Family<ByReason, Counter> = "messages_dead", Family::default();
     /// Messages that another one made needless, by reason.
     messages_left_out: Family<ByReason, Counter> = "messages_left_out", Family::default();
+    /// Messages whose contact's next channel sent too, because theirs had no success in time, by reason.
+    fallbacks: Family<ByReason, Counter> = "fallbacks", Family::default();
+    /// People whom no channel reaches, and has not reached since.
+    contacts_unreached: Gauge<i64, AtomicI64> = "contacts_unreached", Gauge::default();
     /// Messages in the outbox that have not ended.
     outbox_messages: Gauge<i64, AtomicI64> = "outbox_messages", Gauge::default();
     /// When the oldest message in the outbox entered it, seconds since 1970; 0 while it is empty.

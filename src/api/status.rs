@@ -13,10 +13,14 @@ use serde::Serialize;
 use super::refusal::Refusal;
 use super::view::LaneView;
 use super::{About, Readiness, RulesInForce, Shared, messages};
+use crate::dispatch::Unreached;
 use crate::model::{Reason, UpstreamState};
 
 /// How long the status says that the wall clock was set.
 const STEP_SHOWN: Duration = Duration::from_secs(86_400);
+
+/// So many people who are not reached are named.
+const UNREACHED_SHOWN: usize = 100;
 
 /// `GET /healthz`: the process lives.
 pub(super) async fn health() -> &'static str {
@@ -59,6 +63,7 @@ struct StatusView<'a> {
     alerts: Alerts,
     outbox: Outbox,
     lanes: Vec<LaneView>,
+    people: People,
     upstreams: Vec<UpstreamView>,
     rules: &'a RulesInForce,
     /// Why certificates that have changed on disk are not in force.
@@ -101,6 +106,14 @@ struct Outbox {
     dead: BTreeMap<&'static str, u64>,
 }
 
+/// Whom no channel reaches, and who hears of that.
+#[derive(Serialize)]
+struct People {
+    unreached: Vec<Unreached>,
+    /// `notify.fallback`.
+    fallback: Vec<Arc<str>>,
+}
+
 /// `GET /v1/status`
 pub(super) async fn show(State(state): State<Shared>) -> Response {
     let parts = &state.parts;
@@ -134,6 +147,10 @@ pub(super) async fn show(State(state): State<Shared>) -> Response {
             dead: dead.collect(),
         },
         lanes: parts.dispatch.lanes().into_iter().map(LaneView::from).collect(),
+        people: People {
+            unreached: parts.dispatch.unreached().into_iter().take(UNREACHED_SHOWN).collect(),
+            fallback: parts.dispatch.fallback(),
+        },
         upstreams: (parts.upstreams)().into_iter().map(upstream).collect(),
         rules: &rules,
         certificate_problems: &certificate_problems,

@@ -6,8 +6,8 @@ use serde::{Serialize, Serializer};
 
 use crate::clock::Timestamp;
 use crate::model::{
-    AlertRef, Attempt, AttemptOutcome, Channel, Message, Reason, Segments, Severity, Status,
-    Target, Template,
+    AlertRef, Attempt, AttemptOutcome, Channel, Fallback, Message, Reason, Segments, Severity,
+    Status, Target, Template,
 };
 use crate::provider::phone::Shown;
 
@@ -52,11 +52,48 @@ pub(super) struct MessageView<'a> {
     provider: Option<&'a str>,
     provider_ref: Option<&'a str>,
     attempt_count: u32,
-    /// The contact's next channels, should this one fail.
+    /// The contact's next channels, should this one fail or take too long.
     then: Vec<TargetView>,
+    /// How it stands to the messages on the contact's other channels; `null` where there are none.
+    fallback: Option<FallbackView<'a>>,
     /// Only where one message was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     attempts: Option<Vec<AttemptView<'a>>>,
+}
+
+#[derive(Serialize)]
+struct FallbackView<'a> {
+    /// The message on the channel before.
+    before: Option<String>,
+    /// The message on the next channel.
+    next: Option<String>,
+    /// When it was found that no channel is left.
+    #[serde(serialize_with = "rfc_3339_or_null")]
+    unheard_at: Option<Timestamp>,
+    /// What happened, in words.
+    notes: Vec<NoteView<'a>>,
+}
+
+#[derive(Serialize)]
+struct NoteView<'a> {
+    #[serde(serialize_with = "rfc_3339")]
+    at: Timestamp,
+    text: &'a str,
+}
+
+impl<'a> FallbackView<'a> {
+    fn of(fallback: &'a Fallback) -> Self {
+        Self {
+            before: fallback.before.map(|id| id.to_string()),
+            next: fallback.next.map(|id| id.to_string()),
+            unheard_at: fallback.unheard_at,
+            notes: fallback
+                .notes
+                .iter()
+                .map(|note| NoteView { at: note.at, text: &note.text })
+                .collect(),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -106,6 +143,7 @@ impl<'a> MessageView<'a> {
             provider_ref: message.provider_ref.as_deref(),
             attempt_count: message.attempt_count,
             then: message.then.iter().map(TargetView::of).collect(),
+            fallback: message.fallback.as_deref().map(FallbackView::of),
             attempts: None,
         }
     }

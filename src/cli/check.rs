@@ -29,6 +29,7 @@ impl Check {
         let (mut problems, mut fine) = (Vec::new(), Vec::new());
         // The rules are looked at even where the configuration is wrong, with the limits and in
         // the directory that can be made out.
+        let mut is_real = false;
         let (rules_dir, limits, reach) = match config::load(&context.layers, &context.clock) {
             Ok(config) => {
                 // What is missing of the development certificates is made at the start.
@@ -45,6 +46,7 @@ impl Check {
                 let file = config.file.as_deref().unwrap_or("no configuration file, defaults");
                 let names: Vec<&str> = config.providers.iter().map(|one| &*one.name).collect();
                 fine.push(format!("{file}: fine, delivers by {}", names.join(", ")));
+                is_real = config.providers.iter().any(|one| one.kind != "phone");
                 let reach = config.reach();
                 (config.rules_dir, config.limits, Some(reach))
             }
@@ -64,6 +66,13 @@ impl Check {
                     .map_or_else(Vec::new, |reach| set.unreached(|target| reach.objection(target)));
                 problems
                     .extend(unreached.into_iter().map(|what| Problem::new(place.clone(), what)));
+                // The virtual phone has no second channel to go by.
+                if is_real && limits.contacts.fallback.is_empty() && !set.rules.is_empty() {
+                    writeln!(
+                        out,
+                        "warning: nobody is told when somebody cannot be reached by any channel; name contacts in `[notify] fallback`, as fallback = [\"duty\"]"
+                    )?;
+                }
                 for warning in unfit::warnings(&set, &files) {
                     writeln!(out, "warning: {warning}")?;
                 }

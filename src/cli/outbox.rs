@@ -122,6 +122,8 @@ struct Message {
     attempt_count: u32,
     then: Vec<Target>,
     #[serde(default)]
+    fallback: Option<Fallback>,
+    #[serde(default)]
     attempts: Vec<Attempt>,
 }
 
@@ -138,6 +140,20 @@ struct Alert {
 struct Target {
     channel: String,
     address: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Fallback {
+    before: Option<String>,
+    next: Option<String>,
+    unheard_at: Option<String>,
+    notes: Vec<Note>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Note {
+    at: String,
+    text: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -304,6 +320,13 @@ fn show(message: &Message, now: Timestamp, out: &mut dyn Write) -> anyhow::Resul
     for target in &message.then {
         writeln!(out, "  then      {} by {}", target.address, target.channel)?;
     }
+    if let Some(fallback) = &message.fallback {
+        for (what, id) in [("before", &fallback.before), ("also", &fallback.next)] {
+            if let Some(id) = id {
+                writeln!(out, "  {what:9} message {id}")?;
+            }
+        }
+    }
     if let Some(provider) = &message.provider {
         let reference = message.provider_ref.as_deref().unwrap_or("no id");
         writeln!(out, "  taken by  {provider} ({reference})")?;
@@ -329,6 +352,9 @@ fn show(message: &Message, now: Timestamp, out: &mut dyn Write) -> anyhow::Resul
         };
         let ended = attempt.ended_at.as_deref().unwrap_or("…");
         writeln!(out, "  {ended:24}  {what}: {}", text::cut(&outcome, 300))?;
+    }
+    for note in message.fallback.iter().flat_map(|fallback| &fallback.notes) {
+        writeln!(out, "  {}  {}", note.at, text::cut(&note.text, 300))?;
     }
     if let Some(due) = &message.due_at {
         writeln!(out, "  {due}  next attempt due ({})", text::distance(due, now))?;

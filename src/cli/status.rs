@@ -37,6 +37,8 @@ struct Answer {
     outbox: Outbox,
     lanes: Vec<Lane>,
     #[serde(default)]
+    people: People,
+    #[serde(default)]
     upstreams: Vec<Upstream>,
     rules: Rules,
     disk_free_bytes: Option<u64>,
@@ -94,6 +96,20 @@ struct Endpoint {
     detail: String,
     until: String,
     waiting: usize,
+}
+
+#[derive(Default, Deserialize)]
+struct People {
+    unreached: Vec<Unreached>,
+    fallback: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Unreached {
+    contact: String,
+    since: String,
+    messages: u64,
+    why: String,
 }
 
 #[derive(Deserialize)]
@@ -188,7 +204,9 @@ impl Answer {
         let oldest = self.outbox.oldest_at.as_deref();
         let oldest = oldest
             .map_or(String::new(), |at| format!(", the oldest came {}", text::distance(at, now)));
-        writeln!(out, "outbox   {} waiting{oldest}{dead}\n", self.outbox.waiting)?;
+        writeln!(out, "outbox   {} waiting{oldest}{dead}", self.outbox.waiting)?;
+        self.people.write(now, out)?;
+        writeln!(out)?;
         let rows: Vec<Vec<String>> = self.lanes.iter().map(|lane| lane.row(now)).collect();
         let head = ["LANE", "KIND", "CHANNELS", "STATE", "IN FLIGHT", "READY", "WHY"];
         text::table(out, &head, &rows)?;
@@ -213,6 +231,33 @@ impl Answer {
                 "\n{} refuses our account or configuration; nothing is lost. Set it right there, then `watchbell outbox resume {}`, or wait: it is tried again by itself. Restart after a change here.",
                 stopped.provider, stopped.provider
             )?;
+        }
+        Ok(())
+    }
+}
+
+impl People {
+    fn write(&self, now: Timestamp, out: &mut dyn Write) -> anyhow::Result<()> {
+        let hears = match self.fallback.as_slice() {
+            [] => {
+                "nobody is told when somebody cannot be reached: set [notify] fallback".to_owned()
+            }
+            names => format!("{} told when somebody cannot be reached", names.join(", ")),
+        };
+        match self.unreached.as_slice() {
+            [] => writeln!(out, "people   {hears}")?,
+            people => {
+                writeln!(out, "people   CANNOT BE REACHED: {}; {hears}", people.len())?;
+                for one in people.iter().take(10) {
+                    let since = text::distance(&one.since, now);
+                    let messages = text::counted(usize::try_from(one.messages)?, "message");
+                    writeln!(
+                        out,
+                        "         {}, {messages}, since {since}: {}",
+                        one.contact, one.why
+                    )?;
+                }
+            }
         }
         Ok(())
     }

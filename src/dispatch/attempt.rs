@@ -6,17 +6,20 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::RwLock;
 
 use super::RetryConfig;
 use super::batch::{Done, EndedUnsent};
 use super::collapse::Collapse;
+use super::fallback::{self, Unheard};
+use super::handover::{self, Calls, FellBack};
 use super::lane::LaneNews;
 use super::outcome::{self, Elsewhere, Limits, Next, Terms};
 use crate::clock::{Clock, Timestamp};
-use crate::model::{Attempt, AttemptOutcome, Message, MessageId, Reason, RunId, Status};
+use crate::model::{Attempt, AttemptOutcome, Channel, Message, MessageId, Reason, RunId, Status};
+use crate::notify;
 use crate::provider::{Lookup, Provider, SendOutcome};
 use crate::store::{Op, Store};
 use crate::telemetry::{ByOutcome, ByReason, Metrics};
@@ -38,6 +41,12 @@ pub(super) struct Context {
     pub(super) claims: Mutex<HashMap<(Arc<str>, String), MessageId>>,
     /// The messages that a look-up could take for each other.
     pub(super) alike: Alike,
+    /// The attempts that are under way.
+    pub(super) calls: Calls,
+    /// When the next channel sends too, and who hears of the unreached.
+    pub(super) notify: notify::Config,
+    /// How long a message to those lives.
+    pub(super) expires_in: Duration,
 }
 
 /// Messages of the same text to the same recipient by a provider that can be asked what it has
@@ -71,13 +80,28 @@ pub(super) enum Report {
     /// The row waits.
     Waits { message: Box<Message>, elsewhere: Elsewhere },
     /// The row has ended; another may go on.
-    Ended { follow_up: Option<Box<Message>> },
+    Ended { follow_up: Option<Box<Message>>, ended: Ended },
     /// What came of a batch.
     Batch(Done),
+    /// The time of these without success was up.
+    FellBack(Box<FellBack>),
+    /// New rows tell those of `notify.fallback` who was not reached.
+    Told(Vec<Message>),
     /// The row cannot be read: it is tried again, later and later.
     Unread,
     /// The row could not be written, has ended, or is not there: leave it.
     Lost,
+}
+
+/// How a row has ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// With success; where there is something to withdraw, the row.
+    Heard { contact: Option<Arc<str>>, channel: Channel, beside: Option<Box<Message>> },
+    /// Without, and no channel is left.
+    Unheard(Unheard),
+    /// Without, and that is nobody's business.
+    Other,
 }
 
 /// Makes one attempt with the lane's provider.
@@ -167,6 +191,7 @@ async fn send(
     context.metrics.attempts.get_or_create(&label).inc();
     log(&message, name, number, &outcome, elapsed.as_millis());
 
+    context.calls.end(&mut message);
     let now = context.clock.now();
     let terms = Terms {
         retry: &context.retry,
@@ -179,14 +204,24 @@ async fn send(
 }
 
 /// Writes a message as it ended or waits, and its successor where there is one, in one operation.
-pub(super) async fn store_next(context: &Context, message: Message, next: Next) -> Report {
+pub(super) async fn store_next(context: &Context, mut message: Message, next: Next) -> Report {
     let mut op = Op::new();
+    let mut next = next;
+    let ended = match &mut next {
+        Next::Ended { .. } if fallback::is_success(message.status) => {
+            let beside = message.fallback.is_some().then(|| Box::new(message.clone()));
+            let contact = message.contact.clone();
+            Ended::Heard { contact, channel: message.target.channel, beside }
+        }
+        Next::Ended { follow_up } => {
+            handover::end_unsent(context, &mut message, follow_up, &mut op)
+                .map_or(Ended::Other, Ended::Unheard)
+        }
+        Next::Wait { .. } => Ended::Other,
+    };
     op.put_message(&message);
     if let (Some(provider), Some(reference)) = (&message.provider, &message.provider_ref) {
         op.put_reference(provider, reference, message.id);
-    }
-    if let Next::Ended { follow_up: Some(follow_up) } = &next {
-        op.put_new_message(follow_up);
     }
     if context.store.commit(vec![op]).await.is_err() {
         return Report::Lost;
@@ -194,12 +229,12 @@ pub(super) async fn store_next(context: &Context, message: Message, next: Next) 
     match next {
         Next::Wait { elsewhere } => Report::Waits { message: Box::new(message), elsewhere },
         Next::Ended { follow_up } => {
-            if !matches!(message.status, Status::Sent | Status::Delivered) {
+            if !fallback::is_success(message.status) {
                 let reason = message.reason.unwrap_or(Reason::Canceled);
                 context.metrics.messages_dead.get_or_create(&ByReason { reason }).inc();
                 context.ended_unsent.note(&message, reason);
             }
-            Report::Ended { follow_up }
+            Report::Ended { follow_up, ended }
         }
     }
 }
@@ -244,6 +279,7 @@ pub(super) async fn give_up(
     if message.status.is_final() {
         return Report::Lost;
     }
+    context.calls.end(&mut message);
     let next = end_late(&mut message, (status, reason, detail), context.clock.now());
     store_next(context, message, next).await
 }
@@ -331,6 +367,7 @@ async fn found_earlier(
         message_id = %message.id, provider = %name, provider_ref = reference,
         "the provider has it: an earlier attempt had gone through"
     );
+    context.calls.end(&mut message);
     message.status = Status::Sent;
     message.updated_at = context.clock.now();
     message.reason = None;

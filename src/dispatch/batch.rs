@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use super::attempt::{self, Context, Report};
 use super::collapse;
+use super::fallback::Unheard;
+use super::handover;
 use super::outcome::Next;
 use super::queue::{Together, Waiting};
 use crate::model::tell::StepKind;
@@ -34,6 +36,8 @@ pub(super) struct Done {
     pub(super) gone: Vec<MessageId>,
     /// These cannot be read.
     pub(super) unread: Vec<MessageId>,
+    /// Whom no channel is left for.
+    pub(super) unheard: Vec<Unheard>,
 }
 
 /// Ends messages that their time or their channel has left behind.
@@ -56,11 +60,12 @@ pub(super) async fn give_up(
         }
         let next = attempt::end_late(&mut message, why, context.clock.now());
         let mut op = Op::new();
-        op.put_message(&message);
-        if let Next::Ended { follow_up: Some(follow_up) } = &next {
-            op.put_new_message(follow_up);
-            done.waiting.push((Waiting::of(follow_up), false));
+        if let Next::Ended { mut follow_up } = next {
+            let unheard = handover::end_unsent(context, &mut message, &mut follow_up, &mut op);
+            done.unheard.extend(unheard);
+            done.waiting.extend(follow_up.map(|new| (Waiting::of(&new), false)));
         }
+        op.put_message(&message);
         ops.push(op);
         bytes += message.size();
         ended.push(message);
@@ -180,7 +185,11 @@ fn put_thread_together(
 }
 
 /// Whether the contact was told of the alert in a message of several, or will be.
-fn is_told_with_others(context: &Context, alert: AlertId, contact: Option<&Arc<str>>) -> bool {
+pub(super) fn is_told_with_others(
+    context: &Context,
+    alert: AlertId,
+    contact: Option<&Arc<str>>,
+) -> bool {
     let Ok(steps) = context.store.steps(alert) else { return true };
     let of_contact = steps.iter().filter(|step| step.contact.as_ref() == contact);
     let mut ids =

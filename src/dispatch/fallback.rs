@@ -8,11 +8,15 @@
 //! **Invariant:** a clock ends after half of the message's life at the latest, so that nobody is
 //! still waited for when it expires.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use super::LaneState;
 use crate::clock::Timestamp;
-use crate::model::{Channel, Fallback, Message, MessageId, Reason, Status};
+use crate::model::{Channel, Fallback, Message, MessageId, Reason, Severity, Status};
 use crate::notify::{FallbackAfter, plan};
 use crate::span::Span;
 
@@ -20,17 +24,6 @@ use crate::span::Span;
 /// for now; what a receipt says later may count one day.
 pub(super) const fn is_success(status: Status) -> bool {
     matches!(status, Status::Sent | Status::Delivered | Status::Read)
-}
-
-/// How long the message may be without success; `None` for as long as it lives.
-pub(super) fn allowed(message: &Message, usual: &FallbackAfter) -> Option<Span> {
-    let after = message.fallback_after.unwrap_or_else(|| usual.of(message.severity).get());
-    if after.is_zero() {
-        return None;
-    }
-    let half = message.expires_at.since(message.began_at()) / 2;
-    let millis = u64::try_from(after.min(half).as_millis()).unwrap_or(u64::MAX);
-    Some(Span::from_millis(millis))
 }
 
 /// What is still to happen when the clock ends.
@@ -52,10 +45,44 @@ pub(super) fn leg(message: &Message) -> Option<Leg> {
     (!fallback.is_some_and(goes_on)).then_some(Leg::Last)
 }
 
-/// When the clock ends; `None` where it never does, or nothing is left to happen.
-pub(super) fn ends_at(message: &Message, usual: &FallbackAfter) -> Option<Timestamp> {
-    leg(message)?;
-    Some(message.began_at().plus(allowed(message, usual)?.get()))
+/// A message's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Clock {
+    began_at: Timestamp,
+    lives: Duration,
+    /// The message's own, however urgent what waits behind it is.
+    pub(super) severity: Severity,
+    after: Option<Duration>,
+    pub(super) leg: Option<Leg>,
+}
+
+impl Clock {
+    pub(super) fn of(message: &Message) -> Self {
+        let began_at = message.began_at();
+        Self {
+            began_at,
+            lives: message.expires_at.since(began_at),
+            severity: message.severity,
+            after: message.fallback_after,
+            leg: leg(message),
+        }
+    }
+
+    /// How long the message may be without success; `None` for as long as it lives.
+    pub(super) fn allowed(&self, usual: &FallbackAfter) -> Option<Span> {
+        let after = self.after.unwrap_or_else(|| usual.of(self.severity).get());
+        if after.is_zero() {
+            return None;
+        }
+        let millis = u64::try_from(after.min(self.lives / 2).as_millis()).unwrap_or(u64::MAX);
+        Some(Span::from_millis(millis))
+    }
+
+    /// When it ends; `None` where it never does, or nothing is left to happen.
+    pub(super) fn ends_at(&self, usual: &FallbackAfter) -> Option<Timestamp> {
+        self.leg?;
+        Some(self.began_at.plus(self.allowed(usual)?.get()))
+    }
 }
 
 /// Why a message is not waited for any longer.
@@ -111,26 +138,26 @@ impl Why {
 pub(super) fn go_on(message: &mut Message, words: &str, now: Timestamp) -> Option<Message> {
     let mut next = plan::next(message, now)?;
     let note = format!("{words}; went on by {}", next.target.channel);
-    note_next(message, next.id, &note);
+    note_next(message, next.id, &note, now);
     let since = format!("it goes on with message {}: {words}", message.id);
-    next.fallback.get_or_insert_default().note(&since);
+    next.fallback.get_or_insert_default().note(&since, now);
     next.detail = Some(words.to_owned());
     Some(next)
 }
 
 /// Notes that the next channel sends.
-pub(super) fn note_next(message: &mut Message, next: MessageId, note: &str) {
+pub(super) fn note_next(message: &mut Message, next: MessageId, note: &str, now: Timestamp) {
     message.then = Vec::new();
     let fallback = message.fallback.get_or_insert_default();
     fallback.next = Some(next);
-    fallback.note(note);
+    fallback.note(note, now);
 }
 
 /// Notes that no channel is left.
 pub(super) fn note_unheard(message: &mut Message, words: &str, now: Timestamp) {
     let fallback = message.fallback.get_or_insert_default();
     fallback.unheard_at = Some(now);
-    fallback.note(&format!("{words}; no other channel is left"));
+    fallback.note(&format!("{words}; no other channel is left"), now);
 }
 
 /// Why a message is withdrawn that another channel had first.
@@ -143,10 +170,97 @@ pub(super) fn came_too(channel: Channel) -> String {
     format!("{channel} had it first; this copy was under way by then")
 }
 
+/// A contact that no channel has reached with a message: a row until those of `notify.fallback` are
+/// told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Unheard {
+    /// The last of its messages.
+    pub(super) unheard: MessageId,
+    /// Who; where it is no contact, the address, masked.
+    pub(super) contact: Arc<str>,
+    /// What the message says, cut.
+    pub(super) what: String,
+    /// Why nobody heard it.
+    pub(super) why: String,
+    /// How urgent.
+    pub(super) severity: Severity,
+    /// When that was found.
+    pub(super) at: Timestamp,
+}
+
+/// So much of a message is repeated to those who stand in.
+const WHAT_CHARS: usize = 80;
+/// So many messages of one contact are repeated; the others are counted.
+const WHATS_MAX: usize = 2;
+
+impl Unheard {
+    pub(super) fn of(message: &Message, why: &str, now: Timestamp) -> Self {
+        let text = message.left_out.as_ref().map_or(&message.content.text, |sum| &sum.text);
+        let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let mut what: String = line.chars().take(WHAT_CHARS).collect();
+        if what.len() < line.len() {
+            what.push_str("...");
+        }
+        let address = || message.target.address.to_string().into();
+        Self {
+            unheard: message.id,
+            contact: message.contact.clone().unwrap_or_else(address),
+            what,
+            why: why.to_owned(),
+            severity: message.severity,
+            at: now,
+        }
+    }
+
+    /// The rest of its row's key.
+    pub(super) fn key(id: MessageId) -> Vec<u8> {
+        let mut key = b"unheard/".to_vec();
+        key.extend_from_slice(id.as_uuid().as_bytes());
+        key
+    }
+}
+
+/// What those of `notify.fallback` are told: who was not reached, about what, and why. `more`
+/// messages are counted only. `None` where there is nothing to tell to this reader, who needs not
+/// hear of itself.
+pub(super) fn digest(
+    unheard: &[Unheard],
+    more: usize,
+    reader: &str,
+    names_max: usize,
+) -> Option<String> {
+    let mut people: BTreeMap<&str, Vec<&Unheard>> = BTreeMap::new();
+    for one in unheard.iter().filter(|one| &*one.contact != reader) {
+        people.entry(&one.contact).or_default().push(one);
+    }
+    if people.is_empty() {
+        return None;
+    }
+    let count: usize = people.values().map(Vec::len).sum::<usize>() + more;
+    let mut lines = Vec::new();
+    for (name, all) in people.iter().take(names_max) {
+        let whats: Vec<&str> = all.iter().take(WHATS_MAX).map(|one| one.what.as_str()).collect();
+        let rest = match all.len().saturating_sub(WHATS_MAX) {
+            0 => String::new(),
+            rest => format!(" | and {rest} more"),
+        };
+        let why = all.last().map_or("", |one| one.why.as_str());
+        lines.push(format!("{name}: {}{rest} [{why}]", whats.join(" | ")));
+    }
+    let others = people.len().saturating_sub(names_max);
+    if others > 0 {
+        lines.push(format!("and {others} more"));
+    }
+    let head = match (people.len(), count) {
+        (1, 1) => "Not reached: ".to_owned(),
+        (1, count) => format!("Not reached with {count} messages: "),
+        (people, count) => format!("{people} people were not reached with {count} messages:\n"),
+    };
+    Some(head + &lines.join("\n"))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::dispatch::collapse::tests::{at, raise};
     use crate::model::{Address, Severity, Target};
@@ -161,9 +275,13 @@ mod tests {
         message
     }
 
+    fn ends_at(message: &Message) -> Option<Timestamp> {
+        Clock::of(message).ends_at(&FallbackAfter::default())
+    }
+
     /// After how many seconds the next channel sends.
     fn check(message: &Message, expected: Option<u64>) {
-        let ends_at = ends_at(message, &FallbackAfter::default());
+        let ends_at = ends_at(message);
         assert_eq!(ends_at.map(|at| at.since(message.began_at()).as_secs()), expected);
     }
 
@@ -190,12 +308,12 @@ mod tests {
     #[test]
     fn nothing_restarts_the_clock() {
         let mut tried = message(Severity::Critical, 3600);
-        let ends = ends_at(&tried, &FallbackAfter::default());
+        let ends = ends_at(&tried);
         tried.due_at = at(30);
         tried.updated_at = at(29);
         tried.attempt_count = 7;
         tried.reason = Some(Reason::ProviderUnavailable);
-        assert_eq!(ends_at(&tried, &FallbackAfter::default()), ends);
+        assert_eq!(ends_at(&tried), ends);
     }
 
     #[test]
@@ -207,19 +325,16 @@ mod tests {
         let now = first.created_at.plus(Duration::from_secs(60));
         let second = go_on(&mut first, &why.words, now).expect("sms");
         assert_eq!(second.expires_at, now.plus(Duration::from_secs(3600)));
-        assert_eq!(
-            ends_at(&second, &FallbackAfter::default()),
-            Some(now.plus(Duration::from_secs(60)))
-        );
-        assert_eq!((leg(&first), ends_at(&first, &FallbackAfter::default())), (None, None));
+        assert_eq!(ends_at(&second), Some(now.plus(Duration::from_secs(60))));
+        assert_eq!((leg(&first), ends_at(&first)), (None, None));
         let (left, right) = (first.fallback.expect("noted"), second.fallback.expect("noted"));
         assert_eq!((left.next, right.before), (Some(second.id), Some(first.id)));
         assert_eq!(
-            *left.notes[0],
+            *left.notes[0].text,
             *"no success within 1m on whatsapp (last: provider_unavailable); went on by sms"
         );
         let words = "no success within 1m on whatsapp (last: provider_unavailable)";
-        assert_eq!(*right.notes[0], *format!("it goes on with message {}: {words}", first.id));
+        assert_eq!(*right.notes[0].text, *format!("it goes on with message {}: {words}", first.id));
     }
 
     #[test]
@@ -236,12 +351,37 @@ mod tests {
     }
 
     #[test]
+    fn those_who_stand_in_get_one_text_of_all() {
+        let unheard = |contact: &str, what: &str| {
+            let mut message = message(Severity::Critical, 3600);
+            message.contact = Some(contact.into());
+            message.content.text = what.into();
+            Unheard::of(&message, "sms failed: bad_recipient", at(11))
+        };
+        let ana = unheard("ana", "kiel freezer 1:\n-10 °C");
+        insta::assert_snapshot!(
+            digest(std::slice::from_ref(&ana), 0, "duty", 10).expect("a text"),
+            @"Not reached: ana: kiel freezer 1: -10 °C [sms failed: bad_recipient]"
+        );
+        let all =
+            [&[ana.clone(), ana.clone(), ana.clone()][..], &[unheard("ben", &"x".repeat(90))]];
+        let all = [&all.concat()[..], &[unheard("cleo", "y"), unheard("duty", "z")]].concat();
+        insta::assert_snapshot!(digest(&all, 2, "duty", 2).expect("a text"), @r"
+        3 people were not reached with 7 messages:
+        ana: kiel freezer 1: -10 °C | kiel freezer 1: -10 °C | and 1 more [sms failed: bad_recipient]
+        ben: xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx... [sms failed: bad_recipient]
+        and 1 more
+        ");
+        assert_eq!(digest(&[unheard("duty", "z")], 0, "duty", 2), None);
+    }
+
+    #[test]
     fn who_is_unheard_is_noted_once() {
         let mut last = Message { then: Vec::new(), ..message(Severity::Critical, 3600) };
         assert_eq!(leg(&last), Some(Leg::Last));
         note_unheard(&mut last, "no success", at(11));
         assert_eq!(leg(&last), None);
         let notes = last.fallback.expect("noted").notes;
-        assert_eq!(*notes[0], *"no success; no other channel is left");
+        assert_eq!(*notes[0].text, *"no success; no other channel is left");
     }
 }

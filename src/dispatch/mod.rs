@@ -5,7 +5,9 @@
 //! next due time. Each attempt runs in a task of its own ([`attempt`]), which reads the row, makes
 //! "started" durable, calls the provider, and writes what came of it ([`outcome`]). What waited
 //! long is put together first ([`collapse`]), so that the end of an outage is no flood; that, and what
-//! ends without being sent, is done to many at once, in batches of bounded size ([`batch`]).
+//! ends without being sent, is done to many at once, in batches of bounded size ([`batch`]). What has
+//! no success in time goes by the contact's next channel too ([`fallback`] says when and why,
+//! [`handover`] writes it); who is reached by none is told to those of `notify.fallback`.
 //!
 //! **Invariants:** a message is taken by at most one attempt or command at a time; a message that
 //! is in the outbox table is in the queue; nothing leaves after its expiry.
@@ -13,8 +15,8 @@
 mod attempt;
 mod batch;
 mod collapse;
-#[cfg_attr(not(test), expect(dead_code, reason = "the queue asks it with the next commit"))]
 mod fallback;
+mod handover;
 mod lane;
 mod outcome;
 mod peer;
@@ -31,7 +33,8 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use self::queue::Waiting;
 pub use self::run::Dispatcher;
 use crate::clock::{Clock, Timestamp};
-use crate::model::{Channel, Message, MessageId, Reason, RunId, Status};
+use crate::model::{Channel, Message, MessageId, Reason, RunId, Status, Target};
+use crate::notify;
 use crate::provider::Provider;
 use crate::span::Span;
 use crate::store::{ReadError, Store};
@@ -246,6 +249,22 @@ pub struct Parts {
     pub lanes: Vec<LaneSpec>,
     /// Which providers serve a channel, by name, in failover order.
     pub routes: BTreeMap<Channel, Vec<Arc<str>>>,
+    /// When the next channel sends too, and who hears of the unreached: `[notify]`.
+    pub notify: notify::Config,
+}
+
+/// Somebody whom no channel reaches, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unreached {
+    /// The contact's name; where it is none, the address, masked.
+    pub contact: Arc<str>,
+    /// Since when.
+    #[serde(serialize_with = "crate::clock::rfc_3339::serialize")]
+    pub since: Timestamp,
+    /// Messages that it has not heard.
+    pub messages: u64,
+    /// Why, of the latest.
+    pub why: String,
 }
 
 /// A handle on the running dispatcher; clones share it.
@@ -265,6 +284,10 @@ struct Shared {
     held: AtomicBool,
     oldest_at: Mutex<Option<Timestamp>>,
     lanes: RwLock<Vec<LaneStatus>>,
+    /// Who hears of the unreached, and where.
+    fallback: RwLock<Vec<(Arc<str>, Vec<Target>)>>,
+    /// At most [`handover::UNREACHED_MAX`].
+    unreached: RwLock<BTreeMap<Arc<str>, Unreached>>,
 }
 
 enum Command {
@@ -402,6 +425,23 @@ impl Dispatch {
     /// Every lane as it stands.
     pub fn lanes(&self) -> Vec<LaneStatus> {
         self.shared.lanes.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says where those of `notify.fallback` are reached: after each load of the rules.
+    pub fn set_fallback(&self, contacts: Vec<(Arc<str>, Vec<Target>)>) {
+        *self.shared.fallback.write().unwrap_or_else(PoisonError::into_inner) = contacts;
+    }
+
+    /// The names of those who hear of the unreached.
+    pub fn fallback(&self) -> Vec<Arc<str>> {
+        let contacts = self.shared.fallback.read().unwrap_or_else(PoisonError::into_inner);
+        contacts.iter().map(|(name, _)| Arc::clone(name)).collect()
+    }
+
+    /// Who could be reached by no channel, and has not been since.
+    pub fn unreached(&self) -> Vec<Unreached> {
+        let unreached = self.shared.unreached.read().unwrap_or_else(PoisonError::into_inner);
+        unreached.values().cloned().collect()
     }
 
     /// How many messages have not ended.

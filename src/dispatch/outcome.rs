@@ -234,6 +234,9 @@ pub(super) fn put_right(message: &mut Message, at: AtStart) -> bool {
         let lifetime = message.expires_at.since(message.created_at);
         (message.created_at, message.expires_at) = (now, now.plus(lifetime));
     }
+    if let Some(since) = message.fallback.as_mut().and_then(|fallback| fallback.since.as_mut()) {
+        *since = (*since).min(now);
+    }
     message.due_at = message.due_at.min(now.plus(wait_max));
     let has_expired = message.expires_at <= now;
     if message.severity == Severity::Critical
@@ -270,7 +273,7 @@ pub(super) fn end(
     // What nobody wants any more goes nowhere else either; nor does what is too late, unless it is
     // critical and was kept from its next channel until then.
     let goes_on = match status {
-        Status::Failed => now < message.expires_at,
+        Status::Failed => now < message.expires_at || message.severity == Severity::Critical,
         Status::Expired => message.severity == Severity::Critical,
         _ => false,
     };

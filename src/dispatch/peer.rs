@@ -236,6 +236,12 @@ impl Peers {
         })
     }
 
+    /// What is wrong with this one.
+    pub(super) fn trouble_of(&self, peer: Peer, now: Timestamp) -> Option<&Trouble> {
+        let trouble = self.known.get(&peer)?.trouble.as_ref()?;
+        (trouble.state == LaneState::BreakerOpen || now < trouble.until).then_some(trouble)
+    }
+
     /// Forgets the one whose trouble is over first, where the table is full.
     fn make_room(&mut self) {
         if self.known.len() < self.config.count_max {

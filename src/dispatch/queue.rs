@@ -17,10 +17,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::collapse::{self, Thread, Turn};
+use super::fallback::{Clock, Leg};
 use super::lane::{Lane, Standing};
 use super::peer::{Peer, PeerNews, PeerStanding, Peers, Trouble};
 use crate::clock::Timestamp;
 use crate::model::{Channel, Message, MessageId, Severity};
+use crate::notify::FallbackAfter;
 
 /// What the queue knows of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,12 @@ pub(super) struct Waiting {
     pub(super) decided_until: Timestamp,
     /// About how many bytes its row takes.
     pub(super) bytes: u32,
+    /// Its time without success.
+    pub(super) clock: Clock,
+    /// When that is looked at next: at its end, or later where there was no reason to go on then.
+    fallback_at: Option<Timestamp>,
+    /// Attempts have been made.
+    pub(super) was_tried: bool,
 }
 
 impl Waiting {
@@ -78,6 +86,9 @@ impl Waiting {
             is_dated: message.left_out.is_some(),
             decided_until: Timestamp::default(),
             bytes: u32::try_from(message.size()).unwrap_or(u32::MAX),
+            clock: Clock::of(message),
+            fallback_at: None,
+            was_tried: message.attempt_count > 0,
         }
     }
 
@@ -193,10 +204,15 @@ pub(super) struct Queue {
     /// Those of each thread in their order, also the ones that are taken. One set for all: most
     /// threads have one message, and a set for each takes half a kilobyte.
     threads: BTreeSet<(Thread, Turn, MessageId)>,
-    /// What waited so long is put together; zero for never.
-    collapse_after: Duration,
     /// Of all rows together.
     bytes: u64,
+    /// When each one's time without success is looked at: those with another channel, whose own may
+    /// close before that, and those without. The taken ones too.
+    going_on: BTreeMap<Channel, BTreeSet<(Timestamp, MessageId)>>,
+    on_last: BTreeSet<(Timestamp, MessageId)>,
+    /// What waited so long is put together; zero for never.
+    collapse_after: Duration,
+    fallback_after: FallbackAfter,
 }
 
 /// What may happen now.
@@ -212,6 +228,14 @@ pub(super) struct Picked {
     pub(super) unwanted: Vec<MessageId>,
     /// When to look again, at the latest.
     pub(super) wake_at: Option<Timestamp>,
+}
+
+/// A message that its channel has not sent in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Overdue {
+    pub(super) id: MessageId,
+    /// Its channel is closed: it goes on whenever its time ends.
+    pub(super) at_once: bool,
 }
 
 /// Messages that are taken to be put together.
@@ -252,6 +276,11 @@ const LOOK_AHEAD: usize = 32;
 impl Queue {
     pub(super) fn new(collapse_after: Duration, peers: Peers) -> Self {
         Self { collapse_after, peers, ..Self::default() }
+    }
+
+    /// The same, with another time without success than the usual.
+    pub(super) fn falling_back(self, fallback_after: FallbackAfter) -> Self {
+        Self { fallback_after, ..self }
     }
 
     pub(super) fn get(&self, id: MessageId) -> Option<Waiting> {
@@ -388,6 +417,7 @@ impl Queue {
         self.remove(id);
         self.bytes += u64::from(waiting.bytes);
         self.expiries.insert((waiting.expires_at, id));
+        self.set_clock(&mut waiting, None);
         let Some((thread, turn)) = waiting.thread else {
             self.entries.insert(id, (waiting, Place::Behind));
             return self.release(id);
@@ -420,6 +450,11 @@ impl Queue {
         };
         self.bytes -= u64::from(waiting.bytes);
         self.leave(&waiting, place);
+        if let Some(at) = waiting.fallback_at
+            && let Some(clocks) = self.clocks(&waiting)
+        {
+            clocks.remove(&(at, id));
+        }
         let Some((thread, turn)) = waiting.thread else { return };
         self.threads.remove(&(thread, turn, id));
         let next = self.members(thread).next();
@@ -441,6 +476,91 @@ impl Queue {
     ) -> impl DoubleEndedIterator<Item = (Turn, MessageId)> {
         let last = (thread, collapse::LAST_TURN, MessageId::new(uuid::Uuid::max()));
         self.threads.range((thread, turn, id)..=last).map(|(_, turn, id)| (*turn, *id))
+    }
+
+    fn clocks(&mut self, waiting: &Waiting) -> Option<&mut BTreeSet<(Timestamp, MessageId)>> {
+        match waiting.clock.leg? {
+            Leg::Next => Some(self.going_on.entry(waiting.channel).or_default()),
+            Leg::Last => Some(&mut self.on_last),
+        }
+    }
+
+    /// Has its time without success looked at then; where `None`, when it ends.
+    fn set_clock(&mut self, waiting: &mut Waiting, at: Option<Timestamp>) {
+        let at = at.or_else(|| waiting.clock.ends_at(&self.fallback_after));
+        let before = std::mem::replace(&mut waiting.fallback_at, at);
+        let id = waiting.id;
+        let Some(clocks) = self.clocks(waiting) else { return };
+        before.map(|at| clocks.remove(&(at, id)));
+        at.map(|at| clocks.insert((at, id)));
+    }
+
+    /// Has the message's time without success looked at then.
+    pub(super) fn look_at(&mut self, id: MessageId, at: Timestamp) {
+        let Some((mut waiting, _)) = self.entries.get(&id).copied() else { return };
+        if waiting.fallback_at.is_none() {
+            return;
+        }
+        self.set_clock(&mut waiting, Some(at));
+        if let Some((known, _)) = self.entries.get_mut(&id) {
+            known.fallback_at = waiting.fallback_at;
+        }
+    }
+
+    /// Takes the message out of those whose time without success runs, until it is put in again.
+    pub(super) fn stop_clock(&mut self, id: MessageId) {
+        let Some((waiting, _)) = self.entries.get_mut(&id) else { return };
+        let Some(at) = waiting.fallback_at.take() else { return };
+        let waiting = *waiting;
+        if let Some(clocks) = self.clocks(&waiting) {
+            clocks.remove(&(at, id));
+        }
+    }
+
+    /// Messages whose time without success is to be looked at, and those that wait on one of the
+    /// channels in `closed` and have another. At most `most`; nothing is changed.
+    pub(super) fn overdue(&self, now: Timestamp, closed: &[Channel], most: usize) -> Vec<Overdue> {
+        let mut found = Vec::new();
+        for (channel, clocks) in &self.going_on {
+            let is_closed = closed.contains(channel);
+            for (at, id) in clocks {
+                if found.len() >= most || !(*at <= now || is_closed) {
+                    break;
+                }
+                // A closed channel's probe is waited for, but not for longer than its time.
+                let is_taken = self.is_taken(*id) == Some(true);
+                if *at <= now || !is_taken {
+                    let ends_at = self
+                        .entries
+                        .get(id)
+                        .and_then(|(waiting, _)| waiting.clock.ends_at(&self.fallback_after));
+                    let at_once = ends_at.is_some_and(|ends_at| ends_at > now);
+                    found.push(Overdue { id: *id, at_once });
+                }
+            }
+        }
+        let ended = self.on_last.iter().take_while(|(at, _)| *at <= now);
+        let ended = ended.take(most.saturating_sub(found.len()));
+        found.extend(ended.map(|(_, id)| Overdue { id: *id, at_once: false }));
+        found
+    }
+
+    /// When somebody's time without success is to be looked at next.
+    pub(super) fn next_clock(&self) -> Option<Timestamp> {
+        let first = |clocks: &BTreeSet<(Timestamp, MessageId)>| clocks.first().map(|(at, _)| *at);
+        self.going_on.values().chain([&self.on_last]).filter_map(first).min()
+    }
+
+    /// What is wrong with the endpoint that the message goes to.
+    pub(super) fn trouble(&self, waiting: &Waiting, now: Timestamp) -> Option<&Trouble> {
+        self.peers.trouble_of(waiting.peer, now)
+    }
+
+    /// The first of the message's thread, which it goes out behind.
+    pub(super) fn head(&self, waiting: &Waiting) -> Option<Waiting> {
+        let (thread, _) = waiting.thread.filter(|_| waiting.in_order)?;
+        let (_, head) = self.members(thread).next()?;
+        self.get(head)
     }
 
     /// Lets one that is behind others wait for its due time.

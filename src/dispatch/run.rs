@@ -1,7 +1,7 @@
 //! The task behind [`super::Dispatch`]: takes all that waits, decides, and sleeps until the next
 //! due time.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -9,19 +9,21 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{Id, JoinSet};
 
-use super::attempt::{self, Alike, Context, Report};
+use super::attempt::{self, Alike, Context, Ended, Report};
 use super::batch;
 use super::collapse::Collapse;
+use super::fallback::{self, Cause, Unheard};
+use super::handover::{self, Calls, FellBack, Late};
 use super::lane::{Lane, LaneChange, LaneNews, LaneSettings, Standing};
 use super::outcome::{Elsewhere, Limits};
 use super::peer::{PeerNews, Peers, Trouble};
-use super::queue::{Prospect, Queue, Room, Routes, Together, Waiting, prospect};
+use super::queue::{Overdue, Prospect, Queue, Room, Routes, Together, Waiting, prospect};
 use super::{
     Command, Config, ControlError, Dispatch, EndpointStatus, LaneState, LaneStatus, Parts, Shared,
-    outcome,
+    Unreached, outcome,
 };
 use crate::clock::Timestamp;
-use crate::model::{Channel, Message, MessageId, Reason, Status};
+use crate::model::{Channel, Message, MessageId, Reason, Severity, Status};
 use crate::provider::Provider;
 use crate::store::Op;
 use crate::telemetry::ByProvider;
@@ -36,6 +38,16 @@ const DECIDED_FOR: Duration = Duration::from_secs(5);
 /// After so long without a call that wanted for files, memory or ports, there are enough again. Longer
 /// than any such message waits.
 const WANTING_OVER_AFTER: Duration = Duration::from_secs(30);
+
+/// Whose time without success was up and whom something short has is looked at again after this.
+const CLOCK_AGAIN: Duration = Duration::from_millis(50);
+
+/// The same of one that only keeps its lane's rate, or its turn: something may happen to the lane.
+const RATE_AGAIN: Duration = Duration::from_secs(2);
+
+/// So long those who are not reached are gathered before somebody else is told of them: what closes
+/// one channel closes it for many.
+const GATHER: Duration = Duration::from_secs(5);
 
 /// The dispatcher, ready to run.
 pub struct Dispatcher {
@@ -63,6 +75,17 @@ pub struct Dispatcher {
     /// Commands on messages whose attempt has ended on disk and not here yet. As many at most as
     /// there are askers.
     early: Vec<Command>,
+    /// Messages that somebody has and that another channel had first: as many at most as are taken.
+    had: HashMap<MessageId, Channel>,
+    /// What those of `notify.fallback` are still to be told; at most [`handover::UNHEARD_MAX`], the
+    /// others are counted.
+    unheard: Vec<Unheard>,
+    unheard_more: usize,
+    /// When they are told, and when they were told last.
+    tell_at: Option<Timestamp>,
+    told_at: Option<Timestamp>,
+    /// A batch of messages goes on to its next channels.
+    is_falling_back: bool,
 }
 
 /// A kind of work on many messages at once.
@@ -89,13 +112,15 @@ impl Dispatcher {
     /// # Errors
     /// The store could not be read or written.
     pub async fn open(config: &Config, parts: Parts) -> anyhow::Result<(Dispatch, Self)> {
-        let Parts { store, clock, metrics, run, lanes: specs, routes } = parts;
+        let Parts { store, clock, metrics, run, lanes: specs, routes, notify } = parts;
         let now = clock.now();
         let limits = Limits { unanswered_repeats: config.give_up.unanswered_repeats };
         let mut queue = Queue::new(
             config.collapse_after.into(),
             Peers::new(config.endpoint.clone(), config.breaker.clone()),
-        );
+        )
+        .falling_back(notify.fallback_after);
+        let unheard = handover::untold(&store);
         let at_start = outcome::AtStart {
             now,
             unsure_since: clock.unsure_since(),
@@ -123,6 +148,16 @@ impl Dispatcher {
                 if cut_off.len() >= 1000 {
                     store.commit(std::mem::take(&mut cut_off)).await?;
                 }
+            }
+            // A crash came between the success of another channel and the end of this one.
+            if message.fallback.is_some()
+                && let Some(by) = handover::had_by(&store, &message)
+            {
+                handover::supersede(&mut message, by, now);
+                let mut op = Op::new();
+                op.put_message(&message);
+                store.commit(vec![op]).await?;
+                continue;
             }
             let mut waiting = Waiting::of(&message);
             for (index, spec) in specs.iter().enumerate().filter(|_| !message.attempts.is_empty()) {
@@ -174,6 +209,8 @@ impl Dispatcher {
             held: AtomicBool::new(false),
             oldest_at: Mutex::default(),
             lanes: RwLock::default(),
+            fallback: RwLock::default(),
+            unreached: RwLock::default(),
         });
         let (sender, commands) = mpsc::channel(64);
         let context = Context {
@@ -187,8 +224,11 @@ impl Dispatcher {
             ended_unsent: batch::EndedUnsent::default(),
             claims: Mutex::default(),
             alike: Alike::default(),
+            calls: Calls::default(),
+            notify,
+            expires_in: config.expires_in.into(),
         };
-        let dispatcher = Self {
+        let mut dispatcher = Self {
             context: Arc::new(context),
             shared: Arc::clone(&shared),
             commands,
@@ -205,7 +245,14 @@ impl Dispatcher {
             wanting_at: None,
             unread: HashMap::new(),
             early: Vec::new(),
+            had: HashMap::new(),
+            unheard: Vec::new(),
+            unheard_more: 0,
+            tell_at: None,
+            told_at: None,
+            is_falling_back: false,
         };
+        unheard.into_iter().for_each(|one| dispatcher.not_reached(one, now));
         dispatcher.show(now);
         Ok((Dispatch { shared, commands: sender }, dispatcher))
     }
@@ -216,6 +263,9 @@ impl Dispatcher {
             self.take_all();
             let now = self.context.clock.now();
             let wake_at = self.start_due(now);
+            let clock_at = self.fall_back(now);
+            let tell_at = self.tell_due(now);
+            let wake_at = [wake_at, clock_at, tell_at].into_iter().flatten().min();
             self.show(now);
             let nap = wake_at.map_or(Duration::from_secs(60), |at| at.since(now));
             let shared = Arc::clone(&self.shared);
@@ -301,6 +351,7 @@ impl Dispatcher {
             };
             let (context, provider) = (Arc::clone(&self.context), Arc::clone(provider));
             let name = Arc::clone(&lane.settings.name);
+            self.context.calls.begin(id);
             self.spawn(vec![id], Some(index), async move {
                 attempt::run(&context, id, &name, &*provider).await
             });
@@ -372,37 +423,53 @@ impl Dispatcher {
                     if lane.is_some() {
                         self.call_ended(id, &news, now);
                     }
+                    self.context.calls.forget(id);
                     self.requeue_from_store(id, now);
                 }
+                self.is_falling_back = false;
                 self.lane_news(lane, news, now);
                 return;
             }
         };
         if finished.lane.is_some() {
             ids.iter().for_each(|id| self.call_ended(*id, &finished.news, now));
+            ids.iter().for_each(|id| self.context.calls.forget(*id));
         }
         self.lane_news(finished.lane, finished.news, now);
         match finished.report {
             Report::Waits { message, elsewhere } => {
                 self.waits(&message, elsewhere, finished.lane, now);
             }
-            Report::Ended { follow_up } => {
+            Report::Ended { follow_up, ended } => {
                 self.forget(&ids);
                 if let Some(message) = follow_up {
                     self.queue.put(Waiting::of(&message));
                 }
+                match ended {
+                    Ended::Heard { contact, channel, beside } => {
+                        self.heard(&ids, contact.as_ref(), channel, beside.as_deref());
+                    }
+                    Ended::Unheard(unheard) => self.not_reached(unheard, now),
+                    Ended::Other => {}
+                }
+            }
+            Report::FellBack(fell) => self.fell_back(*fell, now),
+            Report::Told(messages) => {
+                messages.iter().for_each(|message| self.queue.put(Waiting::of(message)));
             }
             Report::Unread => self.put_off(&ids, now),
             // The store has failed, and with it this process; or another has ended it.
             Report::Lost => self.forget(&ids),
             Report::Batch(done) => self.batch_done(done, now),
         }
+        self.withdraw_had();
         self.obey_early();
     }
 
     fn batch_done(&mut self, done: batch::Done, now: Timestamp) {
         self.forget(&done.gone);
         self.put_off(&done.unread, now);
+        done.unheard.into_iter().for_each(|one| self.not_reached(one, now));
         for id in done.untouched {
             if let Some(waiting) = self.queue.get(id) {
                 self.queue.put(waiting);
@@ -468,14 +535,246 @@ impl Dispatcher {
                     waiting.due_at = now;
                 }
             }
-            // The closed lane holds it, and it is the first to go when that opens.
-            Prospect::Stopped => waiting.due_at = now,
+            // The closed lane holds it, and it is the first to go when that opens; the contact's next
+            // channel does not wait for that.
+            Prospect::Stopped => {
+                waiting.due_at = now;
+                self.queue.put(waiting);
+                return self.queue.look_at(message.id, now);
+            }
             Prospect::Refused if goes_on => return self.give_up_refused(message.id),
             // There is no other way: once more, when it has waited.
             Prospect::Refused => waiting.refused_until = waiting.due_at,
             Prospect::Done => return self.give_up_refused(message.id),
         }
         self.queue.put(waiting);
+    }
+
+    /// Has the next channel send of what had no success in time. Answers when to look again.
+    fn fall_back(&mut self, now: Timestamp) -> Option<Timestamp> {
+        // The end of the batch wakes us, and so does whoever lets go on.
+        if self.is_falling_back || self.shared.held.load(Ordering::Relaxed) {
+            return None;
+        }
+        let closed: Vec<Channel> = Channel::ALL
+            .iter()
+            .copied()
+            .filter(|channel| {
+                let states = self.lane_states(*channel, now);
+                states.contains(&LaneState::Stopped) && !states.contains(&LaneState::Up)
+            })
+            .collect();
+        let mut late = Vec::new();
+        for Overdue { id, at_once } in self.queue.overdue(now, &closed, handover::TOGETHER_MAX) {
+            let Some(waiting) = self.queue.get(id) else { continue };
+            let is_taken = self.queue.is_taken(id) == Some(true);
+            if is_taken && !self.context.calls.is_under_way(id) {
+                // Something short has it.
+                self.queue.look_at(id, now.plus(CLOCK_AGAIN));
+                continue;
+            }
+            let cause = self.cause(&waiting, is_taken, now);
+            if !at_once && waiting.clock.severity != Severity::Critical && cause.is_none() {
+                // It keeps its lane's rate, or its turn.
+                self.queue.look_at(id, now.plus(RATE_AGAIN));
+                continue;
+            }
+            self.queue.stop_clock(id);
+            if !is_taken {
+                self.queue.take(id);
+            }
+            late.push(Late { id, cause: cause.unwrap_or_default(), at_once });
+        }
+        if late.is_empty() {
+            return self.queue.next_clock();
+        }
+        self.is_falling_back = true;
+        let context = Arc::clone(&self.context);
+        let ids = late.iter().filter(|one| !one.cause.is_calling).map(|one| one.id).collect();
+        self.spawn(ids, None, async move {
+            (handover::fall_back(&context, late).await, LaneNews::Nothing)
+        });
+        None
+    }
+
+    fn lane_states(&self, channel: Channel, now: Timestamp) -> Vec<LaneState> {
+        let lanes = self.routes.of(channel).iter().filter_map(|index| self.lanes.get(*index));
+        lanes.map(|lane| lane.state(now).0).collect()
+    }
+
+    /// What keeps the message from its success, where that is more than its lane's rate or its turn.
+    fn cause(&self, waiting: &Waiting, is_calling: bool, now: Timestamp) -> Option<Cause> {
+        let mut closed = Vec::new();
+        for lane in
+            self.routes.of(waiting.channel).iter().filter_map(|index| self.lanes.get(*index))
+        {
+            let (state, reason, ..) = lane.state(now);
+            if state != LaneState::Up {
+                let reason = reason.unwrap_or(Reason::ProviderUnavailable);
+                closed.push((Arc::clone(&lane.settings.name), state, reason));
+            }
+        }
+        // One that is stopped says more than one that is left alone for a moment.
+        closed.sort_by_key(|(_, state, _)| *state != LaneState::Stopped);
+        if closed.len() < self.routes.of(waiting.channel).len() {
+            closed.clear();
+        }
+        let endpoint = self.queue.trouble(waiting, now);
+        let endpoint = endpoint.map(|one| (Arc::clone(&one.name), one.state, one.reason));
+        let lane = closed.into_iter().next().or(endpoint);
+        let head = self.queue.head(waiting);
+        let was_tried = waiting.was_tried || head.is_some_and(|head| head.was_tried);
+        (lane.is_some() || is_calling || was_tried).then_some(Cause { lane, is_calling })
+    }
+
+    fn fell_back(&mut self, fell: FellBack, now: Timestamp) {
+        self.is_falling_back = false;
+        self.forget(&fell.gone);
+        for message in &fell.waiting {
+            let mut waiting = Waiting::of(message);
+            if let Some(known) = self.queue.get(message.id) {
+                waiting.goes_on_from(&known);
+            }
+            self.queue.put(waiting);
+        }
+        for (of, next) in &fell.next {
+            let before = self.context.store.message(*of).ok().flatten();
+            let had = |message: &Message| {
+                fallback::is_success(message.status).then_some(message.target.channel)
+            };
+            if let Some(by) = had(next) {
+                self.had.insert(*of, by);
+                continue;
+            }
+            if next.status.is_final() {
+                continue;
+            }
+            if self.queue.get(next.id).is_none() {
+                self.queue.put(Waiting::of(next));
+            }
+            // It had success while this was written.
+            if let Some(by) = before.as_ref().and_then(had) {
+                self.had.insert(next.id, by);
+            }
+        }
+        fell.over.iter().for_each(|id| self.queue.look_at(*id, now));
+        fell.unheard.into_iter().for_each(|one| self.not_reached(one, now));
+    }
+
+    /// A message had success: what says the same elsewhere is needless.
+    fn heard(
+        &mut self,
+        ids: &[MessageId],
+        contact: Option<&Arc<str>>,
+        channel: Channel,
+        message: Option<&Message>,
+    ) {
+        if let Some(contact) = contact {
+            let mut unreached =
+                self.shared.unreached.write().unwrap_or_else(PoisonError::into_inner);
+            unreached.remove(contact);
+        }
+        for id in ids {
+            if let Some(by) = self.had.remove(id) {
+                let (context, id) = (Arc::clone(&self.context), *id);
+                self.spawn(Vec::new(), None, async move {
+                    (handover::explain_copy(&context, id, by).await, LaneNews::Nothing)
+                });
+            }
+        }
+        let Some(message) = message else { return };
+        let needless = match handover::made_needless(&self.context.store, message) {
+            Ok(needless) => needless,
+            Err(error) => {
+                tracing::error!(message_id = %message.id, %error, "what it makes needless cannot be read");
+                return;
+            }
+        };
+        for id in needless {
+            if self.queue.get(id).is_some() {
+                self.had.insert(id, channel);
+            }
+        }
+    }
+
+    /// Withdraws what another channel had first and nobody has.
+    fn withdraw_had(&mut self) {
+        if self.had.is_empty() {
+            return;
+        }
+        let queue = &self.queue;
+        self.had.retain(|id, _| queue.get(*id).is_some());
+        let free = |(id, by): (&MessageId, &Channel)| {
+            (queue.is_taken(*id) == Some(false)).then_some((*id, *by))
+        };
+        let mut by_channel: BTreeMap<Channel, Vec<MessageId>> = BTreeMap::new();
+        for (id, by) in self.had.iter().filter_map(free) {
+            by_channel.entry(by).or_default().push(id);
+        }
+        for (by, ids) in by_channel {
+            for id in &ids {
+                self.had.remove(id);
+                self.queue.take(*id);
+            }
+            let context = Arc::clone(&self.context);
+            self.spawn(ids.clone(), None, async move {
+                (handover::withdraw(&context, ids, by).await, LaneNews::Nothing)
+            });
+        }
+    }
+
+    /// No channel is left for somebody.
+    fn not_reached(&mut self, one: Unheard, now: Timestamp) {
+        {
+            let mut unreached =
+                self.shared.unreached.write().unwrap_or_else(PoisonError::into_inner);
+            if unreached.len() < handover::UNREACHED_MAX || unreached.contains_key(&one.contact) {
+                if !unreached.contains_key(&one.contact) {
+                    tracing::error!(
+                        message_id = %one.unheard, contact = %one.contact, detail = one.why,
+                        "somebody was not reached, and no other channel is left"
+                    );
+                }
+                let known =
+                    unreached.entry(Arc::clone(&one.contact)).or_insert_with(|| Unreached {
+                        contact: Arc::clone(&one.contact),
+                        since: one.at,
+                        messages: 0,
+                        why: String::new(),
+                    });
+                known.messages += 1;
+                known.why.clone_from(&one.why);
+            }
+        }
+        if self.unheard.len() >= handover::UNHEARD_MAX {
+            self.unheard_more += 1;
+            return;
+        }
+        self.unheard.push(one);
+        let soon = now.plus(GATHER);
+        let interval = self.context.notify.fallback_interval.get();
+        let at = self.told_at.map_or(soon, |told_at| soon.max(told_at.plus(interval)));
+        self.tell_at.get_or_insert(at);
+    }
+
+    /// Tells those of `notify.fallback` of all that have not been reached, in one message each.
+    fn tell_due(&mut self, now: Timestamp) -> Option<Timestamp> {
+        let at = self.tell_at?;
+        if now < at {
+            return Some(at);
+        }
+        self.tell_at = None;
+        let unheard = std::mem::take(&mut self.unheard);
+        let more = std::mem::take(&mut self.unheard_more);
+        let to = self.shared.fallback.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if !to.is_empty() {
+            self.told_at = Some(now);
+        }
+        let context = Arc::clone(&self.context);
+        self.spawn(Vec::new(), None, async move {
+            (handover::tell(&context, to, unheard, more).await, LaneNews::Nothing)
+        });
+        None
     }
 
     fn forget(&mut self, ids: &[MessageId]) {
@@ -686,7 +985,13 @@ impl Dispatcher {
                     if !again {
                         return None;
                     }
-                    let lifetime = message.expires_at.since(message.created_at);
+                    let lifetime = message.expires_at.since(message.began_at());
+                    // What had ended begins anew, and stands for itself; what waits goes on waiting.
+                    if message.status.is_final() {
+                        let fallback = message.fallback.get_or_insert_default();
+                        (fallback.before, fallback.next) = (None, None);
+                        (fallback.since, fallback.unheard_at) = (Some(now), None);
+                    }
                     if message.expires_at <= now {
                         message.expires_at = now.plus(lifetime);
                     }
@@ -709,7 +1014,7 @@ impl Dispatcher {
                     }
                     let detail = "withdrawn before a provider took it".to_owned();
                     outcome::end(message, Status::Canceled, Reason::Canceled, detail, now);
-                    Some(Report::Ended { follow_up: None })
+                    Some(Report::Ended { follow_up: None, ended: Ended::Other })
                 });
             }
         }
@@ -777,6 +1082,8 @@ impl Dispatcher {
         let oldest_at = self.queue.oldest_at();
         *self.shared.oldest_at.lock().unwrap_or_else(PoisonError::into_inner) = oldest_at;
         metrics.outbox_oldest.set(oldest_at.map_or(0, |at| at.wall().as_secs()));
+        let unreached = self.shared.unreached.read().unwrap_or_else(PoisonError::into_inner).len();
+        metrics.contacts_unreached.set(i64::try_from(unreached).unwrap_or(i64::MAX));
         let lanes: Vec<LaneStatus> =
             self.lanes.iter().map(|lane| self.lane_status(lane, now)).collect();
         for lane in &lanes {

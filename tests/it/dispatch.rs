@@ -206,6 +206,7 @@ impl Running {
             run: RunId::new(IdSource::new(1).next(Timestamp::default())),
             lanes,
             routes: BTreeMap::from([(Channel::Sms, names.clone()), (Channel::Webhook, names)]),
+            notify: Default::default(),
         };
         let (dispatch, dispatcher) = Dispatcher::open(&config, parts).await.unwrap();
         let (stop, stopped) = watch::channel(false);

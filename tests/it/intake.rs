@@ -42,6 +42,7 @@ pub(crate) async fn start(
         run: RunId::new(IdSource::new(1).next(Timestamp::default())),
         lanes: Vec::new(),
         routes: BTreeMap::new(),
+        notify: Default::default(),
     };
     let (dispatch, dispatcher) = Dispatcher::open(&Default::default(), parts).await.unwrap();
     let limits = Limits::default();

@@ -18,6 +18,7 @@ mod device;
 mod dispatch;
 mod events;
 mod fake;
+mod fallback;
 mod harness;
 mod import;
 mod intake;

@@ -179,10 +179,13 @@ fn of_message(message: &Message, entries: &mut Vec<Entry>) {
         entries.push(Entry { at, kind, reason, why, text, ..blank(message) });
     };
     let text = format!("{who}: {channel} to {address}: {:?}", message.content.text);
-    add(message.created_at, "queued", None, text);
+    add(message.began_at(), "queued", None, text);
     for attempt in &message.attempts {
         let (at, reason, text) = of_attempt(attempt);
         add(at, "attempt", reason, format!("{who}: {text}"));
+    }
+    for note in message.fallback.iter().flat_map(|fallback| &fallback.notes) {
+        add(note.at, "fallback", None, format!("{who}: {channel}: {}", note.text));
     }
     let status = message.status;
     match status {

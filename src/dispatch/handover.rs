@@ -1,0 +1,423 @@
+//! From one channel to the next, and back: what [`fallback`] decides, written to the store.
+//!
+//! Three things happen to a message here: the contact's next channel sends too, nobody is left to
+//! ask, or another channel had it first and it is withdrawn. Those of `notify.fallback` are told here.
+//!
+//! **Invariants:** whoever changes a row has it taken in the queue; an attempt that is under way has
+//! its row to itself, and is handed a note ([`Calls`]) that it writes with its outcome. What a crash
+//! cuts off is found again by the next start: the clocks are in the rows, and so is who stands beside
+//! whom.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::attempt::{Context, Report};
+use super::batch::{self, Done};
+use super::collapse;
+use super::fallback::{self, Cause, Clock, Leg, Unheard, Why};
+use super::outcome;
+use crate::clock::Timestamp;
+use crate::model::{
+    AlertId, AlertState, Channel, Content, Fallback, Message, MessageId, Reason, Severity, Status,
+    Target, Tells,
+};
+use crate::notify::plan::{self, Draft};
+use crate::store::keys::Table;
+use crate::store::{Op, ReadError, Store};
+use crate::telemetry::ByReason;
+
+/// So many messages at most go on to their next channel in one batch.
+pub(super) const TOGETHER_MAX: usize = 128;
+/// So many are remembered at most to be told to those of `notify.fallback`; the others are counted.
+pub(super) const UNHEARD_MAX: usize = 1000;
+/// So many people are remembered at most as unreached.
+pub(super) const UNREACHED_MAX: usize = 10_000;
+/// A message stands beside at most so many others: one for each further channel.
+const BESIDE_MAX: usize = 8;
+
+/// What an attempt under way is to write about its message with its outcome.
+#[derive(Clone, Debug)]
+pub(super) enum Mark {
+    /// The next channel sends too.
+    Next(MessageId, String, Timestamp),
+    /// No channel is left, since then.
+    Unheard(String, Timestamp),
+}
+
+/// The attempts that are under way, and what each is to note.
+#[derive(Debug, Default)]
+pub(super) struct Calls(Mutex<HashMap<MessageId, Option<Mark>>>);
+
+impl Calls {
+    fn with<T>(&self, work: impl FnOnce(&mut HashMap<MessageId, Option<Mark>>) -> T) -> T {
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// An attempt begins.
+    pub(super) fn begin(&self, id: MessageId) {
+        self.with(|calls| calls.insert(id, None));
+    }
+
+    /// Whether one is under way that will look for a note before it writes again.
+    pub(super) fn is_under_way(&self, id: MessageId) -> bool {
+        self.with(|calls| calls.contains_key(&id))
+    }
+
+    /// Leaves a note for the attempt; `false`: it is too late, its outcome is being written.
+    fn mark(&self, id: MessageId, mark: Mark) -> bool {
+        self.with(|calls| calls.get_mut(&id).map(|call| *call = Some(mark)).is_some())
+    }
+
+    /// Writes the note, if there is one, into the message. No more can come: what the caller makes
+    /// of the message is its outcome.
+    pub(super) fn end(&self, message: &mut Message) {
+        let mark = self.with(|calls| calls.remove(&message.id)).flatten();
+        mark.into_iter().for_each(|mark| note(message, mark));
+    }
+
+    /// The attempt is over, whatever has become of it.
+    pub(super) fn forget(&self, id: MessageId) {
+        self.with(|calls| calls.remove(&id));
+    }
+}
+
+fn note(message: &mut Message, mark: Mark) {
+    match mark {
+        Mark::Next(next, words, at) => fallback::note_next(message, next, &words, at),
+        Mark::Unheard(words, at) => fallback::note_unheard(message, &words, at),
+    }
+}
+
+/// A message whose time is up.
+#[derive(Debug)]
+pub(super) struct Late {
+    pub(super) id: MessageId,
+    /// What holds it up.
+    pub(super) cause: Cause,
+    /// Its channel is closed, and its time is not what has ended.
+    pub(super) at_once: bool,
+}
+
+/// What came of messages whose time was up.
+#[derive(Debug, Default)]
+pub(super) struct FellBack {
+    /// These wait on.
+    pub(super) waiting: Vec<Message>,
+    /// These have ended or cannot be read.
+    pub(super) gone: Vec<MessageId>,
+    /// Of which message, and the one on the next channel.
+    pub(super) next: Vec<(MessageId, Message)>,
+    /// Those whom no channel is left for.
+    pub(super) unheard: Vec<Unheard>,
+    /// To be looked at as well: they say that something is over of which nobody was told.
+    pub(super) over: Vec<MessageId>,
+}
+
+/// Lets the next channels of these messages send, or notes that there is none; in one commit.
+pub(super) async fn fall_back(context: &Context, late: Vec<Late>) -> Report {
+    let now = context.clock.now();
+    let (mut ops, mut fell) = (Vec::new(), FellBack::default());
+    for one in late {
+        let mut op = Op::new();
+        fall_back_one(context, &one, now, &mut op, &mut fell);
+        ops.push(op);
+    }
+    if context.store.commit(ops).await.is_err() {
+        return Report::Lost;
+    }
+    if let Some((_, next)) = fell.next.first() {
+        tracing::warn!(
+            message_id = %next.id, channel = %next.target.channel, to = %next.target.address,
+            contact = next.contact.as_deref(), count = fell.next.len(),
+            detail = next.detail.as_deref().unwrap_or_default(),
+            "a channel had no success in time: the next one sends too"
+        );
+    }
+    Report::FellBack(Box::new(fell))
+}
+
+fn fall_back_one(context: &Context, late: &Late, now: Timestamp, op: &mut Op, fell: &mut FellBack) {
+    let is_calling = late.cause.is_calling;
+    let mut message = match context.store.message(late.id) {
+        Ok(Some(message)) if !message.status.is_final() => message,
+        _ => {
+            // What an attempt has is not ours to forget.
+            fell.gone.extend((!is_calling).then_some(late.id));
+            return;
+        }
+    };
+    if !is_calling && let Some(over) = over_unheard(context, &message) {
+        let detail = "it was over before anybody was told of it".to_owned();
+        outcome::end(&mut message, Status::Canceled, Reason::Over, detail, now);
+        op.put_message(&message);
+        context.metrics.messages_left_out.get_or_create(&ByReason { reason: Reason::Over }).inc();
+        fell.gone.push(message.id);
+        fell.over.extend(over);
+        return;
+    }
+    let within = Clock::of(&message).allowed(&context.notify.fallback_after);
+    let why = Why::of(&message, within.filter(|_| !late.at_once), &late.cause);
+    match fallback::leg(&message) {
+        Some(Leg::Next) => {
+            let mut noted = message.clone();
+            let Some(next) = fallback::go_on(&mut noted, &why.words, now) else { return };
+            let note = format!("{}; went on by {}", why.words, next.target.channel);
+            if is_calling && !context.calls.mark(message.id, Mark::Next(next.id, note, now)) {
+                return;
+            }
+            context.metrics.fallbacks.get_or_create(&ByReason { reason: why.reason }).inc();
+            match context.store.message(next.id) {
+                // A crash came between it and the note on this one, or it was planned twice.
+                Ok(Some(known)) => fell.next.push((message.id, known)),
+                _ => {
+                    op.put_new_message(&next);
+                    fell.next.push((message.id, next));
+                }
+            }
+            message = noted;
+        }
+        Some(Leg::Last) => {
+            let mark = Mark::Unheard(why.words.clone(), now);
+            if is_calling && !context.calls.mark(message.id, mark) {
+                return;
+            }
+            fallback::note_unheard(&mut message, &why.words, now);
+            fell.unheard.extend(unheard(&message, &why.words, now, op));
+        }
+        None => {}
+    }
+    if !is_calling {
+        op.put_message(&message);
+        fell.waiting.push(message);
+    }
+}
+
+/// Notes for those of `notify.fallback` that the message was not heard; `None` where it is none of
+/// their business.
+fn unheard(message: &Message, why: &str, now: Timestamp, op: &mut Op) -> Option<Unheard> {
+    let is_digest = message.fallback.as_ref().is_some_and(|fallback| fallback.is_digest);
+    if message.severity == Severity::Info && message.fallback_after.is_none() {
+        return None;
+    }
+    let unheard = Unheard::of(message, why, now);
+    // Those who stand in are told of others, not of each other: that would have no end.
+    if !is_digest {
+        op.put_row(Table::Engine, message.id.partition(), &Unheard::key(message.id), &unheard);
+    }
+    Some(unheard)
+}
+
+/// What belongs into the operation in which a message ends without success: the one that goes on,
+/// where it is not there already; else, where no channel goes on, has gone on, or had success, that
+/// nobody heard it.
+pub(super) fn end_unsent(
+    context: &Context,
+    message: &mut Message,
+    follow_up: &mut Option<Box<Message>>,
+    op: &mut Op,
+) -> Option<Unheard> {
+    if let Some(new) = follow_up {
+        // One that is there has its own way behind it: it is not begun anew.
+        match context.store.message(new.id) {
+            Ok(Some(_)) => *follow_up = None,
+            _ => op.put_new_message(new),
+        }
+        return None;
+    }
+    let now = message.updated_at;
+    let ended = matches!(message.status, Status::Failed | Status::Expired);
+    if !ended || fallback::leg(message) != Some(Leg::Last) {
+        return None;
+    }
+    let beside = beside(&context.store, message).unwrap_or_default();
+    if beside.iter().any(|other| fallback::is_success(other.status)) {
+        return None;
+    }
+    let reason = message.reason.unwrap_or(Reason::Expired);
+    let why = format!("{} {}: {reason}", message.target.channel, message.status);
+    fallback::note_unheard(message, &why, now);
+    unheard(message, &why, now, op)
+}
+
+/// Where the message tells of an alert that is over, or that it is over, and nobody was told by any
+/// channel that it had begun: nobody needs to hear of it. Gives those that say that it is over.
+fn over_unheard(context: &Context, message: &Message) -> Option<Vec<MessageId>> {
+    let alert = message.alert.as_ref().filter(|alert| alert.tells == Tells::Alert)?;
+    let all = context.store.messages_of(alert.id).ok()?;
+    let mut all = all.iter().filter(|other| other.contact == message.contact);
+    let (mut begun, mut over) = (false, Vec::new());
+    for other in all.by_ref() {
+        let of = other.alert.as_ref()?;
+        if collapse::tells(other) || of.tells != Tells::Alert {
+            return None;
+        }
+        match of.state {
+            AlertState::Firing => begun = true,
+            AlertState::Cleared if !other.status.is_final() => over.push(other.id),
+            AlertState::Cleared => {}
+        }
+    }
+    let nobody_knows = begun && !over.is_empty();
+    if !nobody_knows || batch::is_told_with_others(context, alert.id, message.contact.as_ref()) {
+        return None;
+    }
+    over.retain(|id| *id != message.id);
+    Some(over)
+}
+
+/// The messages that say the same to the contact on its other channels.
+///
+/// # Errors
+/// A row cannot be read.
+pub(super) fn beside(store: &Store, message: &Message) -> Result<Vec<Message>, ReadError> {
+    let mut found: Vec<Message> = Vec::new();
+    let mut follow = |to: fn(&Fallback) -> Option<MessageId>| {
+        let mut at = message.fallback.as_deref().and_then(to);
+        while let Some(id) = at.filter(|_| found.len() < BESIDE_MAX)
+            && let Some(other) = store.message(id)?
+        {
+            at = other.fallback.as_deref().and_then(to);
+            found.push(other);
+        }
+        Ok::<(), ReadError>(())
+    };
+    follow(|fallback| fallback.before)?;
+    follow(|fallback| fallback.next)?;
+    Ok(found)
+}
+
+/// What this message, which has had success, makes needless: what says the same on other channels,
+/// and what tells the contact of the same alert what was before.
+pub(super) fn made_needless(store: &Store, message: &Message) -> Result<Vec<MessageId>, ReadError> {
+    let beside = beside(store, message)?;
+    let mut ids: BTreeSet<MessageId> =
+        beside.iter().filter(|other| !other.status.is_final()).map(|other| other.id).collect();
+    if let Some(alert) = &message.alert {
+        let turn = (alert.state, message.created_at);
+        let is_older = |other: &&Message| {
+            other
+                .alert
+                .as_ref()
+                .is_some_and(|of| of.tells == Tells::Alert && (of.state, other.created_at) <= turn)
+        };
+        let all = store.messages_of(alert.id)?;
+        let waiting = all.iter().filter(|other| !other.status.is_final());
+        let of_contact = waiting.filter(|other| other.contact == message.contact);
+        let elsewhere = of_contact.filter(|other| other.target != message.target);
+        ids.extend(elsewhere.filter(is_older).map(|other| other.id));
+    }
+    ids.remove(&message.id);
+    Ok(ids.into_iter().collect())
+}
+
+/// The channel that had it first, where one of those beside the message has had success.
+pub(super) fn had_by(store: &Store, message: &Message) -> Option<Channel> {
+    let beside = beside(store, message).ok()?;
+    let had = beside.iter().find(|other| fallback::is_success(other.status))?;
+    Some(had.target.channel)
+}
+
+/// Ends a message that another channel had first.
+pub(super) fn supersede(message: &mut Message, by: Channel, now: Timestamp) {
+    let words = fallback::had_it(by);
+    message.fallback.get_or_insert_default().note(&words, now);
+    outcome::end(message, Status::Canceled, Reason::Superseded, words, now);
+}
+
+/// Withdraws messages that wait and that another channel had first.
+pub(super) async fn withdraw(context: &Context, ids: Vec<MessageId>, by: Channel) -> Report {
+    let (now, mut ops) = (context.clock.now(), Vec::new());
+    for id in &ids {
+        let Ok(Some(mut message)) = context.store.message(*id) else { continue };
+        if message.status.is_final() {
+            continue;
+        }
+        supersede(&mut message, by, now);
+        let mut op = Op::new();
+        op.put_message(&message);
+        ops.push(op);
+        let reason = Reason::Superseded;
+        context.metrics.messages_left_out.get_or_create(&ByReason { reason }).inc();
+    }
+    if context.store.commit(ops).await.is_err() {
+        return Report::Lost;
+    }
+    Report::Batch(Done { gone: ids, ..Done::default() })
+}
+
+/// Notes on a message that went out that another channel had it first.
+pub(super) async fn explain_copy(context: &Context, id: MessageId, by: Channel) -> Report {
+    let mut op = Op::new();
+    if let Ok(Some(mut message)) = context.store.message(id)
+        && message.status.is_final()
+    {
+        message.fallback.get_or_insert_default().note(&fallback::came_too(by), context.clock.now());
+        op.put_message(&message);
+        drop(context.store.commit(vec![op]).await);
+    }
+    Report::Lost
+}
+
+/// Tells those who stand in whom nobody has reached. Gives the messages, which are durable, and with
+/// them that it needs not be told again.
+pub(super) async fn tell(
+    context: &Context,
+    to: Vec<(Arc<str>, Vec<Target>)>,
+    unheard: Vec<Unheard>,
+    more: usize,
+) -> Report {
+    let (now, mut op, mut messages) = (context.clock.now(), Op::new(), Vec::new());
+    let Some(first) = unheard.first() else { return Report::Lost };
+    let origin = AlertId::new(*first.unheard.as_uuid());
+    let severity = unheard.iter().map(|one| one.severity).max().unwrap_or_default();
+    let nth = u32::try_from(now.as_secs() & 0x7fff_ffff).unwrap_or_default() | 1 << 31;
+    for (name, targets) in to {
+        let text = fallback::digest(&unheard, more, &name, context.notify.names_max);
+        let mut targets = targets.into_iter();
+        let (Some(text), Some(target)) = (text, targets.next()) else { continue };
+        let Target { channel, address } = &target;
+        let draft = Draft {
+            id: MessageId::derive_nth(origin, AlertState::Firing, nth, *channel, address),
+            alert: None,
+            contact: Some(name),
+            target,
+            then: targets.collect(),
+            severity,
+            content: Content {
+                title: Some("Not reached".into()),
+                text: text.into(),
+                template: None,
+            },
+            expires_in: context.expires_in,
+            fallback_after: None,
+        };
+        let mut message = plan::compose(draft, now);
+        message.fallback.get_or_insert_default().is_digest = true;
+        op.put_new_message(&message);
+        messages.push(message);
+    }
+    for one in &unheard {
+        op.remove_row(Table::Engine, one.unheard.partition(), &Unheard::key(one.unheard));
+    }
+    if context.store.commit(vec![op]).await.is_err() {
+        return Report::Lost;
+    }
+    let people: BTreeSet<&str> = unheard.iter().map(|one| &*one.contact).collect();
+    if messages.is_empty() {
+        return Report::Lost;
+    }
+    tracing::warn!(
+        people = people.len(),
+        messages = unheard.len() + more,
+        told = messages.len(),
+        "those of notify.fallback are told who could not be reached"
+    );
+    Report::Told(messages)
+}
+
+/// Those who were not reached before the process ended and of whom nobody has been told.
+pub(super) fn untold(store: &Store) -> Vec<Unheard> {
+    // The rows of others in this table are none of these.
+    let rows = store.rows::<Unheard>(Table::Engine).filter_map(Result::ok);
+    rows.take(UNHEARD_MAX).collect()
+}
