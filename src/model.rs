@@ -953,6 +953,9 @@ pub struct Fallback {
     /// When it was found that no channel is left: those of `notify.fallback` hear of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unheard_at: Option<Timestamp>,
+    /// An operator has put it back after its end: it stands for itself, and no other makes it needless.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_alone: bool,
     /// It tells the contacts of `notify.fallback` who could not be reached.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_digest: bool,

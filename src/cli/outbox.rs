@@ -338,9 +338,10 @@ fn show(message: &Message, now: Timestamp, out: &mut dyn Write) -> anyhow::Resul
     if earlier > 0 {
         writeln!(out, "  {:24}  {earlier} attempts before the latest {kept}", "…")?;
     }
+    let mut lines: Vec<(&str, String)> = Vec::new();
     for attempt in &message.attempts {
         let what = format!("attempt {} by {}", attempt.number, attempt.provider);
-        writeln!(out, "  {}  {what} started", attempt.started_at)?;
+        lines.push((&attempt.started_at, format!("{what} started")));
         let because = [attempt.reason.as_deref(), attempt.detail.as_deref()];
         let because: Vec<&str> = because.into_iter().flatten().collect();
         let outcome = match attempt.outcome.as_str() {
@@ -351,10 +352,15 @@ fn show(message: &Message, now: Timestamp, out: &mut dyn Write) -> anyhow::Resul
             _ => "no outcome yet".to_owned(),
         };
         let ended = attempt.ended_at.as_deref().unwrap_or("…");
-        writeln!(out, "  {ended:24}  {what}: {}", text::cut(&outcome, 300))?;
+        lines.push((ended, format!("{what}: {}", text::cut(&outcome, 300))));
     }
     for note in message.fallback.iter().flat_map(|fallback| &fallback.notes) {
-        writeln!(out, "  {}  {}", note.at, text::cut(&note.text, 300))?;
+        lines.push((&note.at, text::cut(&note.text, 300)));
+    }
+    // RFC 3339 of one length sorts as text, and what has no time yet comes last.
+    lines.sort_by_key(|(at, _)| *at);
+    for (at, line) in lines {
+        writeln!(out, "  {at:24}  {line}")?;
     }
     if let Some(due) = &message.due_at {
         writeln!(out, "  {due}  next attempt due ({})", text::distance(due, now))?;

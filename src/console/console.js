@@ -451,6 +451,7 @@ async function showTrail(id, cell) {
   }
   const time = (text) => new Date(text).toLocaleString();
   const lines = [time(message.created_at) + ": entered the outbox"];
+  for (const note of message.fallback?.notes || []) lines.push(time(note.at) + ": " + note.text);
   for (const attempt of message.attempts) {
     const because = [attempt.reason, attempt.detail].filter(Boolean).join(": ");
     const what = "attempt " + attempt.number + " by " + attempt.provider + ": " + attempt.outcome;

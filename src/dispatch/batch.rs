@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 
 use super::attempt::{self, Context, Report};
 use super::collapse;
-use super::fallback::Unheard;
+use super::fallback::{self, Unheard};
 use super::handover;
 use super::outcome::Next;
 use super::queue::{Together, Waiting};
+use super::run::DECIDED_FOR;
 use crate::model::tell::StepKind;
 use crate::model::{AlertId, Message, MessageId, Reason, Status};
 use crate::store::Op;
@@ -172,7 +173,12 @@ fn put_thread_together(
         let mut messages = messages.iter().filter(|message| message.contact == contact);
         messages.any(collapse::tells) || is_told_with_others(context, alert, contact.as_ref())
     };
-    let decision = context.collapse.decide(thread, more, told, now);
+    let oldest = thread.iter().map(Message::began_at).min();
+    let mut decision = context.collapse.decide(thread, more, told, now);
+    if let (Some(kept), Some(oldest)) = (&mut decision.kept, oldest) {
+        let usual = &context.notify.fallback_after;
+        fallback::inherit(kept, oldest, usual, (now, DECIDED_FOR));
+    }
     let mut op = Op::new();
     for message in decision.kept.iter().chain(&decision.ended) {
         op.put_message(message);

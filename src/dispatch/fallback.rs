@@ -160,6 +160,24 @@ pub(super) fn note_unheard(message: &mut Message, words: &str, now: Timestamp) {
     fallback.note(&format!("{words}; no other channel is left"), now);
 }
 
+/// What is put together of several takes over the clock of the one that has waited longest: news that
+/// come faster than the clock ends must not keep a contact waiting for ever. It has `grace` at least,
+/// because it is about to be sent.
+pub(super) fn inherit(
+    kept: &mut Message,
+    oldest: Timestamp,
+    usual: &FallbackAfter,
+    (now, grace): (Timestamp, Duration),
+) {
+    let clock = Clock::of(kept);
+    let (Some(_), Some(allowed)) = (clock.leg, clock.allowed(usual)) else { return };
+    let least = now.plus(grace).minus(allowed.get());
+    let since = oldest.max(least);
+    if since < kept.began_at() {
+        kept.fallback.get_or_insert_default().since = Some(since);
+    }
+}
+
 /// Why a message is withdrawn that another channel had first.
 pub(super) fn had_it(channel: Channel) -> String {
     format!("{channel} had it first")
@@ -351,6 +369,23 @@ mod tests {
     }
 
     #[test]
+    fn news_that_come_faster_than_the_clock_do_not_put_it_off() {
+        let usual = FallbackAfter::default();
+        let mut kept = message(Severity::Warning, 24 * 3600);
+        let began = kept.began_at();
+        let now = began.plus(Duration::from_secs(60));
+        let grace = Duration::from_secs(5);
+        let ago = |secs| began.minus(Duration::from_secs(secs));
+        inherit(&mut kept, ago(120), &usual, (now, grace));
+        assert_eq!(kept.began_at(), ago(120));
+        // Its time would have been over: it has a moment, because it is about to be sent.
+        inherit(&mut kept, ago(3600), &usual, (now, grace));
+        assert_eq!(ends_at(&kept), Some(now.plus(grace)));
+        inherit(&mut kept, began, &usual, (now, grace));
+        assert_eq!(ends_at(&kept), Some(now.plus(grace)));
+    }
+
+    #[test]
     fn those_who_stand_in_get_one_text_of_all() {
         let unheard = |contact: &str, what: &str| {
             let mut message = message(Severity::Critical, 3600);
@@ -363,8 +398,7 @@ mod tests {
             digest(std::slice::from_ref(&ana), 0, "duty", 10).expect("a text"),
             @"Not reached: ana: kiel freezer 1: -10 °C [sms failed: bad_recipient]"
         );
-        let all =
-            [&[ana.clone(), ana.clone(), ana.clone()][..], &[unheard("ben", &"x".repeat(90))]];
+        let all = [&[ana.clone(), ana.clone(), ana][..], &[unheard("ben", &"x".repeat(90))]];
         let all = [&all.concat()[..], &[unheard("cleo", "y"), unheard("duty", "z")]].concat();
         insta::assert_snapshot!(digest(&all, 2, "duty", 2).expect("a text"), @r"
         3 people were not reached with 7 messages:

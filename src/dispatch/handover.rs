@@ -275,6 +275,7 @@ pub(super) fn beside(store: &Store, message: &Message) -> Result<Vec<Message>, R
         let mut at = message.fallback.as_deref().and_then(to);
         while let Some(id) = at.filter(|_| found.len() < BESIDE_MAX)
             && let Some(other) = store.message(id)?
+            && !is_alone(&other)
         {
             at = other.fallback.as_deref().and_then(to);
             found.push(other);
@@ -284,6 +285,10 @@ pub(super) fn beside(store: &Store, message: &Message) -> Result<Vec<Message>, R
     follow(|fallback| fallback.before)?;
     follow(|fallback| fallback.next)?;
     Ok(found)
+}
+
+fn is_alone(message: &Message) -> bool {
+    message.fallback.as_ref().is_some_and(|fallback| fallback.is_alone)
 }
 
 /// What this message, which has had success, makes needless: what says the same on other channels,
@@ -303,7 +308,8 @@ pub(super) fn made_needless(store: &Store, message: &Message) -> Result<Vec<Mess
         let all = store.messages_of(alert.id)?;
         let waiting = all.iter().filter(|other| !other.status.is_final());
         let of_contact = waiting.filter(|other| other.contact == message.contact);
-        let elsewhere = of_contact.filter(|other| other.target != message.target);
+        let elsewhere =
+            of_contact.filter(|other| other.target != message.target && !is_alone(other));
         ids.extend(elsewhere.filter(is_older).map(|other| other.id));
     }
     ids.remove(&message.id);
@@ -315,6 +321,14 @@ pub(super) fn had_by(store: &Store, message: &Message) -> Option<Channel> {
     let beside = beside(store, message).ok()?;
     let had = beside.iter().find(|other| fallback::is_success(other.status))?;
     Some(had.target.channel)
+}
+
+/// The same for one that has had success itself, where the other was earlier.
+pub(super) fn had_before(store: &Store, message: &Message) -> Option<Channel> {
+    let turn = |message: &Message| (message.updated_at, message.id);
+    let beside = beside(store, message).ok()?;
+    let mut had = beside.iter().filter(|other| fallback::is_success(other.status));
+    had.find(|other| turn(other) < turn(message)).map(|other| other.target.channel)
 }
 
 /// Ends a message that another channel had first.

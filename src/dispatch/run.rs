@@ -33,7 +33,7 @@ const INBOX_KEPT: usize = 4096;
 
 /// A message in which others have just been put together is sent as it is for so long, also when
 /// newer ones have come: they could hold it up for ever.
-const DECIDED_FOR: Duration = Duration::from_secs(5);
+pub(super) const DECIDED_FOR: Duration = Duration::from_secs(5);
 
 /// After so long without a call that wanted for files, memory or ports, there are enough again. Longer
 /// than any such message waits.
@@ -675,14 +675,16 @@ impl Dispatcher {
             unreached.remove(contact);
         }
         for id in ids {
-            if let Some(by) = self.had.remove(id) {
-                let (context, id) = (Arc::clone(&self.context), *id);
-                self.spawn(Vec::new(), None, async move {
-                    (handover::explain_copy(&context, id, by).await, LaneNews::Nothing)
-                });
-            }
+            self.had.remove(id);
         }
         let Some(message) = message else { return };
+        // Its attempt was under way when another had success: it could not be called back.
+        if let Some(by) = handover::had_before(&self.context.store, message) {
+            let (context, id) = (Arc::clone(&self.context), message.id);
+            self.spawn(Vec::new(), None, async move {
+                (handover::explain_copy(&context, id, by).await, LaneNews::Nothing)
+            });
+        }
         let needless = match handover::made_needless(&self.context.store, message) {
             Ok(needless) => needless,
             Err(error) => {
@@ -991,6 +993,7 @@ impl Dispatcher {
                         let fallback = message.fallback.get_or_insert_default();
                         (fallback.before, fallback.next) = (None, None);
                         (fallback.since, fallback.unheard_at) = (Some(now), None);
+                        fallback.is_alone = true;
                     }
                     if message.expires_at <= now {
                         message.expires_at = now.plus(lifetime);

@@ -69,7 +69,7 @@ impl Reason {
             Self::Storm => "Too many alerts fire under one topic, and one message tells of all.",
             Self::Flapping => "Its state changes too often to be told.",
             Self::Over => "It was over before anybody was told that it had begun.",
-            Self::Superseded => "What was said later tells how it stands now.",
+            Self::Superseded => "Another message has told it, or tells how it stands now.",
             Self::RuleChanged => "The rule means something else since it was loaded again.",
             Self::RuleRemoved => "The rule is gone.",
             Self::Forgotten => "The instance was forgotten, by an operator or by its `forget`.",

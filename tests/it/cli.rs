@@ -209,7 +209,7 @@ async fn a_stopped_lane_is_what_the_status_shows() {
     let refusing = json!({ "code": 20003, "message": TOKEN, "status": 401 });
     let fake = Fake::answering(move |_| Answer::json(401, &refusing)).await;
     let process = start(&fake).await;
-    process.done(&["send", "--to", "ana", "a text that is in no log"]).await;
+    process.done(&["send", "--to", "ana", "--by", "sms", "a text that is in no log"]).await;
     let stopped = async || {
         let said = process.done(&["status"]).await;
         said.contains("stopped").then_some(said)

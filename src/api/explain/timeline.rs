@@ -171,6 +171,12 @@ fn blank(message: &Message) -> Entry {
     }
 }
 
+/// When it came into the outbox: one that goes on with another keeps that one's place, and not its
+/// time.
+pub(super) fn began(message: &Message) -> Timestamp {
+    message.began_at().max(message.created_at)
+}
+
 fn of_message(message: &Message, entries: &mut Vec<Entry>) {
     let who = message.contact.as_deref().unwrap_or("nobody by name");
     let (channel, address) = (message.target.channel, &message.target.address);
@@ -179,7 +185,7 @@ fn of_message(message: &Message, entries: &mut Vec<Entry>) {
         entries.push(Entry { at, kind, reason, why, text, ..blank(message) });
     };
     let text = format!("{who}: {channel} to {address}: {:?}", message.content.text);
-    add(message.began_at(), "queued", None, text);
+    add(began(message), "queued", None, text);
     for attempt in &message.attempts {
         let (at, reason, text) = of_attempt(attempt);
         add(at, "attempt", reason, format!("{who}: {text}"));

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Past;
-use super::timeline::{because, name, shown};
+use super::timeline::{because, began, name, shown};
 use crate::clock::Timestamp;
 use crate::dispatch::{LaneState, LaneStatus};
 use crate::intake::desk::alerts::{AlertNow, Stand};
@@ -195,11 +195,11 @@ fn nobody(facts: &Facts, past: &Past) -> Option<String> {
 /// What became of messages to one contact; `None` where there is none.
 fn of_messages(messages: &[&Message], past: &Past) -> Option<String> {
     let reached = |message: &&&Message| is_reached(message);
-    let last = messages.iter().max_by_key(|message| message.created_at)?;
-    let told = messages.iter().filter(reached).max_by_key(|message| message.created_at);
+    let last = messages.iter().max_by_key(|message| began(message))?;
+    let told = messages.iter().filter(reached).max_by_key(|message| began(message));
     let waiting = messages.iter().filter(|message| !message.status.is_final());
     let count = waiting.clone().count();
-    let waiting = waiting.max_by_key(|message| message.created_at);
+    let waiting = waiting.max_by_key(|message| began(message));
     let waits = waiting.map_or_else(String::new, |waiting| {
         let because = waits_because(waiting, past);
         match count {
@@ -213,12 +213,12 @@ fn of_messages(messages: &[&Message], past: &Past) -> Option<String> {
             let more = if past.is_part { " or more" } else { "" };
             let times =
                 if times > 1 { format!(" {times} times{more}, last") } else { String::new() };
-            let (channel, at, status) = (told.target.channel, shown(told.created_at), told.status);
+            let (channel, at, status) = (told.target.channel, shown(began(told)), told.status);
             let lost = lost_since(told, messages);
             format!("was told{times} by {channel} at {at} ({status}){waits}.{lost}")
         }
         (None, Some(waiting)) => {
-            let (channel, at) = (waiting.target.channel, shown(waiting.created_at));
+            let (channel, at) = (waiting.target.channel, shown(began(waiting)));
             let because = waits_because(waiting, past);
             format!("is not reached yet: the {channel} of {at} waits{because}.")
         }
@@ -263,13 +263,13 @@ fn lost_since(told: &Message, messages: &[&Message]) -> String {
         let is_needless = matches!(message.reason, Some(Reason::Superseded | Reason::Over));
         message.status.is_final() && !is_reached(message) && !is_needless
     };
-    let since = (told.created_at, told.id);
+    let since = (began(told), told.id);
     let lost = messages.iter().filter(is_lost);
-    let lost = lost.filter(|message| (message.created_at, message.id) > since);
-    let Some(last) = lost.clone().max_by_key(|message| (message.created_at, message.id)) else {
+    let lost = lost.filter(|message| (began(message), message.id) > since);
+    let Some(last) = lost.clone().max_by_key(|message| (began(message), message.id)) else {
         return String::new();
     };
-    let (channel, at, status) = (last.target.channel, shown(last.created_at), last.status);
+    let (channel, at, status) = (last.target.channel, shown(began(last)), last.status);
     let because = because(last.reason, last.detail.as_deref());
     let why = last.reason.map_or("", Reason::sentence);
     let lost = match lost.count() {
