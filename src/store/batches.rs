@@ -5,13 +5,14 @@
 //! those of the rows that it replaces are deleted in batches after it: a crash in between leaves
 //! parts that no row has, which the next start deletes.
 
+use super::disk::Disk;
 use super::keys::Key;
 use super::parts::{Large, is_whole, standing_key};
 
 /// Larger batches make sled's memory and disk run away; every batch costs two writes, so smaller
 /// ones are slower.
 const BATCH_KEYS: usize = 96;
-/// The same in bytes of keys and values: half of one of sled's segments.
+/// The same in bytes of keys and values.
 const BATCH_BYTES: usize = 256 << 10;
 
 type Write = (Key, Option<Vec<u8>>);
@@ -19,6 +20,8 @@ type Write = (Key, Option<Vec<u8>>);
 /// Fills batches and applies them to the tree.
 pub(super) struct Batches<'a> {
     tree: &'a sled::Tree,
+    /// What is synced in between; `None` where nobody counts on what is there before the end.
+    disk: Option<&'a mut Disk>,
     large: &'a mut Large,
     batch: sled::Batch,
     keys: usize,
@@ -27,8 +30,12 @@ pub(super) struct Batches<'a> {
 }
 
 impl<'a> Batches<'a> {
-    pub(super) fn new(tree: &'a sled::Tree, large: &'a mut Large) -> Self {
-        Self { tree, large, batch: sled::Batch::default(), keys: 0, bytes: 0, written: false }
+    pub(super) fn new(
+        tree: &'a sled::Tree,
+        disk: Option<&'a mut Disk>,
+        large: &'a mut Large,
+    ) -> Self {
+        Self { tree, disk, large, batch: sled::Batch::default(), keys: 0, bytes: 0, written: false }
     }
 
     /// Adds what is written together or not at all.
@@ -76,7 +83,7 @@ impl<'a> Batches<'a> {
         if self.keys > 0
             && (self.keys + writes.len() > BATCH_KEYS || self.bytes + bytes > BATCH_BYTES)
         {
-            self.tree.apply_batch(std::mem::take(&mut self.batch))?;
+            self.apply()?;
             self.keys = 0;
             self.bytes = 0;
         }
@@ -98,11 +105,18 @@ impl<'a> Batches<'a> {
     }
 
     /// Applies the last batch; says whether anything was written at all.
-    pub(super) fn end(self) -> sled::Result<bool> {
+    pub(super) fn end(mut self) -> sled::Result<bool> {
         if self.keys > 0 {
-            self.tree.apply_batch(self.batch)?;
+            self.apply()?;
         }
         Ok(self.written)
+    }
+
+    fn apply(&mut self) -> sled::Result<()> {
+        if let Some(disk) = &mut self.disk {
+            disk.sync_if_due()?;
+        }
+        self.tree.apply_batch(std::mem::take(&mut self.batch))
     }
 }
 

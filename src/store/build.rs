@@ -42,7 +42,7 @@ impl Builder {
     }
 
     fn write(&mut self) -> Result<(), ReadError> {
-        let mut batches = Batches::new(&self.opened.tree, &mut self.opened.large);
+        let mut batches = Batches::new(&self.opened.tree, None, &mut self.opened.large);
         for write in self.waiting.drain(..) {
             batches.add(&[write])?;
         }
@@ -63,16 +63,12 @@ impl Builder {
     }
 
     /// Notes how many commits it has come, and syncs everything.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "nobody else writes to it, and it syncs after it"
-    )]
     pub(super) fn finish(mut self, commit: u64) -> Result<Counts, ReadError> {
         let (key, value) = mark::row(commit);
         self.put(key, Some(value))?;
         self.write()?;
         let io = |error: std::io::Error| ReadError(error.to_string());
-        self.opened.db.flush()?;
+        self.opened.disk.sync()?;
         let counts = counts(&self.opened.tree);
         drop(self.opened);
         for name in ["db", "conf", "blobs", "."] {

@@ -23,7 +23,6 @@ const PARTS: &str = "parts";
 ///
 /// # Errors
 /// The store cannot be read or written.
-#[expect(clippy::disallowed_methods, reason = "nothing else writes yet, and it syncs after it")]
 pub(super) fn cure(opened: &mut Opened) -> Result<(), ReadError> {
     let started = Instant::now();
     let (large, left_over) = Large::find(&opened.tree);
@@ -32,7 +31,7 @@ pub(super) fn cure(opened: &mut Opened) -> Result<(), ReadError> {
     let unknown = opened.tree.get(&known)?.is_none();
 
     let mut taken_apart = 0_u64;
-    let mut batches = Batches::new(&opened.tree, &mut opened.large);
+    let mut batches = Batches::new(&opened.tree, Some(&mut opened.disk), &mut opened.large);
     for part in &left_over {
         batches.add(&[(part.clone(), None)])?;
     }
@@ -55,8 +54,7 @@ pub(super) fn cure(opened: &mut Opened) -> Result<(), ReadError> {
     }
     batches.end()?;
     if taken_apart > 0 || !left_over.is_empty() {
-        opened.db.flush()?;
-        opened.file.sync_data().map_err(|error| ReadError(error.to_string()))?;
+        opened.disk.sync()?;
         tracing::info!(
             rows_taken_apart = taken_apart,
             parts_deleted = left_over.len(),

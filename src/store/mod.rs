@@ -61,14 +61,15 @@
 //!
 //! # How it is made durable
 //!
-//! sled's `flush()` does not fsync on Linux (spacejam/sled#1351), so the writer thread follows it
-//! with `sync_data` on its own handle of the `db` file. See [`writer`] and [`open`].
+//! The writer thread ([`writer`]) flushes and syncs after each commit, and within one when it is large:
+//! see [`disk`], which also says why the log has large segments, and [`open`].
 
 mod bans;
 mod batches;
 mod build;
 mod check;
 mod cure;
+mod disk;
 mod health;
 pub mod keys;
 mod lines;
@@ -132,6 +133,10 @@ pub struct Config {
     pub disk_reserve_bytes: u64,
     /// Most bans; default 1000, 1 to 100000. Each connection is compared with all of them.
     pub bans_max: usize,
+    /// The size of the log's segments in a store that is made, bytes, a power of two; not for
+    /// operators. Tests make it small.
+    #[serde(skip)]
+    pub segment_bytes: usize,
 }
 
 impl Default for Config {
@@ -142,6 +147,7 @@ impl Default for Config {
             disk_free_min_bytes: 200 << 20,
             disk_reserve_bytes: 64 << 20,
             bans_max: 1000,
+            segment_bytes: disk::SEGMENT_BYTES,
         }
     }
 }

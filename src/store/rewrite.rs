@@ -18,7 +18,7 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 
 use super::batches::Batches;
 use super::parts::{KeyAndValue, Large};
-use super::{open, reserve};
+use super::{Config, open, reserve};
 
 /// The store, the one that is to take its place, and the one whose place it took.
 const CURRENT: &str = "store";
@@ -92,7 +92,7 @@ pub(super) struct Replaced {
 /// A row is an error, or the new store cannot be written; what there was of it is deleted.
 pub(super) fn write_beside<E>(
     directory: &Path,
-    cache_bytes: u64,
+    config: &Config,
     rows: impl Iterator<Item = Result<KeyAndValue, E>>,
 ) -> Result<NewStore, RewriteError>
 where
@@ -102,7 +102,7 @@ where
     let written = remove(&path)
         .and_then(|()| fs::DirBuilder::new().mode(0o700).create(&path))
         .map_err(at(&path))
-        .and_then(|()| fill(directory, &path, cache_bytes, rows))
+        .and_then(|()| fill(directory, &path, config, rows))
         // sled's threads have let go of it: whoever opens it next is not told that it is in use.
         .and_then(|written| lock(&path.join("db")).map(|_| written))
         .and_then(|written| sync_tree(&path).map(|()| written).map_err(at(&path)))
@@ -119,16 +119,16 @@ where
 fn fill<E>(
     directory: &Path,
     path: &Path,
-    cache_bytes: u64,
+    config: &Config,
     rows: impl Iterator<Item = Result<KeyAndValue, E>>,
 ) -> Result<(u64, u64), RewriteError>
 where
     RewriteError: From<E>,
 {
     let failed = |error| RewriteError::Sled { path: path.to_owned(), error };
-    let db = open::sled_config(path, cache_bytes).open().map_err(failed)?;
+    let db = open::sled_config(path, config, config.segment_bytes).open().map_err(failed)?;
     let mut large = Large::default();
-    let mut batches = Batches::new(&db, &mut large);
+    let mut batches = Batches::new(&db, None, &mut large);
     let (mut count, mut bytes, mut look_at) = (0, 0, 0);
     for row in rows {
         if bytes >= look_at {
@@ -267,8 +267,10 @@ mod tests {
     }
 
     fn count(directory: &Path) -> usize {
-        let db = sled::open(directory.join(CURRENT)).expect("a store");
-        db.scan_prefix(b"y").count()
+        let path = directory.join(CURRENT);
+        let segment_bytes = super::super::salvage::segment_bytes(&path).expect("a store");
+        let config = open::sled_config(&path, &Config::default(), segment_bytes);
+        config.open().expect("a store").scan_prefix(b"y").count()
     }
 
     fn names(directory: &Path) -> Vec<String> {
@@ -292,7 +294,8 @@ mod tests {
     fn a_new_store_takes_the_place_of_the_old_one_also_where_names_cannot_be_exchanged() {
         for refused in [None, Some(io::ErrorKind::InvalidInput)] {
             let directory = with_one_row();
-            let new = write_beside(directory.path(), 1 << 20, rows(30)).expect("written");
+            let new =
+                write_beside(directory.path(), &Config::default(), rows(30)).expect("written");
             assert_eq!((new.rows, new.bytes), (30, 30 * 10_003));
             let replaced = match refused {
                 None => new.take_place(),
@@ -308,11 +311,11 @@ mod tests {
     fn a_new_store_that_is_not_complete_leaves_the_old_one_as_it_is() {
         let directory = with_one_row();
         let cut_off = rows(30).chain([Err(super::super::ReadError("cut off".to_owned()))]);
-        assert!(write_beside(directory.path(), 1 << 20, cut_off).is_err());
+        assert!(write_beside(directory.path(), &Config::default(), cut_off).is_err());
         assert_eq!(names(directory.path()), [CURRENT]);
         assert_eq!(count(directory.path()), 1);
         // Killed before its files were whole, and after.
-        let new = write_beside(directory.path(), 1 << 20, rows(3)).expect("written");
+        let new = write_beside(directory.path(), &Config::default(), rows(3)).expect("written");
         drop(new);
         take_back(directory.path()).expect("read");
         delete_left_over(directory.path()).expect("deleted");
@@ -323,7 +326,7 @@ mod tests {
     #[test]
     fn a_kill_between_two_renames_leaves_one_of_the_two_stores() {
         let directory = with_one_row();
-        drop(write_beside(directory.path(), 1 << 20, rows(3)).expect("written"));
+        drop(write_beside(directory.path(), &Config::default(), rows(3)).expect("written"));
         fs::rename(directory.path().join(CURRENT), directory.path().join(OLD)).expect("renamed");
         take_back(directory.path()).expect("renamed");
         assert_eq!(count(directory.path()), 1);

@@ -8,7 +8,7 @@
 //!
 //! # The format
 //!
-//! The file is a row of segments of `segment_size` bytes (named in `conf`; 512 KiB). A segment
+//! The file is a row of segments of `segment_size` bytes (named in `conf`; 8 MiB, of older programs 512 KiB). A segment
 //! begins with 20 bytes: CRC-32 of the other 16, inverted; its log sequence number (LSN), i64 XOR
 //! `i64::MAX`; the highest stable LSN, the same way. An LSN divided by the segment size is the
 //! segment's number: where it stands in the log, whatever its place in the file; segments are
@@ -48,11 +48,15 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use super::disk;
+
 /// Bytes of a segment's head, and the most that a message's may take.
 const SEGMENT_HEAD: usize = 20;
 const HEAD_MAX: usize = 32;
-/// sled's default, for a `conf` that is gone.
+/// sled's default, in which older programs made their stores.
 const SEGMENT_SIZE: usize = 512 << 10;
+/// How many places of the log are looked at for a segment's head, where `conf` does not say.
+const HEADS_LOOKED_AT: u64 = 64;
 /// Damaged places that are listed one by one.
 const LISTED_MAX: usize = 1000;
 /// The polynomial of CRC-32, reflected.
@@ -188,7 +192,7 @@ pub(super) struct Look {
     pub(super) damaged: usize,
     /// Messages of which one bit is wrong.
     pub(super) mended: usize,
-    /// The last row that `of_row` knew before the first such place.
+    /// The last row that `of_row` knew before the first place of either kind.
     pub(super) before: Option<u64>,
 }
 
@@ -210,6 +214,7 @@ pub(super) fn look(
     let last = segments.keys().next_back().copied();
     let mut look = Look::default();
     let mut buffer = Vec::new();
+    let mut first_mended = None;
     // What the snapshot stands on is not there.
     if !from_lsn.is_multiple_of(log.segment_size as u64) && last.is_none_or(|last| last < first) {
         look.damaged += 1;
@@ -218,8 +223,12 @@ pub(super) fn look(
         log.read(*offset, size, &mut buffer)?;
         for (at, message) in messages(&buffer, *number, *offset, Some(*number) == last, &mut found)
         {
-            let is_before =
-                found.damaged.first().is_none_or(|place| offset + (at as u64) < place.offset);
+            let place = offset + at as u64;
+            if message.flipped.is_some() {
+                first_mended = first_mended.or(Some(place));
+            }
+            let is_before = first_mended.is_none()
+                && found.damaged.first().is_none_or(|damaged| place < damaged.offset);
             let end = at + message.head;
             if message.fits && is_before && matches!(message.kind, 8 | 10) {
                 let body = buffer.get(end..end + message.len).unwrap_or_default();
@@ -335,18 +344,41 @@ impl Message {
     }
 }
 
+/// The size of the segments of the store in `directory`, bytes: what `conf` says, or else what the
+/// log itself shows, as far as it is one of those that Watchbell has ever made. `None`: there is no
+/// log, or nothing to be seen.
+pub(super) fn segment_bytes(directory: &Path) -> Option<usize> {
+    let conf = fs::read(directory.join("conf")).unwrap_or_default();
+    let conf = String::from_utf8_lossy(&conf);
+    let named = conf.lines().find_map(|line| line.strip_prefix("segment_size: "));
+    let named = named
+        .and_then(|size| size.trim().parse().ok())
+        .filter(|size: &usize| size.is_power_of_two() && (256..=1 << 24).contains(size));
+    named.or_else(|| {
+        let log = File::open(directory.join("db")).ok()?;
+        let begins_one = |offset: u64, size: usize| {
+            let mut head = [0; SEGMENT_HEAD];
+            log.read_exact_at(&mut head, offset).is_ok()
+                && segment_number(&head, size as u64).is_some()
+        };
+        let small = SEGMENT_SIZE as u64;
+        let is_small = (0..HEADS_LOOKED_AT).any(|nth| {
+            let offset = nth * small;
+            begins_one(offset, SEGMENT_SIZE)
+                && (!offset.is_multiple_of(disk::SEGMENT_BYTES as u64)
+                    || !begins_one(offset, disk::SEGMENT_BYTES))
+        });
+        let is_large = || begins_one(0, disk::SEGMENT_BYTES);
+        if is_small { Some(SEGMENT_SIZE) } else { is_large().then_some(disk::SEGMENT_BYTES) }
+    })
+}
+
 impl Log {
     fn open(directory: &Path) -> io::Result<Self> {
-        let conf = fs::read(directory.join("conf")).unwrap_or_default();
-        let conf = String::from_utf8_lossy(&conf);
-        let named = conf.lines().find_map(|line| line.strip_prefix("segment_size: "));
-        let segment_size = named
-            .and_then(|size| size.trim().parse().ok())
-            .filter(|size: &usize| size.is_power_of_two() && (256..=1 << 24).contains(size));
         Ok(Self {
             file: File::open(directory.join("db"))?,
             blobs: directory.join("blobs"),
-            segment_size: segment_size.unwrap_or(SEGMENT_SIZE),
+            segment_size: segment_bytes(directory).unwrap_or(disk::SEGMENT_BYTES),
         })
     }
 
@@ -861,7 +893,11 @@ mod tests {
             .expect("opens");
         let mut dice = Dice(0x9E37_79B9_7F4A_7C15);
         let mut rows = Rows::new();
-        for _ in 0..writes / 8 {
+        for nth in 0..writes / 8 {
+            if nth % 8 == 0 {
+                // More than eight segments that wait to be written can make sled wait for itself.
+                db.flush().expect("flushed");
+            }
             let mut batch = sled::Batch::default();
             for _ in 0..8 {
                 let number = dice.roll(keys);

@@ -4,7 +4,6 @@
 //! flushes once, syncs once, and answers everyone. It waits for nothing: what is queued while a
 //! commit runs is the next commit, so a lone operation costs one sync and many share one. A thread and not a task, because flush and sync block for milliseconds.
 
-use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -14,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::Op;
 use super::batches::Batches;
+use super::disk::Disk;
 use super::mark::{self, Mark, MarkFile, Word};
 use super::open::{Opened, panic_text};
 use super::tap::Tap;
@@ -121,7 +121,7 @@ fn run(
             Ok(()) => {
                 let operations = requests.iter().map(|request| request.ops.len() as u64).sum();
                 metrics.operations_committed.inc_by(operations);
-                progress.tell(words, &opened.file, metrics);
+                progress.tell(words, &opened.disk, metrics);
                 tap.note(&requests);
             }
             Err(error) if failure.is_none() => {
@@ -145,7 +145,7 @@ fn run(
     if failure.is_none() && progress.commit > progress.noted {
         let last = [Request::mark()];
         match catch_unwind(AssertUnwindSafe(|| write(opened, &mut progress, &last))) {
-            Ok(Ok(())) => progress.tell_last(words, &opened.file, metrics),
+            Ok(Ok(())) => progress.tell_last(words, &opened.disk, metrics),
             Ok(Err(error)) => tracing::error!(%error, "the store's high-water mark is behind"),
             Err(panic) => {
                 tracing::error!(
@@ -172,10 +172,10 @@ struct Progress {
 
 impl Progress {
     /// After a commit. Never waits: a word that is lost is said again by the next commit.
-    fn tell(&mut self, words: &SyncSender<Word>, file: &File, metrics: &Metrics) {
+    fn tell(&mut self, words: &SyncSender<Word>, disk: &Disk, metrics: &Metrics) {
         let word = match self.noted == self.commit {
             true if self.told == self.noted => return,
-            true => Word::Durable(Mark::now(self.commit, bytes(file), metrics)),
+            true => Word::Durable(Mark::now(self.commit, disk.bytes(), metrics)),
             false if !self.reminded => Word::Behind,
             false => return,
         };
@@ -187,19 +187,18 @@ impl Progress {
     }
 
     /// With the last commit, waits until it can be said.
-    fn tell_last(&self, words: &SyncSender<Word>, file: &File, metrics: &Metrics) {
-        drop(words.send(Word::Durable(Mark::now(self.commit, bytes(file), metrics))));
+    fn tell_last(&self, words: &SyncSender<Word>, disk: &Disk, metrics: &Metrics) {
+        drop(words.send(Word::Durable(Mark::now(self.commit, disk.bytes(), metrics))));
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the one place that flushes, and it syncs after it")]
 fn write(
     opened: &mut Opened,
     progress: &mut Progress,
     requests: &[Request],
 ) -> Result<(), CommitError> {
     let failed = |error: &dyn std::fmt::Display| CommitError(error.to_string().into());
-    let mut batches = Batches::new(&opened.tree, &mut opened.large);
+    let mut batches = Batches::new(&opened.tree, Some(&mut opened.disk), &mut opened.large);
     for whole in requests.iter().flat_map(|request| &request.ops).flat_map(Op::wholes) {
         batches.add(whole).map_err(|error| failed(&error))?;
     }
@@ -214,23 +213,10 @@ fn write(
         return Ok(());
     }
     progress.commit = commit;
-    opened.db.flush().map_err(|error| failed(&error))?;
-    if let Some(blobs) = &mut opened.blobs {
-        blobs.sync().map_err(|error| failed(&error))?;
-    }
-    sync(&opened.file).map_err(|error| failed(&error))?;
+    opened.disk.sync().map_err(|error| failed(&error))?;
     if notes {
         progress.noted = commit;
         progress.at = Instant::now();
     }
     Ok(())
-}
-
-/// What is not known is nothing: then a start does not compare it.
-fn bytes(file: &File) -> u64 {
-    file.metadata().map_or(0, |metadata| metadata.len())
-}
-
-fn sync(file: &File) -> std::io::Result<()> {
-    file.sync_data()
 }

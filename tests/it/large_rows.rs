@@ -31,11 +31,16 @@ fn open(directory: &Path) -> Store {
     }
 }
 
-/// The store's tree as sled has it.
+/// The store's tree as sled has it; a new store is as an older program makes it.
 fn raw(directory: &Path) -> sled::Db {
     let deadline = Instant::now() + Duration::from_secs(30);
+    let path = directory.join("store");
+    let conf = std::fs::read(path.join("conf")).unwrap_or_default();
+    let conf = String::from_utf8_lossy(&conf).into_owned();
+    let segment_bytes = conf.lines().find_map(|line| line.strip_prefix("segment_size: "));
+    let segment_bytes = segment_bytes.map_or(512 << 10, |size| size.trim().parse().unwrap());
     loop {
-        match sled::Config::new().path(directory.join("store")).open() {
+        match sled::Config::new().path(&path).segment_size(segment_bytes).open() {
             Err(sled::Error::Io(error)) if Instant::now() < deadline => {
                 assert!(error.to_string().contains("lock"), "{error}");
                 std::thread::park_timeout(Duration::from_millis(2));

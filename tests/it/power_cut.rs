@@ -30,7 +30,8 @@ use super::store::message;
 /// What a recorded process gets: its directory, and what it is to do.
 const DIRECTORY: &str = "TEST_POWER_CUT_DIRECTORY";
 const FROM_COMMIT: &str = "TEST_POWER_CUT_FROM";
-const COMMITS: usize = 30;
+/// So many that segments are used again, several times.
+const COMMITS: usize = 44;
 const WORKERS: usize = 5;
 
 // What is written: the same in the recorded process and in the one that checks.
@@ -169,7 +170,7 @@ fn found(store: &Store) -> Result<Vec<Rows>, String> {
 fn work_under_the_recorder() {
     let Some(directory) = std::env::var_os(DIRECTORY).map(PathBuf::from) else { return };
     let from: usize = std::env::var(FROM_COMMIT).unwrap().parse().unwrap();
-    let config = Config { cache_bytes: 1 << 20, ..Config::default() };
+    let config = config(1 << 20);
     let store = Store::open(&directory.join("data"), &config, &Metrics::new()).unwrap();
     let acks = File::options().create(true).append(true).open(directory.join("acks")).unwrap();
     std::thread::scope(|scope| {
@@ -209,7 +210,7 @@ enum Change {
 #[derive(Clone, Debug)]
 enum Event {
     Change(Inode, Change),
-    /// Covers the changes of the inode among the first so many events.
+    /// Covers the changes of the inode that had been made when it began.
     Sync {
         inode: Inode,
         began: usize,
@@ -225,7 +226,10 @@ enum Event {
 struct Recording {
     directories: HashMap<Inode, BTreeMap<String, Inode>>,
     inodes: usize,
-    events: Vec<Event>,
+    /// With their times: lines of what strace has written. In order once all of it is read.
+    events: Vec<(usize, Event)>,
+    /// The present time.
+    now: usize,
 }
 
 const ROOT: Inode = 0;
@@ -276,7 +280,7 @@ impl Recording {
         if let Some(entries) = self.directories.get_mut(&inode) {
             apply_names(entries, &change);
         }
-        self.events.push(Event::Change(inode, change));
+        self.events.push((self.now, Event::Change(inode, change)));
     }
 
     /// The directory and the name in it that a path means.
@@ -304,20 +308,22 @@ impl Recording {
         let mut open: HashMap<i64, Open> = HashMap::new();
         let mut unfinished: HashMap<String, (String, usize)> = HashMap::new();
         for line in BufReader::new(File::open(trace).unwrap()).lines() {
+            self.now += 1;
             let line = line.unwrap();
             let (thread, call) = line.split_once(' ').unwrap();
             let call = call.trim_start();
             let (call, began) = if let Some(begin) = call.strip_suffix(" <unfinished ...>") {
-                unfinished.insert(thread.to_owned(), (begin.to_owned(), self.events.len()));
+                unfinished.insert(thread.to_owned(), (begin.to_owned(), self.now));
                 continue;
             } else if call.starts_with("<... ") {
                 let Some((begin, began)) = unfinished.remove(thread) else { continue };
                 (begin + call.split_once(" resumed>").unwrap().1, began)
             } else {
-                (call.to_owned(), self.events.len())
+                (call.to_owned(), self.now)
             };
             self.call(&call, began, &root, &acks, &mut open);
         }
+        self.events.sort_by_key(|(at, _)| *at);
     }
 
     fn call(
@@ -383,7 +389,7 @@ impl Recording {
                     let worker = worker.parse().unwrap();
                     let commits = commits.parse().unwrap();
                     // Whoever it was told knew it from when the call began.
-                    self.events.insert(began, Event::Acknowledged { worker, commits });
+                    self.events.push((began, Event::Acknowledged { worker, commits }));
                 }
                 Some(Open::File { inode, at }) => {
                     let mut data = strings[0].clone();
@@ -406,7 +412,7 @@ impl Recording {
             }
             "fsync" | "fdatasync" => {
                 if let Some(Open::File { inode, .. }) = open.get(&descriptor.unwrap()) {
-                    self.events.push(Event::Sync { inode: *inode, began });
+                    self.events.push((self.now, Event::Sync { inode: *inode, began }));
                 }
             }
             "mkdir" | "mkdirat" => {
@@ -548,7 +554,7 @@ struct Replay<'a> {
     recording: &'a Recording,
     /// What every possible future has.
     durable: Disk,
-    /// What no sync has covered, in order, with its place among the events.
+    /// What no sync has covered, in order, with its time.
     pending: Vec<(usize, Inode, &'a Change)>,
     acknowledged: [usize; WORKERS],
     at: usize,
@@ -561,8 +567,9 @@ impl<'a> Replay<'a> {
 
     fn go_on_to(&mut self, cut: usize) {
         while self.at < cut {
-            match &self.recording.events[self.at] {
-                Event::Change(inode, change) => self.pending.push((self.at, *inode, change)),
+            let (now, event) = &self.recording.events[self.at];
+            match event {
+                Event::Change(inode, change) => self.pending.push((*now, *inode, change)),
                 Event::Acknowledged { worker, commits } => self.acknowledged[*worker] = *commits,
                 Event::Sync { inode, began } => {
                     for (at, of, change) in std::mem::take(&mut self.pending) {
@@ -736,9 +743,13 @@ fn in_memory() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
+/// With segments a quarter as large as those of a real store, as the rows are too.
+fn config(cache_bytes: u64) -> Config {
+    Config { cache_bytes, segment_bytes: 2 << 20, ..Config::default() }
+}
+
 fn open(data: &Path) -> Result<Store, String> {
-    let config = Config { cache_bytes: 8 << 20, ..Config::default() };
-    Store::open(data, &config, &Metrics::new()).map_err(|error| error.to_string())
+    Store::open(data, &config(8 << 20), &Metrics::new()).map_err(|error| error.to_string())
 }
 
 #[test]
