@@ -91,6 +91,7 @@ mod tap;
 #[cfg(test)]
 mod tests;
 mod trail;
+mod watchdog;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -131,6 +132,9 @@ pub struct Config {
     /// A file that is given up when the disk is full, so that what waits can be sent, bytes; default
     /// 67108864 (64 MiB), 0 for none.
     pub disk_reserve_bytes: u64,
+    /// A commit that has not ended after so long is a failed one, and the process ends; default 1m, 10s
+    /// to 1h.
+    pub commit_timeout: Span,
     /// Most bans; default 1000, 1 to 100000. Each connection is compared with all of them.
     pub bans_max: usize,
     /// The size of the log's segments in a store that is made, bytes, a power of two; not for
@@ -146,6 +150,7 @@ impl Default for Config {
             retention: Span::from_secs(7 * 24 * 3600),
             disk_free_min_bytes: 200 << 20,
             disk_reserve_bytes: 64 << 20,
+            commit_timeout: Span::from_secs(60),
             bans_max: 1000,
             segment_bytes: disk::SEGMENT_BYTES,
         }
@@ -158,6 +163,10 @@ impl Config {
         let mut problems = Vec::new();
         if self.cache_bytes < 1 << 20 {
             problems.push("store.cache_bytes: at least 1048576 (1 MiB)".to_owned());
+        }
+        if !(Span::from_secs(10)..=Span::from_secs(3600)).contains(&self.commit_timeout) {
+            problems
+                .push(format!("store.commit_timeout: 10s to 1h, found {}", self.commit_timeout));
         }
         if !(1..=100_000).contains(&self.bans_max) {
             problems.push(format!("store.bans_max: 1 to 100000, found {}", self.bans_max));
@@ -289,8 +298,9 @@ impl Store {
             .map_err(|error| OpenError::Io { path: mark::path(directory), error })?;
         let health = Health::new(metrics, found);
         let reader = Reader::new(opened.tree.clone(), health);
-        let (requests, failed) = writer::start(opened, mark, metrics.clone())
-            .map_err(|error| OpenError::Io { path: directory.to_owned(), error })?;
+        let (requests, failed) =
+            writer::start(opened, mark, metrics.clone(), config.commit_timeout.into())
+                .map_err(|error| OpenError::Io { path: directory.to_owned(), error })?;
         Ok(Self {
             reader,
             requests,

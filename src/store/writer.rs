@@ -7,7 +7,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -17,6 +17,7 @@ use super::disk::Disk;
 use super::mark::{self, Mark, MarkFile, Word};
 use super::open::{Opened, panic_text};
 use super::tap::Tap;
+use super::watchdog::Commits;
 use crate::telemetry::Metrics;
 
 /// Requests that may wait, and that one commit may take.
@@ -28,6 +29,11 @@ const QUEUE: usize = 1024;
 pub struct CommitError(Arc<str>);
 
 impl CommitError {
+    pub(super) fn stuck(timeout: Duration) -> Self {
+        let seconds = timeout.as_secs();
+        Self(format!("a commit has not ended for {seconds} s (store.commit_timeout)").into())
+    }
+
     pub(super) fn closed() -> Self {
         Self("it is closed".into())
     }
@@ -76,12 +82,15 @@ pub(super) fn start(
     mut opened: Opened,
     mark_file: MarkFile,
     metrics: Metrics,
+    timeout: Duration,
 ) -> std::io::Result<(mpsc::Sender<Request>, watch::Receiver<Option<CommitError>>)> {
     let (requests, queue) = mpsc::channel(QUEUE);
     let (words, keeper) = mark::keep(mark_file, requests.downgrade())?;
     let (failed, failure) = watch::channel(None);
+    let (failed, commits) = (Arc::new(failed), Arc::new(Commits::default()));
+    super::watchdog::start(&commits, Arc::clone(&failed), timeout)?;
     std::thread::Builder::new().name("store".to_owned()).spawn(move || {
-        let ended = run(&mut opened, &words, queue, &failed, &metrics);
+        let ended = run(&mut opened, &words, queue, (&failed, &commits), &metrics);
         // The last mark is written before anybody hears that the store is closed.
         drop(words);
         if keeper.join().is_err() {
@@ -98,7 +107,7 @@ fn run(
     opened: &mut Opened,
     words: &SyncSender<Word>,
     mut queue: mpsc::Receiver<Request>,
-    failed: &watch::Sender<Option<CommitError>>,
+    (failed, commits): (&watch::Sender<Option<CommitError>>, &Commits),
     metrics: &Metrics,
 ) -> Option<oneshot::Sender<()>> {
     let mut failure: Option<CommitError> = None;
@@ -110,12 +119,14 @@ fn run(
     let mut tap = Tap::default();
     while ended.is_none() && queue.blocking_recv_many(&mut requests, QUEUE) > 0 {
         let started = Instant::now();
+        commits.begin();
         // After one failed write sled takes no more, and what it did take is not known.
         let result = match &failure {
             Some(error) => Err(error.clone()),
             None => catch_unwind(AssertUnwindSafe(|| write(opened, &mut progress, &requests)))
                 .unwrap_or_else(|panic| Err(CommitError(panic_text(&*panic).into()))),
         };
+        commits.end();
         metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
         match &result {
             Ok(()) => {

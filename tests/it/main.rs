@@ -40,6 +40,7 @@ mod store;
 mod tidy;
 mod transports;
 mod trial;
+mod unheard;
 mod upstream;
 mod wrong_rules;
 

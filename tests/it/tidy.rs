@@ -191,6 +191,27 @@ fn every_reason_is_in_the_papers() {
 }
 
 #[test]
+fn every_test_that_shows_what_is_reliable_is_there() {
+    let paper = read(&root().join("docs/reliability.md"));
+    let sources: String = ["src", "tests/it"]
+        .iter()
+        .flat_map(|directory| files(&root().join(directory), "rs"))
+        .map(|path| read(&path))
+        .collect();
+    let named: Vec<&str> = paper
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter_map(|name| Some(name.rsplit_once("::")?.1))
+        .filter(|name| *name != "test")
+        .collect();
+    assert!(named.len() > 20, "{named:?}");
+    let missing: Vec<_> =
+        named.iter().filter(|name| !sources.contains(&format!("fn {name}("))).collect();
+    assert!(missing.is_empty(), "no such test: {missing:?}");
+}
+
+#[test]
 fn no_keys_and_no_blobs_are_committed() {
     let output = std::process::Command::new("git")
         .args(["ls-files", "-z"])
