@@ -1,7 +1,7 @@
 //! Time as a value, and the two times that there are.
 //!
 //! [`Timestamp`] is our own time, which all durations live on: what is stored and compared. It goes on
-//! whatever happens to the wall clock ([`line`]). [`wall::WallTime`] is what people, devices, calendars
+//! whatever happens to the wall clock ([`mod@line`]). [`wall::WallTime`] is what people, devices, calendars
 //! and certificates mean, and each boundary where one becomes the other says so: `wall()`, `ours()`.
 //! While nobody sets the wall clock, both are the same number.
 //!
@@ -139,7 +139,7 @@ pub enum Clock {
     /// The wall clock as it is: for commands, which end before anybody sets it and know of no other.
     #[default]
     System,
-    /// Our own time: see [`line`].
+    /// Our own time: see [`mod@line`].
     Steady(Arc<Steady>),
     /// A clock that stands still until a test moves it.
     Manual(Arc<AtomicI64>),
