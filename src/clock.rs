@@ -136,7 +136,8 @@ pub mod rfc_3339 {
 /// Where `now` comes from.
 #[derive(Clone, Debug, Default)]
 pub enum Clock {
-    /// The wall clock as it is: for commands, which end before anybody sets it and know of no other.
+    /// What the wall clock says, as our own time: for commands, which end before anybody sets it, and
+    /// for providers, which are made before the process knows its own time.
     #[default]
     System,
     /// Our own time: see [`mod@line`].
@@ -180,7 +181,7 @@ impl Clock {
     /// The present time.
     pub fn now(&self) -> Timestamp {
         match self {
-            Self::System => Timestamp::from_millis(machine::wall()),
+            Self::System => wall::WallTime::from_millis(machine::wall()).ours(),
             Self::Steady(steady) => {
                 let since_boot = steady.source.since_boot();
                 Timestamp::from_millis(steady.base.saturating_add(since_boot))
@@ -242,6 +243,15 @@ impl Steady {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_provider_s_times_were_shifted_twice_after_a_step() {
+        let before = machine::wall();
+        wall::testing::set_wall_clock(Timestamp::from_millis(before - 3_601_000), 3_600_000);
+        let signed = Clock::System.now().wall().as_millis();
+        assert!((before..before + 1_800_000).contains(&signed), "{signed} at {before}");
+        wall::testing::forget_steps();
+    }
 
     #[test]
     fn prints_rfc_3339() {

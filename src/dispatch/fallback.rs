@@ -137,12 +137,21 @@ impl Why {
 /// one, which is given back; `None`: there is no next channel.
 pub(super) fn go_on(message: &mut Message, words: &str, now: Timestamp) -> Option<Message> {
     let mut next = plan::next(message, now)?;
-    let note = format!("{words}; went on by {}", next.target.channel);
+    let note = format!("{words}{WENT_ON}{}", next.target.channel);
     note_next(message, next.id, &note, now);
     let since = format!("it goes on with message {}: {words}", message.id);
     next.fallback.get_or_insert_default().note(&since, now);
     next.detail = Some(words.to_owned());
     Some(next)
+}
+
+/// Between why and where to.
+const WENT_ON: &str = "; went on by ";
+
+/// Why the next channel sends beside this message, as its record says.
+pub(super) fn why_it_went_on(message: &Message) -> Option<&str> {
+    let notes = &message.fallback.as_deref()?.notes;
+    notes.iter().find_map(|note| Some(note.text.rsplit_once(WENT_ON)?.0))
 }
 
 /// Notes that the next channel sends.
@@ -230,9 +239,12 @@ impl Unheard {
         }
     }
 
+    /// What the rest of its row's key begins with: the table is that of others, too.
+    pub(super) const KEYS: &[u8] = b"unheard/";
+
     /// The rest of its row's key.
     pub(super) fn key(id: MessageId) -> Vec<u8> {
-        let mut key = b"unheard/".to_vec();
+        let mut key = Self::KEYS.to_vec();
         key.extend_from_slice(id.as_uuid().as_bytes());
         key
     }

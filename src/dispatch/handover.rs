@@ -23,13 +23,16 @@ use crate::model::{
 };
 use crate::notify::plan::{self, Draft};
 use crate::store::keys::Table;
-use crate::store::{Op, ReadError, Store};
+use crate::store::{CommitError, Op, ReadError, Store};
 use crate::telemetry::ByReason;
 
 /// So many messages at most go on to their next channel in one batch.
 pub(super) const TOGETHER_MAX: usize = 128;
 /// So many are remembered at most to be told to those of `notify.fallback`; the others are counted.
 pub(super) const UNHEARD_MAX: usize = 1000;
+/// The row that says when those of `notify.fallback` were last told.
+const TOLD_AT: &[u8] = b"unreached-told-at";
+
 /// So many people are remembered at most as unreached.
 pub(super) const UNREACHED_MAX: usize = 10_000;
 /// A message stands beside at most so many others: one for each further channel.
@@ -182,7 +185,7 @@ fn fall_back_one(context: &Context, late: &Late, now: Timestamp, op: &mut Op, fe
                 return;
             }
             fallback::note_unheard(&mut message, &why.words, now);
-            fell.unheard.extend(unheard(&message, &why.words, now, op));
+            fell.unheard.extend(unheard(&context.store, &message, &why.words, now, op));
         }
         None => {}
     }
@@ -194,12 +197,25 @@ fn fall_back_one(context: &Context, late: &Late, now: Timestamp, op: &mut Op, fe
 
 /// Notes for those of `notify.fallback` that the message was not heard; `None` where it is none of
 /// their business.
-fn unheard(message: &Message, why: &str, now: Timestamp, op: &mut Op) -> Option<Unheard> {
+fn unheard(
+    store: &Store,
+    message: &Message,
+    why: &str,
+    now: Timestamp,
+    op: &mut Op,
+) -> Option<Unheard> {
     let is_digest = message.fallback.as_ref().is_some_and(|fallback| fallback.is_digest);
     if message.severity == Severity::Info && message.fallback_after.is_none() {
         return None;
     }
-    let unheard = Unheard::of(message, why, now);
+    // What was wrong with the channels before is told with it.
+    let mut whys: Vec<String> = beside(store, message)
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|other| fallback::why_it_went_on(other).map(str::to_owned))
+        .collect();
+    whys.push(why.to_owned());
+    let unheard = Unheard::of(message, &whys.join("; "), now);
     // Those who stand in are told of others, not of each other: that would have no end.
     if !is_digest {
         op.put_row(Table::Engine, message.id.partition(), &Unheard::key(message.id), &unheard);
@@ -236,7 +252,7 @@ pub(super) fn end_unsent(
     let reason = message.reason.unwrap_or(Reason::Expired);
     let why = format!("{} {}: {reason}", message.target.channel, message.status);
     fallback::note_unheard(message, &why, now);
-    unheard(message, &why, now, op)
+    unheard(&context.store, message, &why, now, op)
 }
 
 /// Where the message tells of an alert that is over, or that it is over, and nobody was told by any
@@ -381,7 +397,16 @@ pub(super) async fn tell(
     more: usize,
 ) -> Report {
     let (now, mut op, mut messages) = (context.clock.now(), Op::new(), Vec::new());
-    let Some(first) = unheard.first() else { return Report::Lost };
+    for one in &unheard {
+        op.remove_row(Table::Engine, one.unheard.partition(), &Unheard::key(one.unheard));
+    }
+    // Somebody who has heard it meanwhile is no longer to be called after.
+    let unheard: Vec<Unheard> =
+        unheard.into_iter().filter(|one| !was_heard(&context.store, one.unheard)).collect();
+    let Some(first) = unheard.first() else {
+        drop(context.store.commit(vec![op]).await);
+        return Report::Lost;
+    };
     let origin = AlertId::new(*first.unheard.as_uuid());
     let severity = unheard.iter().map(|one| one.severity).max().unwrap_or_default();
     let nth = u32::try_from(now.as_secs() & 0x7fff_ffff).unwrap_or_default() | 1 << 31;
@@ -410,8 +435,8 @@ pub(super) async fn tell(
         op.put_new_message(&message);
         messages.push(message);
     }
-    for one in &unheard {
-        op.remove_row(Table::Engine, one.unheard.partition(), &Unheard::key(one.unheard));
+    if !messages.is_empty() {
+        op.put_row(Table::Engine, 0, TOLD_AT, &now);
     }
     if context.store.commit(vec![op]).await.is_err() {
         return Report::Lost;
@@ -429,9 +454,26 @@ pub(super) async fn tell(
     Report::Told(messages)
 }
 
-/// Those who were not reached before the process ended and of whom nobody has been told.
-pub(super) fn untold(store: &Store) -> Vec<Unheard> {
-    // The rows of others in this table are none of these.
-    let rows = store.rows::<Unheard>(Table::Engine).filter_map(Result::ok);
-    rows.take(UNHEARD_MAX).collect()
+/// Those who were not reached before the process ended and of whom nobody has been told, and when the
+/// last were. Who has been reached since is forgotten; durable on return.
+///
+/// # Errors
+/// The store cannot be written.
+pub(super) async fn untold(
+    store: &Store,
+) -> Result<(Vec<Unheard>, Option<Timestamp>), CommitError> {
+    let rows = store.rows_under::<Unheard>(Table::Engine, Unheard::KEYS).take(UNHEARD_MAX);
+    let (heard, unheard): (Vec<_>, Vec<_>) = rows.partition(|one| was_heard(store, one.unheard));
+    let mut op = Op::new();
+    for one in heard {
+        op.remove_row(Table::Engine, one.unheard.partition(), &Unheard::key(one.unheard));
+    }
+    store.commit(vec![op]).await?;
+    Ok((unheard, store.row(Table::Engine, 0, TOLD_AT).ok().flatten()))
+}
+
+/// Whether a message that had been late has had success since, on its own channel or on another.
+fn was_heard(store: &Store, id: MessageId) -> bool {
+    let Ok(Some(message)) = store.message(id) else { return false };
+    fallback::is_success(message.status) || had_by(store, &message).is_some()
 }

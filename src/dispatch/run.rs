@@ -120,7 +120,7 @@ impl Dispatcher {
             Peers::new(config.endpoint.clone(), config.breaker.clone()),
         )
         .falling_back(notify.fallback_after);
-        let unheard = handover::untold(&store);
+        let (unheard, told_at) = handover::untold(&store).await?;
         let at_start = outcome::AtStart {
             now,
             unsure_since: clock.unsure_since(),
@@ -249,7 +249,7 @@ impl Dispatcher {
             unheard: Vec::new(),
             unheard_more: 0,
             tell_at: None,
-            told_at: None,
+            told_at,
             is_falling_back: false,
         };
         unheard.into_iter().for_each(|one| dispatcher.not_reached(one, now));

@@ -94,6 +94,20 @@ impl Store {
         });
     }
 
+    /// The rows of a table whose keys begin with `rest` behind their partition. What cannot be read is
+    /// counted, said and passed over ([`Store::problems`]).
+    pub fn rows_under<T: DeserializeOwned>(
+        &self,
+        table: Table,
+        rest: &[u8],
+    ) -> impl Iterator<Item = T> + use<T> {
+        let (reader, rest) = (self.reader.clone(), rest.to_vec());
+        (0..keys::PARTITIONS).flat_map(move |partition| {
+            let rows = reader.rows(keys::row(table, partition, &rest));
+            rows.readable::<T>().map(|(_, row)| row)
+        })
+    }
+
     /// All rows of a table in the order of their keys; one that cannot be read is an error of its
     /// own and does not end the scan.
     pub fn rows<T: DeserializeOwned>(

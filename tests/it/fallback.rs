@@ -275,7 +275,10 @@ async fn who_is_reached_by_no_channel_is_told_to_those_who_stand_in_in_one_messa
     .await;
     let text = told["text"].as_str().unwrap();
     assert!(text.starts_with("Not reached with 3 messages: multi: "), "{text}");
-    assert!(text.contains("[sms failed: bad_recipient]"), "{text}");
+    // Of each channel.
+    assert!(text.contains("[no success"), "{text}");
+    assert!(text.contains("on whatsapp"), "{text}");
+    assert!(text.contains("; sms failed: bad_recipient]"), "{text}");
     let people = harness.api.status().await["people"].clone();
     assert_eq!(people["unreached"][0]["contact"], "multi");
     assert_eq!(people["fallback"], json!(["duty"]));
@@ -284,6 +287,46 @@ async fn who_is_reached_by_no_channel_is_told_to_those_who_stand_in_in_one_messa
     // Whoever is heard again is reached.
     meta.now(takes);
     harness.api.counted("contacts_unreached", 0).await;
+    harness.stop().await;
+}
+
+/// After a restart somebody was reported as unreached who had heard it long before, and rows of
+/// others in the same table were taken for damage.
+#[tokio::test]
+async fn who_was_reached_after_all_is_reported_to_nobody_also_after_a_restart() {
+    let meta = Meta::start(refuses(503, 131_016)).await;
+    let (sms, takes_sms) = Twilio::start().await;
+    sms.respond(move |request| {
+        let form = request.form();
+        if form.get("To").is_some_and(|to| to == "+4915550100003") {
+            return Answer::json(400, &json!({ "code": 21211, "message": "no", "status": 400 }));
+        }
+        takes_sms.answer(request)
+    });
+    let more = "[notify]\nfallback_after = '200ms'\nfallback = ['duty']";
+    let harness = place(&[meta.provider("wa"), twilio("tw", &sms)], more).start().await;
+    harness.api.send(critical("one")).await;
+    let of_duty = async |api: &Api| api.messages("contact=duty").await.len();
+    found("the digest", async || (of_duty(&harness.api).await == 1).then_some(())).await;
+    // The next digest would be minutes later.
+    harness.api.send(critical("two")).await;
+    let unheard = async || {
+        let people = harness.api.status().await["people"].clone();
+        (people["unreached"][0]["messages"] == json!(2)).then_some(())
+    };
+    found("the second that is unheard", unheard).await;
+    meta.now(takes);
+    let is_two = |one: &Value| one["text"] == json!("two");
+    let sent = async || {
+        let sent = harness.api.messages("contact=multi&status=sent").await;
+        sent.iter().any(is_two).then_some(())
+    };
+    found("the second, sent after all", sent).await;
+    let place = harness.stop().await;
+    let harness = place.start().await;
+    assert_eq!(harness.api.metric("contacts_unreached").await, 0);
+    assert_eq!(harness.api.metric("store_rows_unreadable").await, 0);
+    assert_eq!(of_duty(&harness.api).await, 1);
     harness.stop().await;
 }
 
