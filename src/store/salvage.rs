@@ -42,7 +42,7 @@
 //! - Where there is none, the rows of a page whose checksum does not fit are given out as doubtful.
 //! - Changes to a page that cannot be read at all are given out with what is known of their key.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -194,6 +194,8 @@ pub(super) struct Look {
     pub(super) mended: usize,
     /// The last row that `of_row` knew before the first place of either kind.
     pub(super) before: Option<u64>,
+    /// The last row that `of_row` knew.
+    pub(super) last: Option<u64>,
 }
 
 /// Reads the messages from `from_lsn` on, as sled does when it opens: it takes what it cannot read
@@ -209,28 +211,32 @@ pub(super) fn look(
     let log = Log::open(directory)?;
     let size = log.file.metadata()?.len();
     let mut found = Found::default();
-    let (segments, _) = log.segments(size, &mut Vec::new(), &mut Found::default())?;
+    let Segments { places, headless } =
+        log.segments(size, &mut Vec::new(), &mut Found::default())?;
     let first = from_lsn / log.segment_size as u64;
-    let last = segments.keys().next_back().copied();
+    let last = places.keys().next_back().copied();
     let mut look = Look::default();
     let mut buffer = Vec::new();
-    let mut first_mended = None;
     // What the snapshot stands on is not there.
     if !from_lsn.is_multiple_of(log.segment_size as u64) && last.is_none_or(|last| last < first) {
         look.damaged += 1;
     }
-    for (number, offset) in segments.range(first..) {
+    let mut is_sound = true;
+    for (number, offset) in places.range(first..) {
+        // sled takes a segment without a head for one that nobody uses.
+        if headless.contains(number) {
+            look.damaged += 1;
+            is_sound = false;
+        }
         log.read(*offset, size, &mut buffer)?;
-        for (at, message) in messages(&buffer, *number, *offset, Some(*number) == last, &mut found)
-        {
-            let place = offset + at as u64;
-            if message.flipped.is_some() {
-                first_mended = first_mended.or(Some(place));
-            }
-            let is_before = first_mended.is_none()
-                && found.damaged.first().is_none_or(|damaged| place < damaged.offset);
-            let end = at + message.head;
-            if message.fits && is_before && matches!(message.kind, 8 | 10) {
+        let of_before = found.damaged.len();
+        let messages = messages(&buffer, *number, *offset, Some(*number) == last, &mut found);
+        let damaged = found.damaged.get(of_before).map(|place| place.offset);
+        for (at, message) in messages {
+            let is_damaged = damaged.is_some_and(|damaged| damaged <= offset + at as u64);
+            is_sound &= message.flipped.is_none() && !is_damaged;
+            if message.fits && matches!(message.kind, 8 | 10) {
+                let end = at + message.head;
                 let body = buffer.get(end..end + message.len).unwrap_or_default();
                 let known = match message.kind {
                     10 => match Change::read(body) {
@@ -243,9 +249,13 @@ pub(super) fn look(
                         .filter(|page| page.lo.is_empty())
                         .and_then(|page| page.rows.values().find_map(|value| of_row(value))),
                 };
-                look.before = known.or(look.before);
+                look.last = look.last.max(known);
+                if is_sound {
+                    look.before = known.or(look.before);
+                }
             }
         }
+        is_sound &= damaged.is_none();
     }
     look.damaged += found.damaged_count;
     look.mended = found.mended;
@@ -327,6 +337,15 @@ struct Log {
     segment_size: usize,
 }
 
+/// Where the segments of the log stand.
+#[derive(Default)]
+struct Segments {
+    /// Their offsets, by their numbers.
+    places: BTreeMap<u64, u64>,
+    /// The numbers of those whose heads cannot be read: their messages say which they are.
+    headless: BTreeSet<u64>,
+}
+
 /// A message of the log.
 struct Message {
     kind: u8,
@@ -387,11 +406,12 @@ impl Log {
         let size = self.file.metadata()?.len();
         let step = self.segment_size as u64;
         let mut buffer = Vec::new();
-        let (segments, last) = self.segments(size, &mut buffer, found)?;
+        let Segments { places, .. } = self.segments(size, &mut buffer, found)?;
+        let last = places.keys().next_back().copied();
         let mut pages = Pages::default();
         // The newest version of each page.
         let mut newest: HashMap<u64, usize> = HashMap::new();
-        for (number, offset) in segments {
+        for (number, offset) in places {
             self.read(offset, size, &mut buffer)?;
             let is_last = Some(number) == last;
             for (at, message) in messages(&buffer, number, offset, is_last, found) {
@@ -402,22 +422,17 @@ impl Log {
         Ok(pages)
     }
 
-    /// Where the segments stand, by their number, and the number of the last.
-    fn segments(
-        &self,
-        size: u64,
-        buffer: &mut Vec<u8>,
-        found: &mut Found,
-    ) -> io::Result<(BTreeMap<u64, u64>, Option<u64>)> {
+    /// Where the segments stand.
+    fn segments(&self, size: u64, buffer: &mut Vec<u8>, found: &mut Found) -> io::Result<Segments> {
         let step = self.segment_size as u64;
-        let mut segments: BTreeMap<u64, u64> = BTreeMap::new();
+        let mut segments = Segments::default();
         let mut unnamed = Vec::new();
         for offset in (0..size).step_by(self.segment_size) {
             let mut head = [0; SEGMENT_HEAD];
             let bytes = head.len().min(usize::try_from(size - offset).unwrap_or(usize::MAX));
             self.file.read_exact_at(head.get_mut(..bytes).unwrap_or_default(), offset)?;
             match segment_number(&head, step) {
-                Some(number) => drop(segments.insert(number, offset)),
+                Some(number) => drop(segments.places.insert(number, offset)),
                 None => unnamed.push(offset),
             }
         }
@@ -428,15 +443,15 @@ impl Log {
             }
             // Its messages know where they belong.
             match highest_number(buffer) {
-                Some(number) if !segments.contains_key(&number) => {
+                Some(number) if !segments.places.contains_key(&number) => {
                     found.damage(offset, SEGMENT_HEAD as u64);
-                    segments.insert(number, offset);
+                    segments.places.insert(number, offset);
+                    segments.headless.insert(number);
                 }
                 _ => found.damage(offset, buffer.len() as u64),
             }
         }
-        let last = segments.keys().next_back().copied();
-        Ok((segments, last))
+        Ok(segments)
     }
 
     fn read(&self, offset: u64, size: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
