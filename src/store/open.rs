@@ -127,6 +127,13 @@ pub(super) fn open(
         }
         Err(error) => return Err(error),
     };
+    if mark.is_none() && opened.commit > 0 && !notes.is_said() {
+        tracing::warn!(
+            path = %mark::path(directory).display(),
+            "the store's high-water mark is gone or cannot be read: whether anything is missing at the \
+             end of the store cannot be told; it is made anew"
+        );
+    }
     let mark = mark::read(directory).map_err(io(&mark::path(directory)))?.unwrap_or_default();
     if opened.commit < mark.commit && !notes.is_said() {
         notes.behind(opened.commit, &mark);
@@ -373,8 +380,10 @@ pub(super) fn look(path: &Path, mark: Option<&Mark>) -> Result<(), OpenError> {
     }
     let from = salvage::snapshot(path).ok().flatten().unwrap_or(0);
     let look = salvage::look(path, from, mark::commit_of).map_err(io)?;
-    // A power cut leaves such places too, behind what was synced: the mark says how far that is. One
-    // in some ten thousand torn messages looks as if one bit of it had flipped.
+    // A power cut leaves such places too, behind what was synced: the mark says how far that is, and
+    // where there is none, whatever can be read behind such a place. One in some ten thousand torn
+    // messages looks as if one bit of it had flipped.
+    let marked = mark.map_or(look.last.unwrap_or(0), |mark| mark.commit);
     if marked > look.before.unwrap_or(0) {
         if look.mended > 0 {
             return damaged(format!("{} bits of the file db have flipped", look.mended));

@@ -234,7 +234,7 @@ pub(super) fn look(
         let damaged = found.damaged.get(of_before).map(|place| place.offset);
         for (at, message) in messages {
             let is_damaged = damaged.is_some_and(|damaged| damaged <= offset + at as u64);
-            is_sound &= message.flipped.is_none() && !is_damaged;
+            is_sound &= !message.is_mended && !is_damaged;
             if message.fits && matches!(message.kind, 8 | 10) {
                 let end = at + message.head;
                 let body = buffer.get(end..end + message.len).unwrap_or_default();
@@ -355,6 +355,8 @@ struct Message {
     len: usize,
     flipped: Option<u32>,
     fits: bool,
+    /// One bit of it was set right, in its body or in its head.
+    is_mended: bool,
 }
 
 impl Message {
@@ -585,7 +587,7 @@ fn messages(
             None => match mended(rest, number) {
                 Some(message) => {
                     found.mended += 1;
-                    message
+                    Message { is_mended: true, ..message }
                 }
                 None => {
                     let next = (at + 1..=segment.len() - HEAD_MAX).find(|next| {
@@ -643,7 +645,7 @@ fn head(rest: &[u8]) -> Option<(Message, u64, u32)> {
     if len > left.len() || (matches!(kind, 3 | 9 | 11 | 7) && len != 8) {
         return None;
     }
-    let message = Message { kind, page, head, len, flipped: None, fits: false };
+    let message = Message { kind, page, head, len, flipped: None, fits: false, is_mended: false };
     Some((message, segment, u32::from_le_bytes(*crc)))
 }
 

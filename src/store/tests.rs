@@ -192,6 +192,24 @@ fn a_flipped_bit_in_the_head_of_a_segment_costs_no_message() {
     }
 }
 
+/// A bit that is wrong in the head of one of the first messages was mended, and not taken for damage:
+/// sled, which mends nothing, took it for the end of everything.
+#[test]
+fn a_flipped_bit_at_the_beginning_costs_no_message() {
+    let whole = full();
+    for at in (0..120).step_by(7) {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::create_dir(dir.path().join("store")).expect("made");
+        for file in ["store/conf", "store/db", "store.mark"] {
+            fs::copy(whole.path().join(file), dir.path().join(file)).expect("copied");
+        }
+        spoil(dir.path(), |bytes| bytes[at] ^= 1 << (at % 8));
+        let store = try_open(dir.path(), &Metrics::new());
+        assert_eq!(texts(&store).len() as u64, MESSAGES, "the bit at {at}");
+        assert!(!store.problems().is_empty() && kept(dir.path()) == 1, "the bit at {at}");
+    }
+}
+
 #[test]
 fn a_damaged_end_is_said() {
     let dir = full();
