@@ -287,16 +287,11 @@ fn outcome(answer: Result<Answer, Lost>, scrub: &Scrub) -> SendOutcome {
         Err(lost) => return lost.outcome(),
     };
     if answer.status.is_success() {
-        let accepted: Option<Accepted> = answer.json();
-        if accepted.is_none() && (answer.body.is_some() || answer.is_page()) {
-            return SendOutcome::Unknown {
-                detail: format!("not FCM's answer ({}); check base_url", answer.words(scrub)),
-                answered: true,
-            };
-        }
-        // A 200 whose body was cut off still means taken, only without an id.
+        let Some(accepted) = answer.json::<Accepted>() else {
+            return answer.not_read("FCM", scrub);
+        };
         return SendOutcome::Accepted {
-            provider_ref: accepted.map(|accepted| accepted.name),
+            provider_ref: Some(accepted.name),
             segments: None,
             delivered: false,
             note: None,

@@ -225,6 +225,18 @@ impl Answer {
         self.is_page
     }
 
+    /// What follows where the status says success and the body cannot be read: nobody knows whether
+    /// `provider` has taken it.
+    pub(super) fn not_read(&self, provider: &str, scrub: &Scrub) -> SendOutcome {
+        let words = self.words(scrub);
+        let detail = if self.body.is_some() || self.is_page {
+            format!("not {provider}'s answer ({words}); check base_url")
+        } else {
+            format!("{words}, and the rest of {provider}'s answer could not be read")
+        };
+        SendOutcome::Unknown { detail, answered: true }
+    }
+
     /// "HTTP 503", with the start of a textual body where `scrub` leaves something of it.
     pub(super) fn words(&self, scrub: &Scrub) -> String {
         let status = self.status.as_u16();

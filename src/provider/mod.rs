@@ -10,8 +10,9 @@
 //! - An answer that is not the provider's (a gateway's page) is read by its HTTP status alone.
 //! - Nothing left (no name, no connection, no TLS): retry. The request may have left and no answer
 //!   came: [`SendOutcome::Unknown`].
-//! - The success status and a body that was cut off: taken, without an id. A body that is not the
-//!   provider's: `Unknown`, and not to be repeated here, because somebody else has answered.
+//! - The success status and a body that cannot be read (cut off, too long, not the provider's):
+//!   `Unknown`, and not to be repeated here. It may hold a refusal, or be somebody else's; where the
+//!   provider can be asked and the status is its own, it is asked. To a webhook the status is all.
 //! - A rejection has the narrowest scope that is true: [`Scope::Account`] is sure only where every
 //!   message would be refused.
 //! - What the provider says is kept for people, without secrets and numbers (`scrub`).

@@ -5,8 +5,8 @@
 //! idempotency key. After an answer that was never read, [`Provider::lookup`] asks the message
 //! list, so that what has been taken is not sent twice.
 //!
-//! A 201 whose body is cut off or makes no sense still means taken, only without an id. A 201 with
-//! a page, and any other 2xx, is not Twilio speaking, and what became of the request is unknown.
+//! A 201 whose body is cut off or makes no sense leaves open whether it was taken: the message list is
+//! asked. A 201 with a page, and any other 2xx, is not Twilio speaking.
 
 use std::sync::Arc;
 
@@ -412,21 +412,25 @@ impl Row {
 }
 
 fn outcome(answer: &Answer, scrub: &Scrub) -> SendOutcome {
-    let created: Option<Created> = answer.json();
-    if answer.status == StatusCode::CREATED && (created.is_some() || !answer.is_page()) {
-        let segments = created.as_ref().and_then(|created| created.num_segments.as_ref());
+    if answer.status == StatusCode::CREATED
+        && let Some(created) = answer.json::<Created>()
+    {
         return SendOutcome::Accepted {
-            segments: segments.and_then(|count| count.parse().ok()),
-            provider_ref: created.map(|created| created.sid),
+            segments: created.num_segments.and_then(|count| count.parse().ok()),
+            provider_ref: Some(created.sid),
             delivered: false,
             note: None,
         };
     }
-    if answer.status.is_success() {
+    // No page comes with this status: it has most likely been taken, and the message list knows.
+    if answer.status == StatusCode::CREATED && !answer.is_page() {
         return SendOutcome::Unknown {
-            detail: format!("not Twilio's answer ({}); check base_url", answer.words(scrub)),
-            answered: true,
+            detail: "HTTP 201, and the rest of the answer could not be read".to_owned(),
+            answered: false,
         };
+    }
+    if answer.status.is_success() {
+        return answer.not_read("Twilio", scrub);
     }
     let Some(refused) = answer.json::<Refused>() else {
         return by_status(answer.status).outcome(answer.retry_after, answer.words(scrub));

@@ -323,14 +323,10 @@ impl WhatsappCloud {
         if !answer.status.is_success() {
             return by_status(answer.status).outcome(answer.retry_after, answer.words(scrub));
         }
-        let sent = reply.and_then(|reply| reply.messages.into_iter().next());
-        if sent.is_none() && (answer.body.is_some() || answer.is_page()) {
-            return SendOutcome::Unknown {
-                detail: format!("not WhatsApp's answer ({}); check base_url", answer.words(scrub)),
-                answered: true,
-            };
-        }
-        let note = match sent.as_ref().and_then(|sent| sent.message_status.as_deref()) {
+        let Some(sent) = reply.and_then(|reply| reply.messages.into_iter().next()) else {
+            return answer.not_read("WhatsApp", scrub);
+        };
+        let note = match sent.message_status.as_deref() {
             // Nobody gets it: the template has too many complaints.
             Some("paused") => {
                 let class = if own_template { Class::Lane } else { Class::Content };
@@ -342,9 +338,8 @@ impl WhatsappCloud {
             }
             _ => None,
         };
-        // A 200 whose body was cut off still means taken, only without an id.
         SendOutcome::Accepted {
-            provider_ref: sent.map(|sent| sent.id),
+            provider_ref: Some(sent.id),
             segments: None,
             delivered: false,
             note,

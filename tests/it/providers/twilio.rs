@@ -155,7 +155,7 @@ async fn without_the_providers_words_the_status_decides() {
         ("a day", wait("86400"), "retry lane provider_unavailable 3600s"),
         ("a past date", wait("Mon, 23 Nov 2026 09:00:00 GMT"), "retry lane provider_unavailable"),
         ("nonsense", wait("soon"), "retry lane provider_unavailable"),
-        ("taken, no body", Answer::new(201), "accepted"),
+        ("no body", Answer::new(201), "unknown"),
     ];
     check(&twilio, &fake, &sms(), &lines).await;
     assert_eq!(fake.count(), lines.len(), "nothing is repeated, no redirect is followed");
