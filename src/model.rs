@@ -1058,6 +1058,9 @@ pub enum AttemptOutcome {
         /// it is not sent there again.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         answered: bool,
+        /// The process ended during the attempt: nobody knows whether the request had left.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        cut_off: bool,
     },
 }
 

@@ -442,7 +442,7 @@ pub(super) mod tests {
         for (outcome, expected) in [
             (Some(retry), true),
             (Some(AttemptOutcome::Rejected { reason, detail: detail.clone() }), true),
-            (Some(AttemptOutcome::Unknown { detail, answered: false }), false),
+            (Some(AttemptOutcome::Unknown { detail, answered: false, cut_off: false }), false),
             (Some(accepted), false),
             (None, false),
         ] {

@@ -51,26 +51,63 @@ pub(super) struct Limits {
     pub(super) unanswered_repeats: u32,
 }
 
-impl Limits {
-    /// Whether the provider may have sent the message as often as is allowed already.
-    pub(super) fn are_reached(self, message: &Message, provider: &str) -> bool {
-        let here = message.attempts.iter().filter(|attempt| &*attempt.provider == provider);
-        let mut unanswered = 0;
-        for attempt in here {
+/// So often the process may end during attempts at one provider, where there is no other channel.
+const CUT_OFFS_MAX: u32 = 10;
+
+/// How often a provider left open whether it has the message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Unanswered {
+    /// In all, without those that the end of the process cut off.
+    asked: u32,
+    /// Of these, with an answer that was not the provider's, or could not be read.
+    answered: u32,
+    cut_off: u32,
+}
+
+impl Unanswered {
+    fn of(message: &Message, provider: &str) -> Self {
+        let mut all = Self::default();
+        for attempt in message.attempts.iter().filter(|attempt| &*attempt.provider == provider) {
             match &attempt.outcome {
-                Some(AttemptOutcome::Unknown { answered: true, .. }) => return true,
-                Some(AttemptOutcome::Unknown { .. }) => unanswered += 1,
+                Some(AttemptOutcome::Unknown { cut_off: true, .. }) => all.cut_off += 1,
+                Some(AttemptOutcome::Unknown { answered, .. }) => {
+                    all.asked += 1;
+                    all.answered += u32::from(*answered);
+                }
                 _ => {}
             }
         }
-        unanswered > self.unanswered_repeats
+        all
+    }
+}
+
+impl Limits {
+    /// Whether the provider may have sent the message as often as is allowed already.
+    ///
+    /// Where the contact has no other channel, an answer that could not be read does not end the
+    /// message at once (a portal's page would, for a minute of portal), and attempts that a kill cut
+    /// off do not count: the request may never have left.
+    pub(super) fn are_reached(self, message: &Message, provider: &str) -> bool {
+        let Unanswered { asked, answered, cut_off } = Unanswered::of(message, provider);
+        if message.then.is_empty() {
+            return asked > self.unanswered_repeats || cut_off > CUT_OFFS_MAX;
+        }
+        answered > 0 || asked + cut_off > self.unanswered_repeats
+    }
+
+    /// How long a message without another channel waits before a repeat where nobody knows whether it
+    /// has been sent; `None`: as after a failure. Two quick repeats would be over before an outage is.
+    fn spaced(self, message: &Message, provider: &str, retry: &RetryConfig) -> Option<Duration> {
+        let Unanswered { asked, answered, .. } = Unanswered::of(message, provider);
+        let is_last = asked >= self.unanswered_repeats.max(1) || answered > 0;
+        (message.then.is_empty() && is_last).then(|| retry.max.into())
     }
 
     /// The same where the provider has said that it does not have the message: then only an answer
     /// of somebody else, who stands between it and us, is a reason.
     pub(super) fn hold_back_what_is_not_there(self, message: &Message, provider: &str) -> bool {
-        let any_answer = Self { unanswered_repeats: u32::MAX };
-        any_answer.hold_back(message, provider)
+        let allowed = if message.then.is_empty() { self.unanswered_repeats } else { 0 };
+        message.reason.is_some() && Unanswered::of(message, provider).answered > allowed
     }
 
     /// Whether the message, which waits, may not be sent there once more. One that an operator has
@@ -155,15 +192,19 @@ pub(super) fn settle(
             (wait(message, (reason, detail), after, elsewhere, terms, now), news)
         }
         SendOutcome::Unknown { detail, answered } => {
-            let unknown = AttemptOutcome::Unknown { detail: detail.clone(), answered };
+            let unknown =
+                AttemptOutcome::Unknown { detail: detail.clone(), answered, cut_off: false };
             close_attempt(message, unknown);
             let reason = if answered { Reason::BadAnswer } else { Reason::NoAnswer };
             let news = LaneNews::Failed { reason, detail: detail.clone(), after: None };
             // One that can be asked is asked once more before it is done.
             let is_done = !terms.can_look_up
-                && provider.is_some_and(|name| terms.limits.are_reached(message, &name));
+                && provider.as_ref().is_some_and(|name| terms.limits.are_reached(message, name));
             let elsewhere = if is_done { Elsewhere::Done } else { Elsewhere::Failed };
-            (wait(message, (Reason::NoAnswer, detail), None, elsewhere, terms, now), news)
+            // One that can be asked is asked soon.
+            let after = provider.filter(|_| !terms.can_look_up || answered);
+            let after = after.and_then(|name| terms.limits.spaced(message, &name, terms.retry));
+            (wait(message, (Reason::NoAnswer, detail), after, elsewhere, terms, now), news)
         }
         SendOutcome::Rejected { reason, scope: Scope::Account { sure }, detail } => {
             let before = provider.and_then(|name| refused_at(message, &name));
@@ -203,14 +244,19 @@ pub(super) fn refusals(message: &Message, provider: &str) -> (usize, Option<Time
     (refused.count() + usize::from(first_at.is_some()), first_at)
 }
 
-/// Writes the outcome into an attempt that a crash or a stop cut off.
-pub(super) fn settle_cut_off(message: &mut Message, now: Timestamp) {
+/// Writes the outcome into an attempt that a crash or a stop cut off. It is repeated at once, but for
+/// one that is cut off again and again: what kills the process must not send it each time.
+pub(super) fn settle_cut_off(message: &mut Message, retry: &RetryConfig, now: Timestamp) {
     let detail = "the process ended before an answer was read".to_owned();
     message.updated_at = now;
     message.status = Status::Queued;
-    message.due_at = now;
     (message.reason, message.detail) = (Some(Reason::NoAnswer), Some(detail.clone()));
-    close_attempt(message, AttemptOutcome::Unknown { detail, answered: false });
+    close_attempt(message, AttemptOutcome::Unknown { detail, answered: false, cut_off: true });
+    let last = message.attempts.last();
+    let cut_off = last.map_or(0, |last| Unanswered::of(message, &last.provider).cut_off);
+    let is_often = cut_off > 2;
+    let delay = is_often.then(|| backoff(retry, cut_off, 1.0)).unwrap_or_default();
+    message.due_at = now.plus(delay);
 }
 
 /// What a start knows of time.

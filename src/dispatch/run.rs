@@ -138,7 +138,7 @@ impl Dispatcher {
             };
             let was_sending = message.status == Status::Sending;
             if was_sending {
-                outcome::settle_cut_off(&mut message, now);
+                outcome::settle_cut_off(&mut message, &config.retry, now);
                 cut_off_count += 1;
             }
             if outcome::put_right(&mut message, at_start) || was_sending {
@@ -816,7 +816,7 @@ impl Dispatcher {
             Ok(Some(mut message)) if !message.status.is_final() => {
                 // Without a start on disk there was no attempt.
                 if message.status == Status::Sending {
-                    outcome::settle_cut_off(&mut message, now);
+                    outcome::settle_cut_off(&mut message, &self.context.retry, now);
                 }
                 message.due_at = now.plus(self.context.retry.max.into());
                 self.queue.put(Waiting::of(&message));

@@ -743,18 +743,65 @@ async fn after_a_success_that_cannot_be_read_the_message_is_not_sent_there_again
 async fn a_restart_forgets_no_attempt_without_answer() {
     let mut message = cut_off(1);
     let last = message.attempts.remove(0);
-    let unanswered = AttemptOutcome::Unknown { detail: "no answer".to_owned(), answered: false };
-    for number in 1..=2 {
+    let detail = "no answer".to_owned();
+    let unanswered = AttemptOutcome::Unknown { detail, answered: false, cut_off: false };
+    for number in 1..=3 {
         let outcome = Some(unanswered.clone());
         message.attempts.push(Attempt { number, outcome, ..last.clone() });
     }
-    message.attempts.push(Attempt { number: 3, ..last });
-    message.attempt_count = 3;
+    message.attempts.push(Attempt { number: 4, ..last });
+    message.attempt_count = 4;
     let provider = Scripted::answering([]);
     let lanes = [("one", Arc::clone(&provider))];
     let running = Running::start(&lanes, std::slice::from_ref(&message)).await;
     let row = running.until(message.id, Status::Failed).await;
     assert_eq!((row.reason, provider.sent().len()), (Some(Reason::NoAnswer), 0));
+    running.stop().await;
+}
+
+/// Three kills while the provider could not even be connected to ended a critical message that had never
+/// left the machine.
+#[tokio::test]
+async fn a_message_outlives_kills_during_its_attempts() {
+    let mut message = cut_off(1);
+    let last = message.attempts.remove(0);
+    let detail = "the process ended before an answer was read".to_owned();
+    let killed = AttemptOutcome::Unknown { detail, answered: false, cut_off: true };
+    for number in 1..=4 {
+        let outcome = Some(killed.clone());
+        message.attempts.push(Attempt { number, outcome, ..last.clone() });
+    }
+    message.attempts.push(Attempt { number: 5, ..last });
+    message.attempt_count = 5;
+    let mut with_another = message.clone();
+    with_another.id = to(2, "").id;
+    with_another.then = to(2, "+4915550100099").then;
+    let provider = Scripted::answering([]);
+    let lanes = [("one", Arc::clone(&provider))];
+    let running = Running::start(&lanes, &[message.clone(), with_another.clone()]).await;
+    running.until(message.id, Status::Sent).await;
+    // Where there is another channel, that is the better way.
+    let row = running.until(with_another.id, Status::Failed).await;
+    assert_eq!(row.reason, Some(Reason::NoAnswer));
+    eventually(|| provider.sent().len() == 2).await;
+    running.stop().await;
+}
+
+/// A portal that answered everything with its page, for half a minute, ended alerts within a second.
+#[tokio::test]
+async fn a_page_in_place_of_an_answer_does_not_end_a_message_without_another_channel() {
+    let provider = Scripted::answering([unknown(true), unknown(true)]);
+    let running = Running::start(&[("one", Arc::clone(&provider))], &[]).await;
+    let message = to(1, "");
+    running.add(&message).await;
+    let row = running.until(message.id, Status::Sent).await;
+    assert_eq!(row.attempts.len(), 3);
+    // But not more often than where there was no answer.
+    *provider.always.lock().unwrap() = Some(unknown(true));
+    let other = to(2, "");
+    running.add(&other).await;
+    let row = running.until(other.id, Status::Failed).await;
+    assert_eq!((row.attempts.len(), row.reason), (3, Some(Reason::NoAnswer)));
     running.stop().await;
 }
 
@@ -773,7 +820,7 @@ async fn one_that_can_be_asked_is_asked_before_the_message_is_given_up() {
     let other = to(2, "");
     running.add(&other).await;
     let row = running.until(other.id, Status::Failed).await;
-    assert_eq!((row.reason, row.attempts.len()), (Some(Reason::NoAnswer), 1));
+    assert_eq!((row.reason, row.attempts.len()), (Some(Reason::NoAnswer), 3));
     // An operator may have it sent all the same.
     *provider.always.lock().unwrap() = None;
     running.dispatch.retry(other.id).await.unwrap();
@@ -899,7 +946,8 @@ async fn a_look_up_does_not_claim_what_another_attempt_is_being_given() {
     second.status = Status::Queued;
     second.reason = Some(Reason::NoAnswer);
     let detail = "the process ended".to_owned();
-    second.attempts[0].outcome = Some(AttemptOutcome::Unknown { detail, answered: false });
+    second.attempts[0].outcome =
+        Some(AttemptOutcome::Unknown { detail, answered: false, cut_off: true });
     running.add(&second).await;
     eventually(|| running.dispatch.lanes()[0].in_flight == 2).await;
     open.send(true).unwrap();
