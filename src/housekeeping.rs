@@ -65,14 +65,18 @@ pub(crate) struct Housekeeping {
 
 /// Makes room for a start on a full disk.
 pub(crate) fn make_room(reserve: &Reserve, free: u64) {
-    if free >= reserve.bytes() / 2 || !reserve.is_there() {
-        return;
+    if free < reserve.bytes() / 2 && reserve.is_there() {
+        give_up(reserve, free);
     }
+}
+
+/// Makes room by the reserve.
+fn give_up(reserve: &Reserve, free: u64) {
     match reserve.give_up() {
         Ok(_) => tracing::error!(
             free_bytes = free,
             reserve_bytes = reserve.bytes(),
-            "the disk is full: the reserve is given up for this start, so that what waits can be sent; nothing new \
+            "the disk is full: the reserve is given up, so that what waits can be sent; nothing new \
              is taken until there is room. Free the disk or make it larger; the reserve comes back by itself"
         ),
         Err(error) => tracing::error!(
@@ -134,12 +138,18 @@ impl Housekeeping {
         };
         let before = self.guard;
         self.guard.look(disk);
+        // What is free now is seen by the next look.
+        if self.guard.is_held && disk.has_reserve {
+            give_up(reserve, free);
+            self.guard.is_held = before.is_held;
+        }
         let needed = self.guard.needed(backlog);
         let gauge = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         metrics.disk_free_bytes.set(gauge(free));
         metrics.disk_needed_bytes.set(gauge(needed));
         if self.guard.is_low != before.is_low {
             intake.set_disk_low(self.guard.is_low);
+            dispatch.set_low(self.guard.is_low);
             if self.guard.is_low {
                 tracing::error!(
                     free_bytes = free,

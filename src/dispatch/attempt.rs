@@ -13,10 +13,11 @@ use tokio::sync::RwLock;
 use super::RetryConfig;
 use super::batch::{Done, EndedUnsent};
 use super::collapse::Collapse;
-use super::fallback::{self, Unheard};
+use super::fallback;
 use super::handover::{self, Calls, FellBack};
 use super::lane::LaneNews;
 use super::outcome::{self, Elsewhere, Limits, Next, Terms};
+use super::unreached::{self, UnreachedContacts};
 use crate::clock::{Clock, Timestamp};
 use crate::model::{Attempt, AttemptOutcome, Channel, Message, MessageId, Reason, RunId, Status};
 use crate::notify;
@@ -45,6 +46,7 @@ pub(super) struct Context {
     pub(super) calls: Calls,
     /// When the next channel sends too, and who hears of the unreached.
     pub(super) notify: notify::Config,
+    pub(super) unreached: Arc<UnreachedContacts>,
     /// How long a message to those lives.
     pub(super) expires_in: Duration,
 }
@@ -97,9 +99,9 @@ pub(super) enum Report {
 #[derive(Debug)]
 pub(super) enum Ended {
     /// With success; where there is something to withdraw, the row.
-    Heard { contact: Option<Arc<str>>, channel: Channel, beside: Option<Box<Message>> },
+    Heard { who: Arc<str>, channel: Channel, beside: Option<Box<Message>> },
     /// Without, and no channel is left.
-    Unheard(Unheard),
+    Unheard,
     /// Without, and that is nobody's business.
     Other,
 }
@@ -210,12 +212,13 @@ pub(super) async fn store_next(context: &Context, mut message: Message, next: Ne
     let ended = match &mut next {
         Next::Ended { .. } if fallback::is_success(message.status) => {
             let beside = message.fallback.is_some().then(|| Box::new(message.clone()));
-            let contact = message.contact.clone();
-            Ended::Heard { contact, channel: message.target.channel, beside }
+            Ended::Heard { who: unreached::who(&message), channel: message.target.channel, beside }
         }
         Next::Ended { follow_up } => {
-            handover::end_unsent(context, &mut message, follow_up, &mut op)
-                .map_or(Ended::Other, Ended::Unheard)
+            match handover::end_unsent(context, &mut message, follow_up, &mut op) {
+                true => Ended::Unheard,
+                false => Ended::Other,
+            }
         }
         Next::Wait { .. } => Ended::Other,
     };

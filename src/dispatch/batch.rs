@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::attempt::{self, Context, Report};
 use super::collapse;
-use super::fallback::{self, Unheard};
+use super::fallback;
 use super::handover;
 use super::outcome::Next;
 use super::queue::{Together, Waiting};
@@ -38,7 +38,7 @@ pub(super) struct Done {
     /// These cannot be read.
     pub(super) unread: Vec<MessageId>,
     /// Whom no channel is left for.
-    pub(super) unheard: Vec<Unheard>,
+    pub(super) unheard: bool,
 }
 
 /// Ends messages that their time or their channel has left behind.
@@ -62,8 +62,7 @@ pub(super) async fn give_up(
         let next = attempt::end_late(&mut message, why, context.clock.now());
         let mut op = Op::new();
         if let Next::Ended { mut follow_up } = next {
-            let unheard = handover::end_unsent(context, &mut message, &mut follow_up, &mut op);
-            done.unheard.extend(unheard);
+            done.unheard |= handover::end_unsent(context, &mut message, &mut follow_up, &mut op);
             done.waiting.extend(follow_up.map(|new| (Waiting::of(&new), false)));
         }
         op.put_message(&message);

@@ -8,11 +8,8 @@
 //! **Invariant:** a clock ends after half of the message's life at the latest, so that nobody is
 //! still waited for when it expires.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-
-use serde::{Deserialize, Serialize};
 
 use super::LaneState;
 use crate::clock::Timestamp;
@@ -197,98 +194,6 @@ pub(super) fn came_too(channel: Channel) -> String {
     format!("{channel} had it first; this copy was under way by then")
 }
 
-/// A contact that no channel has reached with a message: a row until those of `notify.fallback` are
-/// told.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Unheard {
-    /// The last of its messages.
-    pub(super) unheard: MessageId,
-    /// Who; where it is no contact, the address, masked.
-    pub(super) contact: Arc<str>,
-    /// What the message says, cut.
-    pub(super) what: String,
-    /// Why nobody heard it.
-    pub(super) why: String,
-    /// How urgent.
-    pub(super) severity: Severity,
-    /// When that was found.
-    pub(super) at: Timestamp,
-}
-
-/// So much of a message is repeated to those who stand in.
-const WHAT_CHARS: usize = 80;
-/// So many messages of one contact are repeated; the others are counted.
-const WHATS_MAX: usize = 2;
-
-impl Unheard {
-    pub(super) fn of(message: &Message, why: &str, now: Timestamp) -> Self {
-        let text = message.left_out.as_ref().map_or(&message.content.text, |sum| &sum.text);
-        let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let mut what: String = line.chars().take(WHAT_CHARS).collect();
-        if what.len() < line.len() {
-            what.push_str("...");
-        }
-        let address = || message.target.address.to_string().into();
-        Self {
-            unheard: message.id,
-            contact: message.contact.clone().unwrap_or_else(address),
-            what,
-            why: why.to_owned(),
-            severity: message.severity,
-            at: now,
-        }
-    }
-
-    /// What the rest of its row's key begins with: the table is that of others, too.
-    pub(super) const KEYS: &[u8] = b"unheard/";
-
-    /// The rest of its row's key.
-    pub(super) fn key(id: MessageId) -> Vec<u8> {
-        let mut key = Self::KEYS.to_vec();
-        key.extend_from_slice(id.as_uuid().as_bytes());
-        key
-    }
-}
-
-/// What those of `notify.fallback` are told: who was not reached, about what, and why. `more`
-/// messages are counted only. `None` where there is nothing to tell to this reader, who needs not
-/// hear of itself.
-pub(super) fn digest(
-    unheard: &[Unheard],
-    more: usize,
-    reader: &str,
-    names_max: usize,
-) -> Option<String> {
-    let mut people: BTreeMap<&str, Vec<&Unheard>> = BTreeMap::new();
-    for one in unheard.iter().filter(|one| &*one.contact != reader) {
-        people.entry(&one.contact).or_default().push(one);
-    }
-    if people.is_empty() {
-        return None;
-    }
-    let count: usize = people.values().map(Vec::len).sum::<usize>() + more;
-    let mut lines = Vec::new();
-    for (name, all) in people.iter().take(names_max) {
-        let whats: Vec<&str> = all.iter().take(WHATS_MAX).map(|one| one.what.as_str()).collect();
-        let rest = match all.len().saturating_sub(WHATS_MAX) {
-            0 => String::new(),
-            rest => format!(" | and {rest} more"),
-        };
-        let why = all.last().map_or("", |one| one.why.as_str());
-        lines.push(format!("{name}: {}{rest} [{why}]", whats.join(" | ")));
-    }
-    let others = people.len().saturating_sub(names_max);
-    if others > 0 {
-        lines.push(format!("and {others} more"));
-    }
-    let head = match (people.len(), count) {
-        (1, 1) => "Not reached: ".to_owned(),
-        (1, count) => format!("Not reached with {count} messages: "),
-        (people, count) => format!("{people} people were not reached with {count} messages:\n"),
-    };
-    Some(head + &lines.join("\n"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -395,30 +300,6 @@ mod tests {
         assert_eq!(ends_at(&kept), Some(now.plus(grace)));
         inherit(&mut kept, began, &usual, (now, grace));
         assert_eq!(ends_at(&kept), Some(now.plus(grace)));
-    }
-
-    #[test]
-    fn those_who_stand_in_get_one_text_of_all() {
-        let unheard = |contact: &str, what: &str| {
-            let mut message = message(Severity::Critical, 3600);
-            message.contact = Some(contact.into());
-            message.content.text = what.into();
-            Unheard::of(&message, "sms failed: bad_recipient", at(11))
-        };
-        let ana = unheard("ana", "kiel freezer 1:\n-10 °C");
-        insta::assert_snapshot!(
-            digest(std::slice::from_ref(&ana), 0, "duty", 10).expect("a text"),
-            @"Not reached: ana: kiel freezer 1: -10 °C [sms failed: bad_recipient]"
-        );
-        let all = [&[ana.clone(), ana.clone(), ana][..], &[unheard("ben", &"x".repeat(90))]];
-        let all = [&all.concat()[..], &[unheard("cleo", "y"), unheard("duty", "z")]].concat();
-        insta::assert_snapshot!(digest(&all, 2, "duty", 2).expect("a text"), @r"
-        3 people were not reached with 7 messages:
-        ana: kiel freezer 1: -10 °C | kiel freezer 1: -10 °C | and 1 more [sms failed: bad_recipient]
-        ben: xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx... [sms failed: bad_recipient]
-        and 1 more
-        ");
-        assert_eq!(digest(&[unheard("duty", "z")], 0, "duty", 2), None);
     }
 
     #[test]

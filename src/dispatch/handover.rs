@@ -14,8 +14,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::attempt::{Context, Report};
 use super::batch::{self, Done};
 use super::collapse;
-use super::fallback::{self, Cause, Clock, Leg, Unheard, Why};
+use super::fallback::{self, Cause, Clock, Leg, Why};
 use super::outcome;
+use super::unreached::{self, Unheard, UnreachedContacts, Untold};
 use crate::clock::Timestamp;
 use crate::model::{
     AlertId, AlertState, Channel, Content, Fallback, Message, MessageId, Reason, Severity, Status,
@@ -28,13 +29,8 @@ use crate::telemetry::ByReason;
 
 /// So many messages at most go on to their next channel in one batch.
 pub(super) const TOGETHER_MAX: usize = 128;
-/// So many are remembered at most to be told to those of `notify.fallback`; the others are counted.
-pub(super) const UNHEARD_MAX: usize = 1000;
 /// The row that says when those of `notify.fallback` were last told.
 const TOLD_AT: &[u8] = b"unreached-told-at";
-
-/// So many people are remembered at most as unreached.
-pub(super) const UNREACHED_MAX: usize = 10_000;
 /// A message stands beside at most so many others: one for each further channel.
 const BESIDE_MAX: usize = 8;
 
@@ -99,6 +95,8 @@ pub(super) struct Late {
     pub(super) cause: Cause,
     /// Its channel is closed, and its time is not what has ended.
     pub(super) at_once: bool,
+    /// The disk is nearly full: that nobody is left is noted for the contact, and not in the message.
+    pub(super) is_sparing: bool,
 }
 
 /// What came of messages whose time was up.
@@ -110,8 +108,8 @@ pub(super) struct FellBack {
     pub(super) gone: Vec<MessageId>,
     /// Of which message, and the one on the next channel.
     pub(super) next: Vec<(MessageId, Message)>,
-    /// Those whom no channel is left for.
-    pub(super) unheard: Vec<Unheard>,
+    /// No channel is left for some of them.
+    pub(super) unheard: bool,
     /// To be looked at as well: they say that something is over of which nobody was told.
     pub(super) over: Vec<MessageId>,
 }
@@ -185,7 +183,10 @@ fn fall_back_one(context: &Context, late: &Late, now: Timestamp, op: &mut Op, fe
                 return;
             }
             fallback::note_unheard(&mut message, &why.words, now);
-            fell.unheard.extend(unheard(&context.store, &message, &why.words, now, op));
+            fell.unheard |= unheard(context, &message, &why.words, now, op);
+            if late.is_sparing && !is_calling {
+                return fell.waiting.push(message);
+            }
         }
         None => {}
     }
@@ -195,32 +196,24 @@ fn fall_back_one(context: &Context, late: &Late, now: Timestamp, op: &mut Op, fe
     }
 }
 
-/// Notes for those of `notify.fallback` that the message was not heard; `None` where it is none of
+/// Notes for those of `notify.fallback` that the message was not heard; `false` where it is none of
 /// their business.
-fn unheard(
-    store: &Store,
-    message: &Message,
-    why: &str,
-    now: Timestamp,
-    op: &mut Op,
-) -> Option<Unheard> {
-    let is_digest = message.fallback.as_ref().is_some_and(|fallback| fallback.is_digest);
+fn unheard(context: &Context, message: &Message, why: &str, now: Timestamp, op: &mut Op) -> bool {
     if message.severity == Severity::Info && message.fallback_after.is_none() {
-        return None;
+        return false;
     }
     // What was wrong with the channels before is told with it.
-    let mut whys: Vec<String> = beside(store, message)
+    let mut whys: Vec<String> = beside(&context.store, message)
         .unwrap_or_default()
         .iter()
         .filter_map(|other| fallback::why_it_went_on(other).map(str::to_owned))
         .collect();
     whys.push(why.to_owned());
-    let unheard = Unheard::of(message, &whys.join("; "), now);
     // Those who stand in are told of others, not of each other: that would have no end.
-    if !is_digest {
-        op.put_row(Table::Engine, message.id.partition(), &Unheard::key(message.id), &unheard);
-    }
-    Some(unheard)
+    let is_digest = message.fallback.as_ref().is_some_and(|fallback| fallback.is_digest);
+    let unheard = Unheard::of(message, &whys.join("; "), now);
+    context.unreached.note(&unheard, !is_digest, op);
+    !is_digest
 }
 
 /// What belongs into the operation in which a message ends without success: the one that goes on,
@@ -231,28 +224,28 @@ pub(super) fn end_unsent(
     message: &mut Message,
     follow_up: &mut Option<Box<Message>>,
     op: &mut Op,
-) -> Option<Unheard> {
+) -> bool {
     if let Some(new) = follow_up {
         // One that is there has its own way behind it: it is not begun anew.
         match context.store.message(new.id) {
             Ok(Some(_)) => *follow_up = None,
             _ => op.put_new_message(new),
         }
-        return None;
+        return false;
     }
     let now = message.updated_at;
     let ended = matches!(message.status, Status::Failed | Status::Expired);
     if !ended || fallback::leg(message) != Some(Leg::Last) {
-        return None;
+        return false;
     }
     let beside = beside(&context.store, message).unwrap_or_default();
     if beside.iter().any(|other| fallback::is_success(other.status)) {
-        return None;
+        return false;
     }
     let reason = message.reason.unwrap_or(Reason::Expired);
     let why = format!("{} {}: {reason}", message.target.channel, message.status);
     fallback::note_unheard(message, &why, now);
-    unheard(&context.store, message, &why, now, op)
+    unheard(context, message, &why, now, op)
 }
 
 /// Where the message tells of an alert that is over, or that it is over, and nobody was told by any
@@ -390,28 +383,18 @@ pub(super) async fn explain_copy(context: &Context, id: MessageId, by: Channel) 
 
 /// Tells those who stand in whom nobody has reached. Gives the messages, which are durable, and with
 /// them that it needs not be told again.
-pub(super) async fn tell(
-    context: &Context,
-    to: Vec<(Arc<str>, Vec<Target>)>,
-    unheard: Vec<Unheard>,
-    more: usize,
-) -> Report {
+pub(super) async fn tell(context: &Context, to: Vec<(Arc<str>, Vec<Target>)>) -> Report {
     let (now, mut op, mut messages) = (context.clock.now(), Op::new(), Vec::new());
-    for one in &unheard {
-        op.remove_row(Table::Engine, one.unheard.partition(), &Unheard::key(one.unheard));
-    }
     // Somebody who has heard it meanwhile is no longer to be called after.
-    let unheard: Vec<Unheard> =
-        unheard.into_iter().filter(|one| !was_heard(&context.store, one.unheard)).collect();
-    let Some(first) = unheard.first() else {
-        drop(context.store.commit(vec![op]).await);
-        return Report::Lost;
-    };
-    let origin = AlertId::new(*first.unheard.as_uuid());
-    let severity = unheard.iter().map(|one| one.severity).max().unwrap_or_default();
+    let heard = |id| was_heard(&context.store, id);
+    let untold = context.unreached.take_untold(&mut op);
+    let untold: Vec<Untold> = untold.into_iter().filter_map(|one| one.without(heard)).collect();
+    let example = untold.iter().find_map(Untold::example);
+    let origin = AlertId::new(example.map_or_else(uuid::Uuid::nil, |id| *id.as_uuid()));
+    let severity = untold.iter().map(Untold::severity).max().unwrap_or_default();
     let nth = u32::try_from(now.as_secs() & 0x7fff_ffff).unwrap_or_default() | 1 << 31;
     for (name, targets) in to {
-        let text = fallback::digest(&unheard, more, &name, context.notify.names_max);
+        let text = unreached::digest(&untold, &name, context.notify.names_max);
         let mut targets = targets.into_iter();
         let (Some(text), Some(target)) = (text, targets.next()) else { continue };
         let Target { channel, address } = &target;
@@ -441,35 +424,38 @@ pub(super) async fn tell(
     if context.store.commit(vec![op]).await.is_err() {
         return Report::Lost;
     }
-    let people: BTreeSet<&str> = unheard.iter().map(|one| &*one.contact).collect();
     if messages.is_empty() {
         return Report::Lost;
     }
     tracing::warn!(
-        people = people.len(),
-        messages = unheard.len() + more,
+        people = untold.len(),
         told = messages.len(),
         "those of notify.fallback are told who could not be reached"
     );
     Report::Told(messages)
 }
 
-/// Those who were not reached before the process ended and of whom nobody has been told, and when the
-/// last were. Who has been reached since is forgotten; durable on return.
+/// Those who were not reached before the process ended, and when those who stand in were last told.
+/// Who has been reached since is forgotten; durable on return.
 ///
 /// # Errors
 /// The store cannot be written.
-pub(super) async fn untold(
+pub(super) async fn unreached_before(
     store: &Store,
-) -> Result<(Vec<Unheard>, Option<Timestamp>), CommitError> {
-    let rows = store.rows_under::<Unheard>(Table::Engine, Unheard::KEYS).take(UNHEARD_MAX);
-    let (heard, unheard): (Vec<_>, Vec<_>) = rows.partition(|one| was_heard(store, one.unheard));
+) -> Result<(UnreachedContacts, Option<Timestamp>), CommitError> {
     let mut op = Op::new();
-    for one in heard {
-        op.remove_row(Table::Engine, one.unheard.partition(), &Unheard::key(one.unheard));
-    }
+    let unreached = UnreachedContacts::load(store, |id| was_heard(store, id), &mut op);
     store.commit(vec![op]).await?;
-    Ok((unheard, store.row(Table::Engine, 0, TOLD_AT).ok().flatten()))
+    Ok((unreached, store.row(Table::Engine, 0, TOLD_AT).ok().flatten()))
+}
+
+/// Of a message that has had success and those beside it: the ones that had been noted as unheard.
+pub(super) fn noted_as_unheard(store: &Store, message: &Message) -> Vec<MessageId> {
+    let is_noted = |message: &&Message| {
+        message.fallback.as_ref().is_some_and(|fallback| fallback.unheard_at.is_some())
+    };
+    let beside = beside(store, message).unwrap_or_default();
+    std::iter::once(message).chain(&beside).filter(is_noted).map(|message| message.id).collect()
 }
 
 /// Whether a message that had been late has had success since, on its own channel or on another.

@@ -22,6 +22,7 @@ mod outcome;
 mod peer;
 mod queue;
 mod run;
+mod unreached;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -32,6 +33,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::queue::Waiting;
 pub use self::run::Dispatcher;
+use self::unreached::UnreachedContacts;
 use crate::clock::{Clock, Timestamp};
 use crate::model::{Channel, Message, MessageId, Reason, RunId, Status, Target};
 use crate::notify;
@@ -286,8 +288,9 @@ struct Shared {
     lanes: RwLock<Vec<LaneStatus>>,
     /// Who hears of the unreached, and where.
     fallback: RwLock<Vec<(Arc<str>, Vec<Target>)>>,
-    /// At most [`handover::UNREACHED_MAX`].
-    unreached: RwLock<BTreeMap<Arc<str>, Unreached>>,
+    unreached: Arc<UnreachedContacts>,
+    /// The disk is nearly full.
+    low: AtomicBool,
 }
 
 enum Command {
@@ -440,8 +443,7 @@ impl Dispatch {
 
     /// Who could be reached by no channel, and has not been since.
     pub fn unreached(&self) -> Vec<Unreached> {
-        let unreached = self.shared.unreached.read().unwrap_or_else(PoisonError::into_inner);
-        unreached.values().cloned().collect()
+        self.shared.unreached.now()
     }
 
     /// How many messages have not ended.
@@ -452,6 +454,11 @@ impl Dispatch {
     /// About how many bytes they take.
     pub fn waiting_bytes(&self) -> u64 {
         self.shared.waiting_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether the disk is nearly full: nothing is written that sending can do without.
+    pub fn set_low(&self, low: bool) {
+        self.shared.low.store(low, Ordering::Relaxed);
     }
 
     /// Whether nothing is sent: what is under way ends, what waits goes on waiting.

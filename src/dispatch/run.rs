@@ -12,7 +12,7 @@ use tokio::task::{Id, JoinSet};
 use super::attempt::{self, Alike, Context, Ended, Report};
 use super::batch;
 use super::collapse::Collapse;
-use super::fallback::{self, Cause, Unheard};
+use super::fallback::{self, Cause};
 use super::handover::{self, Calls, FellBack, Late};
 use super::lane::{Lane, LaneChange, LaneNews, LaneSettings, Standing};
 use super::outcome::{Elsewhere, Limits};
@@ -20,7 +20,7 @@ use super::peer::{PeerNews, Peers, Trouble};
 use super::queue::{Overdue, Prospect, Queue, Room, Routes, Together, Waiting, prospect};
 use super::{
     Command, Config, ControlError, Dispatch, EndpointStatus, LaneState, LaneStatus, Parts, Shared,
-    Unreached, outcome,
+    outcome,
 };
 use crate::clock::Timestamp;
 use crate::model::{Channel, Message, MessageId, Reason, Severity, Status};
@@ -77,11 +77,7 @@ pub struct Dispatcher {
     early: Vec<Command>,
     /// Messages that somebody has and that another channel had first: as many at most as are taken.
     had: HashMap<MessageId, Channel>,
-    /// What those of `notify.fallback` are still to be told; at most [`handover::UNHEARD_MAX`], the
-    /// others are counted.
-    unheard: Vec<Unheard>,
-    unheard_more: usize,
-    /// When they are told, and when they were told last.
+    /// When those of `notify.fallback` are told who was not reached, and when they were told last.
     tell_at: Option<Timestamp>,
     told_at: Option<Timestamp>,
     /// A batch of messages goes on to its next channels.
@@ -120,7 +116,8 @@ impl Dispatcher {
             Peers::new(config.endpoint.clone(), config.breaker.clone()),
         )
         .falling_back(notify.fallback_after);
-        let (unheard, told_at) = handover::untold(&store).await?;
+        let (unreached, told_at) = handover::unreached_before(&store).await?;
+        let unreached = Arc::new(unreached);
         let at_start = outcome::AtStart {
             now,
             unsure_since: clock.unsure_since(),
@@ -210,7 +207,8 @@ impl Dispatcher {
             oldest_at: Mutex::default(),
             lanes: RwLock::default(),
             fallback: RwLock::default(),
-            unreached: RwLock::default(),
+            unreached: Arc::clone(&unreached),
+            low: AtomicBool::new(false),
         });
         let (sender, commands) = mpsc::channel(64);
         let context = Context {
@@ -226,6 +224,7 @@ impl Dispatcher {
             alike: Alike::default(),
             calls: Calls::default(),
             notify,
+            unreached,
             expires_in: config.expires_in.into(),
         };
         let mut dispatcher = Self {
@@ -246,13 +245,13 @@ impl Dispatcher {
             unread: HashMap::new(),
             early: Vec::new(),
             had: HashMap::new(),
-            unheard: Vec::new(),
-            unheard_more: 0,
             tell_at: None,
             told_at,
             is_falling_back: false,
         };
-        unheard.into_iter().for_each(|one| dispatcher.not_reached(one, now));
+        if dispatcher.context.unreached.untold_since().is_some() {
+            dispatcher.not_reached(now);
+        }
         dispatcher.show(now);
         Ok((Dispatch { shared, commands: sender }, dispatcher))
     }
@@ -446,15 +445,16 @@ impl Dispatcher {
                     self.queue.put(Waiting::of(&message));
                 }
                 match ended {
-                    Ended::Heard { contact, channel, beside } => {
-                        self.heard(&ids, contact.as_ref(), channel, beside.as_deref());
+                    Ended::Heard { who, channel, beside } => {
+                        self.heard(&ids, &who, channel, beside.as_deref());
                     }
-                    Ended::Unheard(unheard) => self.not_reached(unheard, now),
+                    Ended::Unheard => self.not_reached(now),
                     Ended::Other => {}
                 }
             }
             Report::FellBack(fell) => self.fell_back(*fell, now),
             Report::Told(messages) => {
+                self.told_at = Some(now);
                 messages.iter().for_each(|message| self.queue.put(Waiting::of(message)));
             }
             Report::Unread => self.put_off(&ids, now),
@@ -469,7 +469,9 @@ impl Dispatcher {
     fn batch_done(&mut self, done: batch::Done, now: Timestamp) {
         self.forget(&done.gone);
         self.put_off(&done.unread, now);
-        done.unheard.into_iter().for_each(|one| self.not_reached(one, now));
+        if done.unheard {
+            self.not_reached(now);
+        }
         for id in done.untouched {
             if let Some(waiting) = self.queue.get(id) {
                 self.queue.put(waiting);
@@ -583,7 +585,8 @@ impl Dispatcher {
             if !is_taken {
                 self.queue.take(id);
             }
-            late.push(Late { id, cause: cause.unwrap_or_default(), at_once });
+            let is_sparing = self.shared.low.load(Ordering::Relaxed);
+            late.push(Late { id, cause: cause.unwrap_or_default(), at_once, is_sparing });
         }
         if late.is_empty() {
             return self.queue.next_clock();
@@ -658,21 +661,29 @@ impl Dispatcher {
             }
         }
         fell.over.iter().for_each(|id| self.queue.look_at(*id, now));
-        fell.unheard.into_iter().for_each(|one| self.not_reached(one, now));
+        if fell.unheard {
+            self.not_reached(now);
+        }
     }
 
     /// A message had success: what says the same elsewhere is needless.
     fn heard(
         &mut self,
         ids: &[MessageId],
-        contact: Option<&Arc<str>>,
+        who: &Arc<str>,
         channel: Channel,
         message: Option<&Message>,
     ) {
-        if let Some(contact) = contact {
-            let mut unreached =
-                self.shared.unreached.write().unwrap_or_else(PoisonError::into_inner);
-            unreached.remove(contact);
+        let noted = message
+            .map(|message| handover::noted_as_unheard(&self.context.store, message))
+            .unwrap_or_default();
+        if let Some(op) = self.context.unreached.heard(who, &noted) {
+            let context = Arc::clone(&self.context);
+            self.spawn(Vec::new(), None, async move {
+                // Where it fails, the store has, and with it this process.
+                drop(context.store.commit(vec![op]).await);
+                (Report::Lost, LaneNews::Nothing)
+            });
         }
         for id in ids {
             self.had.remove(id);
@@ -725,35 +736,10 @@ impl Dispatcher {
         }
     }
 
-    /// No channel is left for somebody.
-    fn not_reached(&mut self, one: Unheard, now: Timestamp) {
-        {
-            let mut unreached =
-                self.shared.unreached.write().unwrap_or_else(PoisonError::into_inner);
-            if unreached.len() < handover::UNREACHED_MAX || unreached.contains_key(&one.contact) {
-                if !unreached.contains_key(&one.contact) {
-                    tracing::error!(
-                        message_id = %one.unheard, contact = %one.contact, detail = one.why,
-                        "somebody was not reached, and no other channel is left"
-                    );
-                }
-                let known =
-                    unreached.entry(Arc::clone(&one.contact)).or_insert_with(|| Unreached {
-                        contact: Arc::clone(&one.contact),
-                        since: one.at,
-                        messages: 0,
-                        why: String::new(),
-                    });
-                known.messages += 1;
-                known.why.clone_from(&one.why);
-            }
-        }
-        if self.unheard.len() >= handover::UNHEARD_MAX {
-            self.unheard_more += 1;
-            return;
-        }
-        self.unheard.push(one);
-        let soon = now.plus(GATHER);
+    /// No channel is left for somebody: those of `notify.fallback` are told soon, with what comes
+    /// until then. Neither what comes later nor a restart puts it off.
+    fn not_reached(&mut self, now: Timestamp) {
+        let soon = self.context.unreached.untold_since().unwrap_or(now).plus(GATHER);
         let interval = self.context.notify.fallback_interval.get();
         let at = self.told_at.map_or(soon, |told_at| soon.max(told_at.plus(interval)));
         self.tell_at.get_or_insert(at);
@@ -766,15 +752,10 @@ impl Dispatcher {
             return Some(at);
         }
         self.tell_at = None;
-        let unheard = std::mem::take(&mut self.unheard);
-        let more = std::mem::take(&mut self.unheard_more);
         let to = self.shared.fallback.read().unwrap_or_else(PoisonError::into_inner).clone();
-        if !to.is_empty() {
-            self.told_at = Some(now);
-        }
         let context = Arc::clone(&self.context);
         self.spawn(Vec::new(), None, async move {
-            (handover::tell(&context, to, unheard, more).await, LaneNews::Nothing)
+            (handover::tell(&context, to).await, LaneNews::Nothing)
         });
         None
     }
@@ -1085,7 +1066,7 @@ impl Dispatcher {
         let oldest_at = self.queue.oldest_at();
         *self.shared.oldest_at.lock().unwrap_or_else(PoisonError::into_inner) = oldest_at;
         metrics.outbox_oldest.set(oldest_at.map_or(0, |at| at.wall().as_secs()));
-        let unreached = self.shared.unreached.read().unwrap_or_else(PoisonError::into_inner).len();
+        let unreached = self.context.unreached.count();
         metrics.contacts_unreached.set(i64::try_from(unreached).unwrap_or(i64::MAX));
         let lanes: Vec<LaneStatus> =
             self.lanes.iter().map(|lane| self.lane_status(lane, now)).collect();
