@@ -18,8 +18,8 @@ use super::{Config, outcome};
 use crate::channel::{self, sms};
 use crate::clock::Timestamp;
 use crate::model::{
-    AlertId, AlertRef, AlertState, AttemptOutcome, Channel, Fnv, LeftOut, Message, MessageId,
-    Reason, Status, Target, Tells,
+    AlertId, AlertRef, AlertState, Attempt, AttemptOutcome, Channel, Fnv, LeftOut, Message,
+    MessageId, Reason, Status, Target, Tells,
 };
 
 /// Messages of one rule and instance key to one contact and target. A strong hash, because devices
@@ -83,13 +83,7 @@ pub(super) fn may_join(message: &Message) -> bool {
     let Some(alert) = &message.alert else { return false };
     // An attempt under way or without answer may have reached its person, and one that was taken
     // is there again because an operator wants it so.
-    let was_refused = message.attempts.iter().all(|attempt| {
-        let outcome = attempt.outcome.as_ref();
-        outcome.is_some_and(|outcome| match outcome {
-            AttemptOutcome::Retry { .. } | AttemptOutcome::Rejected { .. } => true,
-            AttemptOutcome::Accepted { .. } | AttemptOutcome::Unknown { .. } => false,
-        })
-    });
+    let was_refused = !message.attempts.iter().any(may_have_left);
     // Over twice is over between which something fired.
     let is_news = alert.tells == Tells::More && alert.state == AlertState::Cleared;
     !is_news && message.status == Status::Queued && was_refused
@@ -97,14 +91,18 @@ pub(super) fn may_join(message: &Message) -> bool {
 
 /// Whether somebody has been told of an alert by this message, or may have been.
 pub(super) fn tells(message: &Message) -> bool {
-    let may_have_left = |outcome: &Option<AttemptOutcome>| {
-        matches!(
-            outcome,
-            None | Some(AttemptOutcome::Accepted { .. } | AttemptOutcome::Unknown { .. })
-        )
-    };
     matches!(message.status, Status::Sent | Status::Delivered | Status::Read | Status::Undelivered)
-        || message.attempts.iter().any(|attempt| may_have_left(&attempt.outcome))
+        || message.attempts.iter().any(may_have_left)
+}
+
+/// Whether the recipient may have it from this attempt. A webhook without answer is tried again with
+/// the id that it had, so it must not say something else then.
+fn may_have_left(attempt: &Attempt) -> bool {
+    attempt.outcome.as_ref().is_none_or(|outcome| match outcome {
+        AttemptOutcome::Accepted { .. } | AttemptOutcome::Unknown { .. } => true,
+        AttemptOutcome::Retry { reason, .. } => *reason == Reason::NoAnswer,
+        AttemptOutcome::Rejected { .. } => false,
+    })
 }
 
 /// What a decision makes of a thread.
@@ -441,6 +439,10 @@ pub(super) mod tests {
         let accepted = AttemptOutcome::Accepted { provider_ref: None };
         for (outcome, expected) in [
             (Some(retry), true),
+            (
+                Some(AttemptOutcome::Retry { reason: Reason::NoAnswer, detail: detail.clone() }),
+                false,
+            ),
             (Some(AttemptOutcome::Rejected { reason, detail: detail.clone() }), true),
             (Some(AttemptOutcome::Unknown { detail, answered: false, cut_off: false }), false),
             (Some(accepted), false),

@@ -94,19 +94,22 @@ pub(super) struct Why {
 /// What is known of why there was no success.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Cause {
-    /// The lane that is closed, how, and why.
-    pub(super) lane: Option<(Arc<str>, LaneState, Reason)>,
+    /// The lanes that are closed, how, and why: where none is open.
+    pub(super) lanes: Vec<(Arc<str>, LaneState, Reason)>,
     /// An attempt is under way.
     pub(super) is_calling: bool,
 }
+
+/// So many lanes are named at most.
+const LANES_MAX: usize = 3;
 
 impl Why {
     /// `within`: how long it was waited for; `None` where the channel is closed and nothing was.
     pub(super) fn of(message: &Message, within: Option<Span>, cause: &Cause) -> Self {
         let mut reason = Reason::NotInTime;
         let mut causes = Vec::new();
-        if let Some((name, state, why)) = &cause.lane {
-            reason = *why;
+        reason = cause.lanes.first().map_or(reason, |(_, _, why)| *why);
+        for (name, state, why) in cause.lanes.iter().take(LANES_MAX) {
             let state = match state {
                 LaneState::Up => "up",
                 LaneState::Paused => "paused",
@@ -114,6 +117,8 @@ impl Why {
                 LaneState::Stopped => "stopped",
             };
             causes.push(format!("{name} is {state}: {why}"));
+        }
+        if !causes.is_empty() {
         } else if cause.is_calling {
             causes.push("an attempt is under way and has no answer".to_owned());
         } else if let Some(why) = message.reason {
@@ -275,10 +280,17 @@ mod tests {
     #[test]
     fn why_names_the_lane_where_that_is_closed() {
         let first = message(Severity::Critical, 3600);
-        let lane = Some(("wa".into(), LaneState::Stopped, Reason::BadCredentials));
-        let why = Why::of(&first, None, &Cause { lane, is_calling: true });
-        assert_eq!(why.words, "no success on whatsapp (wa is stopped: bad_credentials)");
-        let why = Why::of(&first, None, &Cause { lane: None, is_calling: true });
+        let lanes = vec![
+            ("wa".into(), LaneState::Stopped, Reason::BadCredentials),
+            ("wb".into(), LaneState::BreakerOpen, Reason::ProviderUnavailable),
+        ];
+        let why = Why::of(&first, None, &Cause { lanes, is_calling: true });
+        assert_eq!(
+            why.words,
+            "no success on whatsapp (wa is stopped: bad_credentials; wb is left alone: provider_unavailable)"
+        );
+        assert_eq!(why.reason, Reason::BadCredentials);
+        let why = Why::of(&first, None, &Cause { lanes: Vec::new(), is_calling: true });
         assert_eq!(why.words, "no success on whatsapp (an attempt is under way and has no answer)");
         let why = Why::of(&first, None, &Cause::default());
         assert_eq!(why.words, "no success on whatsapp (it waits for its turn)");

@@ -110,6 +110,8 @@ pub(super) struct FellBack {
     pub(super) next: Vec<(MessageId, Message)>,
     /// No channel is left for some of them.
     pub(super) unheard: bool,
+    /// To be looked at again in a moment: an attempt is under way.
+    pub(super) later: Vec<MessageId>,
     /// To be looked at as well: they say that something is over of which nobody was told.
     pub(super) over: Vec<MessageId>,
 }
@@ -131,7 +133,7 @@ pub(super) async fn fall_back(context: &Context, late: Vec<Late>) -> Report {
             message_id = %next.id, channel = %next.target.channel, to = %next.target.address,
             contact = next.contact.as_deref(), count = fell.next.len(),
             detail = next.detail.as_deref().unwrap_or_default(),
-            "a channel had no success in time: the next one sends too"
+            "a channel had no success: the next one sends too"
         );
     }
     Report::FellBack(Box::new(fell))
@@ -147,7 +149,12 @@ fn fall_back_one(context: &Context, late: &Late, now: Timestamp, op: &mut Op, fe
             return;
         }
     };
-    if !is_calling && let Some(over) = over_unheard(context, &message) {
+    let over = over_unheard(context, &message);
+    if is_calling && over.is_some() {
+        // Its end decides: it is the first that anybody hears, or nothing is.
+        return fell.later.push(message.id);
+    }
+    if let Some(over) = over {
         let detail = "it was over before anybody was told of it".to_owned();
         outcome::end(&mut message, Status::Canceled, Reason::Over, detail, now);
         op.put_message(&message);

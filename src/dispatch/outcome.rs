@@ -255,7 +255,7 @@ pub(super) fn settle_cut_off(message: &mut Message, retry: &RetryConfig, now: Ti
     let last = message.attempts.last();
     let cut_off = last.map_or(0, |last| Unanswered::of(message, &last.provider).cut_off);
     let is_often = cut_off > 2;
-    let delay = is_often.then(|| backoff(retry, cut_off, 1.0)).unwrap_or_default();
+    let delay = if is_often { backoff(retry, cut_off, 1.0) } else { Duration::ZERO };
     message.due_at = now.plus(delay);
 }
 
@@ -380,6 +380,36 @@ mod tests {
     /// A raise of minute 0 lives for a day.
     fn critical() -> Message {
         Message { severity: Severity::Critical, ..raise(1, 0) }
+    }
+
+    /// Two quick repeats were over before a minute of outage was.
+    #[test]
+    fn without_another_channel_the_last_repeat_waits() {
+        let retry = RetryConfig::default();
+        let limits = Limits { unanswered_repeats: 2 };
+        let attempt = |answered, cut_off| Attempt {
+            number: 1,
+            provider: "wa".into(),
+            run: crate::model::RunId::new(uuid::Uuid::nil()),
+            started_at: at(0),
+            ended_at: Some(at(0)),
+            outcome: Some(AttemptOutcome::Unknown { detail: String::new(), answered, cut_off }),
+        };
+        let long = Some(Duration::from(retry.max));
+        for (answered, cut_off, counts) in [
+            // The time before the next attempt, after each.
+            (false, false, [Some(None), Some(long), None].as_slice()),
+            (true, false, &[Some(long), Some(long), None]),
+            (false, true, &[Some(None); 10]),
+        ] {
+            let mut message = critical();
+            for (nth, expected) in counts.iter().enumerate() {
+                message.attempts.push(attempt(answered, cut_off));
+                let is_reached = limits.are_reached(&message, "wa");
+                let wait = (!is_reached).then(|| limits.spaced(&message, "wa", &retry));
+                assert_eq!(wait, *expected, "{answered} {cut_off} {nth}");
+            }
+        }
     }
 
     #[test]

@@ -497,10 +497,14 @@ impl Queue {
 
     /// Has the message's time without success looked at then.
     pub(super) fn look_at(&mut self, id: MessageId, at: Timestamp) {
-        let Some((mut waiting, _)) = self.entries.get(&id).copied() else { return };
-        if waiting.fallback_at.is_none() {
-            return;
+        if self.get(id).is_some_and(|waiting| waiting.fallback_at.is_some()) {
+            self.look_again(id, at);
         }
+    }
+
+    /// The same for one whose clock was taken out.
+    pub(super) fn look_again(&mut self, id: MessageId, at: Timestamp) {
+        let Some((mut waiting, _)) = self.entries.get(&id).copied() else { return };
         self.set_clock(&mut waiting, Some(at));
         if let Some((known, _)) = self.entries.get_mut(&id) {
             known.fallback_at = waiting.fallback_at;

@@ -12,7 +12,7 @@ use tokio::task::{Id, JoinSet};
 use super::attempt::{self, Alike, Context, Ended, Report};
 use super::batch;
 use super::collapse::Collapse;
-use super::fallback::{self, Cause};
+use super::fallback::{self, Cause, Leg};
 use super::handover::{self, Calls, FellBack, Late};
 use super::lane::{Lane, LaneChange, LaneNews, LaneSettings, Standing};
 use super::outcome::{Elsewhere, Limits};
@@ -290,7 +290,14 @@ impl Dispatcher {
             &mut *self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner),
             &mut self.new,
         );
-        self.new.drain(..).for_each(|waiting| self.queue.put(waiting));
+        let now = self.context.clock.now();
+        let mut new = std::mem::take(&mut self.new);
+        for waiting in new.drain(..) {
+            let shut = self.is_shut_for(&waiting, now).then_some(waiting.id);
+            self.queue.put(waiting);
+            shut.into_iter().for_each(|id| self.queue.look_at(id, now));
+        }
+        self.new = new;
         self.new.shrink_to(INBOX_KEPT);
         while let Some(finished) = self.tasks.try_join_next_with_id() {
             self.finished(finished);
@@ -452,7 +459,7 @@ impl Dispatcher {
                     Ended::Other => {}
                 }
             }
-            Report::FellBack(fell) => self.fell_back(*fell, now),
+            Report::FellBack(fell) => self.fell_back(&fell, now),
             Report::Told(messages) => {
                 self.told_at = Some(now);
                 messages.iter().for_each(|message| self.queue.put(Waiting::of(message)));
@@ -549,7 +556,31 @@ impl Dispatcher {
             Prospect::Refused => waiting.refused_until = waiting.due_at,
             Prospect::Done => return self.give_up_refused(message.id),
         }
+        let is_shut = self.is_shut_for(&waiting, now);
         self.queue.put(waiting);
+        if is_shut {
+            self.queue.look_at(message.id, now);
+        }
+    }
+
+    /// Whether a critical message's channel will not open within its time: what keeps its lanes shut is
+    /// known to last longer. The contact's next channel need not wait for that.
+    fn is_shut_for(&self, waiting: &Waiting, now: Timestamp) -> bool {
+        if waiting.clock.severity != Severity::Critical || waiting.clock.leg != Some(Leg::Next) {
+            return false;
+        }
+        let Some(ends_at) = waiting.clock.ends_at(&self.context.notify.fallback_after) else {
+            return false;
+        };
+        let route = self.routes.of(waiting.channel);
+        !route.is_empty()
+            && route.iter().filter_map(|index| self.lanes.get(*index)).all(|lane| {
+                match lane.state(now) {
+                    (LaneState::Stopped, ..) => true,
+                    (LaneState::Paused, .., until) => until.is_some_and(|until| until >= ends_at),
+                    _ => false,
+                }
+            })
     }
 
     /// Has the next channel send of what had no success in time. Answers when to look again.
@@ -624,13 +655,13 @@ impl Dispatcher {
         }
         let endpoint = self.queue.trouble(waiting, now);
         let endpoint = endpoint.map(|one| (Arc::clone(&one.name), one.state, one.reason));
-        let lane = closed.into_iter().next().or(endpoint);
+        let lanes = if closed.is_empty() { endpoint.into_iter().collect() } else { closed };
         let head = self.queue.head(waiting);
         let was_tried = waiting.was_tried || head.is_some_and(|head| head.was_tried);
-        (lane.is_some() || is_calling || was_tried).then_some(Cause { lane, is_calling })
+        (!lanes.is_empty() || is_calling || was_tried).then_some(Cause { lanes, is_calling })
     }
 
-    fn fell_back(&mut self, fell: FellBack, now: Timestamp) {
+    fn fell_back(&mut self, fell: &FellBack, now: Timestamp) {
         self.is_falling_back = false;
         self.forget(&fell.gone);
         for message in &fell.waiting {
@@ -661,6 +692,7 @@ impl Dispatcher {
             }
         }
         fell.over.iter().for_each(|id| self.queue.look_at(*id, now));
+        fell.later.iter().for_each(|id| self.queue.look_again(*id, now.plus(CLOCK_AGAIN)));
         if fell.unheard {
             self.not_reached(now);
         }
