@@ -61,6 +61,8 @@ pub(crate) struct Housekeeping {
     /// What the present pass has spent on rows that stay.
     idle: Duration,
     given_up: u64,
+    /// The store's files were deleted or moved.
+    is_gone: bool,
 }
 
 /// Makes room for a start on a full disk.
@@ -97,6 +99,7 @@ impl Housekeeping {
             measured: 0,
             idle: Duration::ZERO,
             given_up: 0,
+            is_gone: false,
             parts,
         }
     }
@@ -121,6 +124,20 @@ impl Housekeeping {
 
     fn watch(&mut self) {
         let Parts { store, dispatch, intake, metrics, reserve, .. } = &self.parts;
+        let is_gone = !store.is_in_place();
+        if is_gone != self.is_gone {
+            self.is_gone = is_gone;
+            intake.set_disk_low(is_gone || self.guard.is_low);
+            if is_gone {
+                tracing::error!(
+                    data_dir = %store.directory().display(),
+                    "the store's files were deleted or moved while it is open: nothing new is taken, what \
+                     waits is still sent; put them back, or wait until the outbox is empty and restart"
+                );
+            } else {
+                tracing::warn!("the store's files are back where they were");
+            }
+        }
         let free = match store.disk_free_bytes() {
             Ok(free) => free,
             Err(error) => return tracing::error!(%error, "the disk's free space cannot be read"),
@@ -148,7 +165,7 @@ impl Housekeeping {
         metrics.disk_free_bytes.set(gauge(free));
         metrics.disk_needed_bytes.set(gauge(needed));
         if self.guard.is_low != before.is_low {
-            intake.set_disk_low(self.guard.is_low);
+            intake.set_disk_low(self.guard.is_low || self.is_gone);
             dispatch.set_low(self.guard.is_low);
             if self.guard.is_low {
                 tracing::error!(

@@ -15,6 +15,11 @@ const KEYS_MAX: usize = 10_000;
 /// Rows that are said one by one in the log.
 const SAID_MAX: usize = 20;
 
+/// What is said where the files are not where they were.
+pub(super) const GONE: &str = "the store's files were deleted or moved while Watchbell runs: nothing new is taken, \
+    because the next start would not find it; what waits is still sent. Put them back, or wait until the outbox is \
+    empty and restart";
+
 /// Clones share what they know.
 #[derive(Clone, Debug)]
 pub(super) struct Health {
@@ -34,6 +39,8 @@ struct Known {
     unreadable: BTreeSet<Vec<u8>>,
     /// What the start found: losses, repairs.
     found: Vec<String>,
+    /// The files were deleted or moved.
+    is_gone: bool,
 }
 
 impl Health {
@@ -47,7 +54,7 @@ impl Health {
     }
 
     fn with(metrics: Metrics, found: Vec<String>, is_quiet: bool) -> Self {
-        let known = Mutex::new(Known { unreadable: BTreeSet::new(), found });
+        let known = Mutex::new(Known { found, ..Known::default() });
         Self { shared: Arc::new(Shared { known, metrics, is_quiet }) }
     }
 
@@ -79,10 +86,18 @@ impl Health {
         }
     }
 
+    pub(super) fn set_in_place(&self, is_in_place: bool) {
+        let mut inner = self.shared.known.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.is_gone = !is_in_place;
+    }
+
     /// What an operator should know and do, a line each; empty where all is well.
     pub(super) fn problems(&self) -> Vec<String> {
         let inner = self.shared.known.lock().unwrap_or_else(PoisonError::into_inner);
         let mut problems = inner.found.clone();
+        if inner.is_gone {
+            problems.push(GONE.to_owned());
+        }
         let (count, or_more) = match inner.unreadable.len() {
             0 => return problems,
             count if count >= KEYS_MAX => (count, " or more"),

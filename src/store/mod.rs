@@ -94,6 +94,7 @@ mod trail;
 mod watchdog;
 mod writer;
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -184,6 +185,14 @@ pub struct Store {
     directory: Arc<Path>,
     bans_max: usize,
     ban_changes: watch::Sender<u64>,
+    /// Device and number of the log's file.
+    file: (u64, u64),
+}
+
+/// What tells the log's file from every other.
+fn file_of(directory: &Path) -> std::io::Result<(u64, u64)> {
+    let metadata = std::fs::metadata(directory.join("store").join("db"))?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 /// What is written together or not at all; one with seams is several such, written in their order.
@@ -308,6 +317,8 @@ impl Store {
             directory: directory.into(),
             bans_max: config.bans_max,
             ban_changes: watch::Sender::new(0),
+            file: file_of(directory)
+                .map_err(|error| OpenError::Io { path: directory.to_owned(), error })?,
         })
     }
 
@@ -378,6 +389,14 @@ impl Store {
     /// Free bytes on the disk that holds the store.
     pub fn disk_free_bytes(&self) -> std::io::Result<u64> {
         reserve::free_bytes(&self.directory)
+    }
+
+    /// Whether the file that is written is still the one that the next start will read. One that was
+    /// deleted or moved away takes everything with it when the process ends; `problems` says so.
+    pub fn is_in_place(&self) -> bool {
+        let is_in_place = file_of(&self.directory).is_ok_and(|file| file == self.file);
+        self.reader.health().set_in_place(is_in_place);
+        is_in_place
     }
 
     /// How large the store's file is, bytes; zero where it cannot be asked.

@@ -423,6 +423,30 @@ async fn a_full_disk_was_logged_for_every_publish() {
     assert_eq!(process.log().matches("publishes are not taken").count(), 1);
 }
 
+/// 500 publishes were acknowledged into a file that had been deleted, and `ready` was the last word.
+#[tokio::test]
+async fn a_store_that_was_moved_away_takes_nothing_until_it_is_back() {
+    let harness = Place::new("").rules(ALARM).start().await;
+    let mut device = harness.device("pump-7").connect().await;
+    assert_eq!(device.publish("devices/pump-7/alarm", "1").await, "Success");
+    let data = harness.place.path("data");
+    std::fs::rename(data.join("store"), data.join("elsewhere")).unwrap();
+    found("a refusal", async || {
+        let mut device = harness.device("pump-8").connect().await;
+        (device.publish("devices/pump-8/alarm", "1").await != "Success").then_some(())
+    })
+    .await;
+    let status = harness.api.get("/v1/status").await;
+    assert!(status.to_string().contains("were deleted or moved"), "{status}");
+    std::fs::rename(data.join("elsewhere"), data.join("store")).unwrap();
+    found("taken again", async || {
+        let mut device = harness.device("pump-9").connect().await;
+        (device.publish("devices/pump-9/alarm", "1").await == "Success").then_some(())
+    })
+    .await;
+    harness.stop().await;
+}
+
 /// Resident memory, KiB.
 fn resident(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
