@@ -99,8 +99,13 @@ impl Limits {
     /// has been sent; `None`: as after a failure. Two quick repeats would be over before an outage is.
     fn spaced(self, message: &Message, provider: &str, retry: &RetryConfig) -> Option<Duration> {
         let Unanswered { asked, answered, .. } = Unanswered::of(message, provider);
-        let is_last = asked >= self.unanswered_repeats.max(1) || answered > 0;
-        (message.then.is_empty() && is_last).then(|| retry.max.into())
+        let long: Duration = retry.max.into();
+        let wait = if asked >= self.unanswered_repeats.max(1) {
+            Some(long)
+        } else {
+            (answered > 0).then_some(long / 5)
+        };
+        wait.filter(|_| message.then.is_empty())
     }
 
     /// The same where the provider has said that it does not have the message: then only an answer
@@ -396,10 +401,11 @@ mod tests {
             outcome: Some(AttemptOutcome::Unknown { detail: String::new(), answered, cut_off }),
         };
         let long = Some(Duration::from(retry.max));
+        let short = long.map(|long| long / 5);
         for (answered, cut_off, counts) in [
             // The time before the next attempt, after each.
             (false, false, [Some(None), Some(long), None].as_slice()),
-            (true, false, &[Some(long), Some(long), None]),
+            (true, false, &[Some(short), Some(long), None]),
             (false, true, &[Some(None); 10]),
         ] {
             let mut message = critical();
