@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use crate::clock::Clock;
 use crate::dispatch::Dispatch;
 use crate::intake::Intake;
-use crate::store::reserve::Reserve;
+use crate::store::reserve::{NEEDED_BYTES, Reserve};
 use crate::store::sweep::{Slice, Sweep};
 use crate::store::{self, Store};
 use crate::telemetry::Metrics;
@@ -33,7 +33,7 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// times (3 kB) for a message of 900 bytes.
 const DRAIN: u64 = 4;
 /// With less room than this nothing is sent: what is left is for what ends now, and for deleting.
-const LAST: u64 = 32 << 20;
+const LAST: u64 = NEEDED_BYTES;
 
 /// What retention and guard work with.
 pub(crate) struct Parts {

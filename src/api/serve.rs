@@ -43,6 +43,7 @@ pub(super) async fn run(
 ) {
     let permits = Arc::new(Semaphore::new(config.connections_max));
     let mut connections = JoinSet::new();
+    let mut failing = false;
     loop {
         // Over the limit new peers wait in the system's queue.
         let permit = tokio::select! {
@@ -56,6 +57,7 @@ pub(super) async fn run(
         while connections.try_join_next().is_some() {}
         match accepted {
             Ok((stream, peer)) => {
+                failing = false;
                 let connection =
                     connection(stream, Peer(peer), config, router.clone(), stop.clone());
                 connections.spawn(async move {
@@ -64,7 +66,14 @@ pub(super) async fn run(
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "an HTTP connection could not be accepted");
+                if !failing {
+                    tracing::warn!(
+                        %error,
+                        "no HTTP connection can be accepted; raise the limit of open files, or lower \
+                         api.connections_max"
+                    );
+                }
+                failing = true;
                 sleep(ACCEPT_PAUSE).await;
             }
         }

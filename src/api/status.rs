@@ -73,6 +73,8 @@ struct StatusView<'a> {
     /// What is wrong with the store, and what to do.
     store_problems: Vec<String>,
     disk_free_bytes: Option<u64>,
+    /// Nothing is sent, because the disk is full.
+    sending_held: bool,
     data_dir: String,
 }
 
@@ -157,6 +159,7 @@ pub(super) async fn show(State(state): State<Shared>) -> Response {
         clock_problem: parts.clock.problem(STEP_SHOWN),
         store_problems: parts.store.problems(),
         disk_free_bytes: parts.store.disk_free_bytes().ok(),
+        sending_held: parts.dispatch.is_held(),
         data_dir: parts.store.directory().display().to_string(),
     };
     Json(view).into_response()

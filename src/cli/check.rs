@@ -43,6 +43,9 @@ impl Check {
                         writeln!(out, "warning: {warning}")?;
                     }
                 }
+                for warning in crate::store::disk_warnings(&config.data_dir, &config.store) {
+                    writeln!(out, "warning: {warning}")?;
+                }
                 let file = config.file.as_deref().unwrap_or("no configuration file, defaults");
                 let names: Vec<&str> = config.providers.iter().map(|one| &*one.name).collect();
                 fine.push(format!("{file}: fine, delivers by {}", names.join(", ")));

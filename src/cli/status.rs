@@ -42,6 +42,8 @@ struct Answer {
     upstreams: Vec<Upstream>,
     rules: Rules,
     disk_free_bytes: Option<u64>,
+    #[serde(default)]
+    sending_held: bool,
     data_dir: String,
     #[serde(default)]
     clock_problem: Option<String>,
@@ -162,6 +164,12 @@ impl Answer {
         writeln!(out, "run      {}", self.run)?;
         let free = self.disk_free_bytes.map_or("unknown".to_owned(), text::bytes);
         writeln!(out, "data     {}, {free} free", self.data_dir)?;
+        if self.sending_held {
+            writeln!(
+                out,
+                "         SENDING IS HELD: the disk is full, and what is sent could not be noted; free at least 64 MiB"
+            )?;
+        }
         let listeners: Vec<String> = self.listeners.iter().map(Listener::text).collect();
         writeln!(out, "listens  {}", listeners.join(", "))?;
         if let Some(problem) = &self.clock_problem {
@@ -225,11 +233,18 @@ impl Answer {
             writeln!(out)?;
             text::table(out, &["UPSTREAM", "STATE", "SINCE", "ADDRESS", "QUEUED", "WHY"], &rows)?;
         }
-        if let Some(stopped) = self.lanes.iter().find(|lane| lane.state == "stopped") {
+        let stopped = self.lanes.iter().filter(|lane| lane.state == "stopped");
+        let stopped: Vec<&str> = stopped.map(|lane| lane.provider.as_str()).collect();
+        if let Some(first) = stopped.first() {
+            let (refuse, each) = if stopped.len() == 1 {
+                ("refuses", String::new())
+            } else {
+                ("refuse", " and so on for each".to_owned())
+            };
             writeln!(
                 out,
-                "\n{} refuses our account or configuration; nothing is lost. Set it right there, then `watchbell outbox resume {}`, or wait: it is tried again by itself. Restart after a change here.",
-                stopped.provider, stopped.provider
+                "\n{} {refuse} our account or configuration; nothing is lost. Set it right there, then `watchbell outbox resume {first}`{each}, or wait: it is tried again by itself. Restart after a change here.",
+                stopped.join(", ")
             )?;
         }
         Ok(())

@@ -467,6 +467,11 @@ impl Dispatch {
         self.shared.woken.notify_one();
     }
 
+    /// Whether that is so.
+    pub fn is_held(&self) -> bool {
+        self.shared.held.load(Ordering::Relaxed)
+    }
+
     /// When the oldest of them entered the outbox.
     pub fn oldest_at(&self) -> Option<Timestamp> {
         *self.shared.oldest_at.lock().unwrap_or_else(PoisonError::into_inner)

@@ -307,6 +307,10 @@ impl Entry<'_> {
 fn read_fallback_after(fields: &mut Fields<'_, '_>) -> Option<Duration> {
     let text = fields.text("fallback_after")?;
     match text.parse::<Span>() {
+        Ok(span) if span > super::FALLBACK_AFTER_MAX => {
+            fields.problem(Some("fallback_after"), "at most 1d; 0s for never");
+            None
+        }
         Ok(span) => Some(span.get()),
         Err(error) => {
             fields.problem(Some("fallback_after"), &error.to_string());

@@ -80,6 +80,10 @@ pub struct Config {
     pub fallback_interval: Span,
 }
 
+/// The longest that a channel may be without success.
+const FALLBACK_AFTER_MAX: Span = Span::from_secs(24 * 3600);
+const FALLBACK_AFTER_LONG: &str = "fallback_after: at most 1d; 0s for never";
+
 /// How long a message may be without success, for each severity; zero for never.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FallbackAfter {
@@ -189,6 +193,19 @@ impl Config {
         let interval = Span::from_secs(10)..=Span::from_secs(24 * 3600);
         if !interval.contains(&self.fallback_interval) {
             problems.push("fallback_interval: must be from 10s to 1d".to_owned());
+        }
+        let each = &self.fallback_after;
+        if [each.critical, each.warning, each.info].iter().any(|after| *after > FALLBACK_AFTER_MAX)
+        {
+            problems.push(FALLBACK_AFTER_LONG.to_owned());
+        }
+        let twice = self
+            .fallback
+            .iter()
+            .enumerate()
+            .find(|(nth, name)| self.fallback.iter().skip(nth + 1).any(|other| other == *name));
+        if let Some((_, name)) = twice {
+            problems.push(format!("fallback: `{name}` stands there twice"));
         }
         if self.fallback.len() > FALLBACK_CONTACTS_MAX {
             problems.push(format!("fallback: at most {FALLBACK_CONTACTS_MAX} contacts"));

@@ -131,7 +131,7 @@ pub struct Config {
     /// default 209715200 (200 MiB).
     pub disk_free_min_bytes: u64,
     /// A file that is given up when the disk is full, so that what waits can be sent, bytes; default
-    /// 67108864 (64 MiB), 0 for none.
+    /// 67108864 (64 MiB), 0 for none, else 33554432 (32 MiB) to 1 TiB.
     pub disk_reserve_bytes: u64,
     /// A commit that has not ended after so long is a failed one, and the process ends; default 1m, 10s
     /// to 1h.
@@ -169,11 +169,56 @@ impl Config {
             problems
                 .push(format!("store.commit_timeout: 10s to 1h, found {}", self.commit_timeout));
         }
+        let reserve = reserve::NEEDED_BYTES..=1 << 40;
+        if self.disk_reserve_bytes != 0 && !reserve.contains(&self.disk_reserve_bytes) {
+            problems.push(format!(
+                "store.disk_reserve_bytes: 0 for none, or {} (32 MiB; with less nothing is sent) to {}, found {}",
+                reserve.start(),
+                reserve.end(),
+                self.disk_reserve_bytes
+            ));
+        }
         if !(1..=100_000).contains(&self.bans_max) {
             problems.push(format!("store.bans_max: 1 to 100000, found {}", self.bans_max));
         }
         problems
     }
+}
+
+/// What an operator should know of the disk of `directory` before a start: a warning a line.
+pub fn disk_warnings(directory: &Path, config: &Config) -> Vec<String> {
+    // It may not be there yet.
+    let Some((free, all)) = directory
+        .ancestors()
+        .map(|path| if path.as_os_str().is_empty() { Path::new(".") } else { path })
+        .find_map(|path| Some((reserve::free_bytes(path).ok()?, reserve::disk_bytes(path).ok()?)))
+    else {
+        return Vec::new();
+    };
+    let (least, reserve) = (config.disk_free_min_bytes, config.disk_reserve_bytes);
+    let place = directory.display();
+    let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
+    let mut warnings = Vec::new();
+    if least >= all {
+        warnings.push(format!(
+            "store.disk_free_min_bytes: {} is more than the disk of {place} has in all ({}): nothing would ever be taken",
+            mib(least),
+            mib(all)
+        ));
+    } else if least >= free {
+        warnings.push(format!(
+            "{place}: {} are free, and with less than store.disk_free_min_bytes ({}) nothing new is taken",
+            mib(free),
+            mib(least)
+        ));
+    } else if reserve > 0 && free < least.saturating_add(reserve.saturating_mul(2)) {
+        warnings.push(format!(
+            "{place}: {} are free, too little for the reserve of {}: should the disk be full at a start, that cannot make room by itself",
+            mib(free),
+            mib(reserve)
+        ));
+    }
+    warnings
 }
 
 /// A handle on the open store; clones share it.

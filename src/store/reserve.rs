@@ -8,6 +8,9 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// What a start needs to go on and send: with less free nothing is sent.
+pub const NEEDED_BYTES: u64 = 32 << 20;
+
 /// Where it is in the data directory.
 const NAME: &str = "reserve";
 
@@ -77,6 +80,15 @@ impl Reserve {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Bytes that the disk that holds `directory` has in all.
+///
+/// # Errors
+/// The directory is not there, or its file system does not say.
+pub fn disk_bytes(directory: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(directory)?;
+    Ok(stat.f_blocks.saturating_mul(stat.f_frsize))
 }
 
 /// Free bytes on the disk that holds `directory`.

@@ -295,3 +295,22 @@ fn what_the_example_shows_is_accepted() {
     assert_eq!(other, [""; 0], "{said}");
     assert_eq!(said.lines().count(), 11, "{said}");
 }
+
+#[test]
+fn times_and_sizes_that_make_no_sense_are_refused() {
+    let file = "
+        [notify]
+        fallback_after = { critical = '90d' }
+        fallback = ['duty', 'ana', 'duty']
+        [store]
+        disk_reserve_bytes = 1
+    ";
+    let text = wrong(file, &[], &[]);
+    for part in [
+        "fallback_after: at most 1d; 0s for never",
+        "fallback: `duty` stands there twice",
+        "store.disk_reserve_bytes: 0 for none, or 33554432 (32 MiB; with less nothing is sent)",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}

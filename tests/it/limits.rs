@@ -369,7 +369,7 @@ async fn acknowledgements_waited_for_publishes_that_intake_had_no_room_for() {
 #[tokio::test]
 async fn with_few_open_files_the_api_still_answers_and_devices_come_again() {
     let place = Place::new("[api]\nread_timeout = '60s'");
-    let process = Process::start_with_files(place, 64).await;
+    let process = Process::start_limited(place, "-n 64").await;
     assert!(process.log().contains("may have 64 open files, so it takes 32"), "{}", process.log());
     let mut first = process.anonymous("first").connect().await;
     let mut crowd = Vec::new();
@@ -452,6 +452,18 @@ fn resident(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Each thread of ours had glibc set 64 MiB of addresses aside for the C code in it. Under a limit of
+/// 900 MB so little was left that a start with 200,000 waiting messages was aborted, four of four times.
+#[tokio::test]
+async fn a_limit_of_address_space_leaves_room_for_a_backlog() {
+    let process = Process::start_limited(Place::new("").rules(ALARM), "-v 900000").await;
+    process.anonymous("first").connect().await.publishes("devices/first/alarm", "1").await;
+    let sizes = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
+    let size = sizes.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    let size: u64 = size.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(size < 700_000, "{size} kB of addresses");
 }
 
 #[tokio::test]

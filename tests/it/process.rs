@@ -125,11 +125,11 @@ impl Process {
         Self { child, instance, api, place }
     }
 
-    /// The same where it may have only so many open files.
-    pub(crate) async fn start_with_files(place: Place, files: u32) -> Self {
+    /// The same under a limit of the shell's `ulimit`, as `-n 64`.
+    pub(crate) async fn start_limited(place: Place, limit: &str) -> Self {
         let mut command = clean(Command::new("sh"), &place.path(""));
         command
-            .args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\"")])
+            .args(["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\"")])
             .arg(env!("CARGO_BIN_EXE_watchbell"));
         let (child, instance) = listening(spawn_by(command, &place), &place).await;
         let api = Api::of(&place.path("data"));

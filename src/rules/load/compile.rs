@@ -108,6 +108,9 @@ impl<'a> Loader<'a> {
         let to = self.contacts(entry, written.to.as_deref().unwrap_or_default());
         let by = channels(entry, written.by.as_deref().unwrap_or_default());
         self.reachable(entry, &to, &by, written.by.as_deref());
+        if written.fallback_after.is_some_and(|after| after > Span::from_secs(24 * 3600)) {
+            entry.problem(&["fallback_after".into()], "at most 1d; 0s for never");
+        }
         for (key, span, what) in [
             ("expires_in", written.expires_in, "a message that may not wait is never sent"),
             ("silent", written.silent, "no time at all has passed at once"),
