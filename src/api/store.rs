@@ -67,6 +67,8 @@ struct Verification {
     problems: Vec<String>,
     problem_count: u64,
     left_over: u64,
+    /// Whether `watchbell store repair` would mend any of it.
+    needs_repair: bool,
 }
 
 /// `GET /v1/store/verify`
@@ -77,6 +79,7 @@ pub(super) async fn verify(State(state): State<Shared>) -> Result<Response, Refu
         problems: verified.problems,
         problem_count: verified.problem_count,
         left_over: verified.left_over,
+        needs_repair: verified.needs_repair,
     };
     Ok(Json(answer).into_response())
 }

@@ -260,7 +260,10 @@ async fn list(
             text::cut(&message.text, 40),
         ]
     };
-    let rows: Vec<_> = page.messages.iter().map(row).collect();
+    // Ids of the same second or so stand in no order.
+    let mut newest: Vec<&Message> = page.messages.iter().collect();
+    newest.sort_by(|one, other| other.created_at.cmp(&one.created_at));
+    let rows: Vec<_> = newest.into_iter().map(row).collect();
     text::table(out, &["ID", "CREATED", "STATUS", "BY", "TO", "RULE", "TEXT"], &rows)?;
     if page.next.is_some() {
         writeln!(out, "There are more: --limit {}, or narrow the list.", limit.saturating_mul(5))?;
@@ -363,7 +366,10 @@ fn show(message: &Message, now: Timestamp, out: &mut dyn Write) -> anyhow::Resul
         writeln!(out, "  {at:24}  {line}")?;
     }
     if let Some(due) = &message.due_at {
-        writeln!(out, "  {due}  next attempt due ({})", text::distance(due, now))?;
+        let distance = text::distance(due, now);
+        let when =
+            if distance.ends_with("ago") { "now".to_owned() } else { format!("({distance})") };
+        writeln!(out, "  {due}  next attempt due {when}")?;
     } else if message.status != "sending" {
         writeln!(out, "  {}  {}{because}", message.updated_at, message.status)?;
     }

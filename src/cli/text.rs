@@ -52,7 +52,7 @@ fn is_unseen(c: char) -> bool {
 
 /// `1 rule`, `2 rules`.
 pub(super) fn counted(count: usize, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+    crate::problem::counted(count as u64, what)
 }
 
 /// RFC 3339 to whole seconds: `2026-11-23 10:24:03Z`.

@@ -24,6 +24,10 @@ const LISTED_MAX: usize = 1_000;
 pub struct Verified {
     /// How many rows can be read, by table.
     pub rows: Counts,
+    /// Whether these are what a repair would save: the store itself does not open.
+    pub is_salvage: bool,
+    /// Whether a repair would mend any of what is wrong.
+    pub needs_repair: bool,
     /// What is wrong, a line each; the first [`LISTED_MAX`].
     pub problems: Vec<String>,
     /// How many there are.
@@ -34,7 +38,14 @@ pub struct Verified {
 }
 
 impl Verified {
+    /// Something that a repair mends, or saves what is left of.
     pub(super) fn problem(&mut self, problem: String) {
+        self.needs_repair = true;
+        self.note(problem);
+    }
+
+    /// Something that says itself what is to be done.
+    pub(super) fn note(&mut self, problem: String) {
         self.problem_count += 1;
         if self.problems.len() < LISTED_MAX {
             self.problems.push(problem);
@@ -103,7 +114,7 @@ pub(super) fn each(reader: &Reader) -> Verified {
         let (key, value) = match item {
             Ok(row) => row,
             Err(error) => {
-                verified.problem(format!("a row, or a page of rows: {error}"));
+                verified.problem(error.0);
                 continue;
             }
         };
@@ -126,7 +137,7 @@ pub(super) fn all(reader: &Reader) -> Verified {
         let (key, value) = match item {
             Ok(row) => row,
             Err(error) => {
-                verified.problem(format!("a row, or a page of rows: {error}"));
+                verified.problem(error.0);
                 continue;
             }
         };

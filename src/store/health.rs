@@ -86,9 +86,18 @@ impl Health {
         }
     }
 
+    /// Whether the store's file is still the one that was opened.
     pub(super) fn set_in_place(&self, is_in_place: bool) {
         let mut inner = self.shared.known.lock().unwrap_or_else(PoisonError::into_inner);
         inner.is_gone = !is_in_place;
+    }
+
+    /// What no repair mends, a line each: what the start found, and that the store was taken away.
+    pub(super) fn found(&self) -> Vec<String> {
+        let inner = self.shared.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found = inner.found.clone();
+        found.extend(inner.is_gone.then(|| GONE.to_owned()));
+        found
     }
 
     /// What an operator should know and do, a line each; empty where all is well.
@@ -106,9 +115,10 @@ impl Health {
         let first = inner.unreadable.first().and_then(|key| key.split_last());
         let first = first.map(|(_, key)| keys::shown(key)).unwrap_or_default();
         problems.push(format!(
-            "{count}{or_more} rows of the store cannot be read (the first: {first}); they are kept, \
-             and everything else is served; `watchbell store verify` lists them, and with Watchbell \
-             stopped `watchbell store repair` saves what can be saved"
+            "{count}{or_more} {} of the store cannot be read (the first: {first}); nothing of it is \
+             deleted, and everything else is served; `watchbell store verify` lists all of it, and with \
+             Watchbell stopped `watchbell store repair` saves what can be saved",
+            if count == 1 { "row" } else { "rows" }
         ));
         problems
     }

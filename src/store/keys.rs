@@ -89,15 +89,20 @@ pub(super) fn shown(key: &[u8]) -> String {
     let partition = key.get(1).copied().unwrap_or_default();
     let rest = key.get(2..).unwrap_or_default();
     let rest = match table {
-        Some(Table::Outbox | Table::History) => {
-            uuid::Uuid::from_slice(rest).map_or_else(|_| hex(rest), |id| id.to_string())
-        }
+        Some(Table::Outbox | Table::History) => id_first(rest),
+        Some(Table::Trail) => format!("alert {}", id_first(rest)),
         Some(Table::Meta | Table::Device | Table::Ban | Table::Reference | Table::Retained) => {
             String::from_utf8_lossy(rest).replace('\0', "/")
         }
         _ => hex(rest),
     };
     format!("{name}/{partition}/{rest}")
+}
+
+/// The id that it begins with: a place between two rows begins as the row before it.
+fn id_first(rest: &[u8]) -> String {
+    let id = rest.get(..16).and_then(|id| uuid::Uuid::from_slice(id).ok());
+    id.map_or_else(|| hex(rest), |id| id.to_string())
 }
 
 /// Lower case, two digits a byte.

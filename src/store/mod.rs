@@ -419,8 +419,15 @@ impl Store {
     /// async code.
     pub fn verify(&self) -> Verified {
         let mut verified = check::each(&self.reader);
+        // What a start has repaired needs no other repair; what cannot be read, and does not show by
+        // itself, is said in sum.
+        let found = self.reader.health().found();
         for problem in self.problems() {
-            verified.problem(problem);
+            if found.contains(&problem) {
+                verified.note(problem);
+            } else if !verified.needs_repair {
+                verified.problem(problem);
+            }
         }
         verified
     }

@@ -18,8 +18,10 @@ use super::mark::{self, Mark};
 use super::open::{self, open_at, refuse_if_in_use};
 use super::read::Reader;
 use super::repair::{self, RepairError, Repaired};
+use super::rewrite::{self, RewriteError};
 use super::{Config, OpenError, ReadError, salvage};
 use crate::clock::Clock;
+use crate::problem::counted;
 
 /// Bad lines that an import says one by one.
 const BAD_LINES_MAX: usize = 100;
@@ -28,11 +30,27 @@ const BAD_LINES_MAX: usize = 100;
 #[derive(Debug, thiserror::Error)]
 pub enum OfflineError {
     /// There is none.
-    #[error("{0}: there is no store")]
-    None(PathBuf),
+    #[error("{path}: there is no store{was}", path = .path.display())]
+    None {
+        /// Where it would be.
+        path: PathBuf,
+        /// What the high-water mark says that there was, in words.
+        was: String,
+    },
     /// There is one already.
     #[error("{0}: there is a store already; --replace keeps it beside the new one")]
     Exists(PathBuf),
+    /// There is something where a copy is to be.
+    #[error("{0}: it exists already; name a directory that does not exist yet")]
+    TargetExists(PathBuf),
+    /// What is to be restored is what would be replaced.
+    #[error(
+        "{0}: that is the data directory itself; name a directory that `watchbell store backup` has made"
+    )]
+    Itself(PathBuf),
+    /// It could not be written anew, and is as it was.
+    #[error("{0}")]
+    Rewrite(String),
     /// It opens not, or is in use.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -63,12 +81,21 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> OfflineError + use<> {
 /// The path of the store, where there is one that nobody has open.
 fn closed(directory: &Path) -> Result<PathBuf, OfflineError> {
     refuse_if_in_use(directory)?;
+    rewrite::take_back(directory).map_err(at(directory))?;
     repair::finish_swap(directory).map_err(at(directory))?;
     let path = directory.join("store");
-    match path.join("db").exists() {
-        true => Ok(path),
-        false => Err(OfflineError::None(path)),
+    if path.join("db").exists() {
+        return Ok(path);
     }
+    let mark = mark::read(directory).ok().flatten().filter(|mark| mark.commit > 0);
+    let was = mark.map_or_else(String::new, |mark| {
+        format!(
+            ", and there was one: the high-water mark says {}. A start begins with an empty one; \
+             `watchbell store restore BACKUP` brings a backup back",
+            mark.words()
+        )
+    });
+    Err(OfflineError::None { path, was })
 }
 
 fn commit_of(tree: &sled::Tree) -> u64 {
@@ -85,6 +112,7 @@ pub fn verify(directory: &Path, config: &Config) -> Result<Verified, OfflineErro
     let path = closed(directory)?;
     let marked = mark::read(directory).map_err(at(directory))?;
     // A store that has to be repaired is not opened, because that would change it.
+    let snapshots = salvage::snapshots(&path);
     let looked = open::look(&path, marked.as_ref());
     let opened = looked.and_then(|()| match salvage::snapshot(&path) {
         Err(damaged) => Err(OpenError::Damaged {
@@ -93,35 +121,57 @@ pub fn verify(directory: &Path, config: &Config) -> Result<Verified, OfflineErro
         }),
         Ok(_) => open_at(&path, config),
     });
-    let mut verified = match opened {
+    let (mut verified, is_opened) = match opened {
         Ok(opened) => {
             let mut verified = check::all(&Reader::new(opened.tree.clone(), Health::quiet()));
             if let Some(mark) = marked.filter(|mark| mark.commit > opened.commit) {
-                verified.problem(format!(
-                    "the end is missing: it has come to commit {}; the high-water mark says {}",
+                let what = if opened.commit == 0 { "everything" } else { "the end" };
+                verified.note(format!(
+                    "{what} is missing: it has come to commit {}; the high-water mark says {}. A \
+                     start goes on with what there is; `watchbell store restore BACKUP` brings a \
+                     backup back",
                     opened.commit,
                     mark.words()
                 ));
             }
-            verified
+            (verified, true)
         }
-        Err(OpenError::Damaged { detail, .. }) => {
+        Err(OpenError::Damaged { path: damaged, detail }) => {
             let mut verified = Verified::default();
-            verified.problem(format!("the store is damaged: {detail}"));
-            verified
+            if snapshots.contains(&damaged) {
+                verified.note(format!("{}: {detail}", damaged.display()));
+            } else {
+                verified.problem(format!("the store is damaged: {detail}"));
+            }
+            (verified, false)
         }
         Err(error) => return Err(error.into()),
     };
     // Also what nobody reads any more says how the disk is.
-    let found = salvage::rows::<io::Error>(&path, |_, _, _| Ok(())).map_err(at(&path))?;
+    let mut saved = Counts::new();
+    let found = salvage::rows::<io::Error>(&path, |key, _, _| {
+        if let Some((table, name)) = keys::table_of(key)
+            && !matches!(table, Table::Part | Table::Meta)
+        {
+            *saved.entry(name).or_default() += 1;
+        }
+        Ok(())
+    });
+    let found = found.map_err(at(&path))?;
+    if !is_opened {
+        verified.rows = saved;
+        verified.is_salvage = true;
+    }
     for place in &found.damaged {
         verified.problem(format!(
-            "db: {} bytes from byte {} on cannot be read",
-            place.bytes, place.offset
+            "db: {} from byte {} on cannot be read",
+            counted(place.bytes, "byte"),
+            place.offset
         ));
     }
     if found.mended > 0 {
-        verified.problem(format!("db: {} flipped bits, which a repair sets right", found.mended));
+        let bits = counted(found.mended as u64, "flipped bit");
+        verified.problem(format!("db: {bits}, which a repair sets right"));
     }
     Ok(verified)
 }
@@ -132,7 +182,11 @@ pub fn verify(directory: &Path, config: &Config) -> Result<Verified, OfflineErro
 /// It is as it was.
 pub fn repair(directory: &Path, config: &Config) -> Result<Repaired, OfflineError> {
     closed(directory)?;
-    Ok(repair::repair(directory, config)?)
+    let repaired = repair::repair(directory, config)?;
+    if !repaired.is_whole() || repaired.mended > 0 {
+        open::note_repair(directory, &repaired).map_err(at(&open::notes_path(directory)))?;
+    }
+    Ok(repaired)
 }
 
 /// Writes a compact copy of the store to `target`, a directory that must not exist.
@@ -164,7 +218,7 @@ impl BackupWriter {
     /// It exists, or cannot be made.
     pub fn new(target: &Path, config: &Config) -> Result<Self, OfflineError> {
         if target.exists() {
-            return Err(OfflineError::Exists(target.to_owned()));
+            return Err(OfflineError::TargetExists(target.to_owned()));
         }
         let builder = Builder::new(&target.join("store"), config)?;
         Ok(Self { target: target.to_owned(), builder: Some(builder) })
@@ -237,6 +291,10 @@ pub fn restore(
     replace: bool,
     config: &Config,
 ) -> Result<(Counts, Option<PathBuf>), OfflineError> {
+    let is_same = |one: io::Result<PathBuf>| one.ok().zip(fs::canonicalize(from).ok());
+    if is_same(fs::canonicalize(directory)).is_some_and(|(one, other)| one == other) {
+        return Err(OfflineError::Itself(from.to_owned()));
+    }
     let source = closed(from)?;
     let opened = open_at(&source, config)?;
     let reader = Reader::new(opened.tree.clone(), Health::quiet());
@@ -380,40 +438,43 @@ pub fn import(
     put_in_place(directory, replace, 1, rows, config)
 }
 
-/// Rewrites the store without what sled keeps of deleted rows. How large its file was, and is.
+/// What `compact` came to.
+#[derive(Clone, Copy, Debug)]
+pub struct Compacted {
+    /// How large the store's file was, bytes.
+    pub before: u64,
+    /// How large it is now, or would be.
+    pub after: u64,
+    /// Whether it was replaced: not where that would not make it smaller.
+    pub is_replaced: bool,
+}
+
+/// Rewrites the store without what sled keeps of deleted rows, where that makes it smaller.
 ///
 /// # Errors
 /// It is as it was.
-pub fn compact(directory: &Path, config: &Config) -> Result<(u64, u64), OfflineError> {
+pub fn compact(directory: &Path, config: &Config) -> Result<Compacted, OfflineError> {
     let path = closed(directory)?;
     let length = || fs::metadata(path.join("db")).map_or(0, |metadata| metadata.len());
     let before = length();
     let opened = open_at(&path, config)?;
-    let commit = commit_of(&opened.tree);
-    let reader = Reader::new(opened.tree.clone(), Health::quiet());
-    let new = directory.join("store.compacting");
-    if new.exists() {
-        fs::remove_dir_all(&new).map_err(at(&new))?;
+    rewrite::delete_left_over(directory).map_err(at(directory))?;
+    let rows = Reader::new(opened.tree.clone(), Health::quiet()).rows([]);
+    let rows = rows.map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec())));
+    let failed = |error: RewriteError| OfflineError::Rewrite(error.to_string());
+    let new = rewrite::write_beside(directory, config, rows).map_err(failed)?;
+    let after = new.file_bytes().map_err(at(directory))?;
+    // Two copies of the same rows differ by some pages.
+    if after + before / 16 >= before {
+        rewrite::delete_left_over(directory).map_err(at(directory))?;
+        return Ok(Compacted { before, after, is_replaced: false });
     }
-    let mut builder = Builder::new(&new, config)?;
-    let written: Result<(), ReadError> = (|| {
-        for row in reader.range(Vec::new()..vec![u8::MAX]) {
-            let (key, value) = row?;
-            builder.put(key.to_vec(), Some(value.to_vec()))?;
-        }
-        builder.finish(commit).map(drop)
-    })();
-    drop((reader, opened));
-    if let Err(error) = written {
-        drop(fs::remove_dir_all(&new));
-        return Err(error.into());
-    }
-    let kept = repair::aside(directory, "compacted", Clock::System.now());
-    repair::swap(directory, &new, &kept).map_err(at(directory))?;
+    // sled writes by name: it must be gone before another store has the name.
+    drop(opened);
+    drop(new.take_place().map_err(failed)?);
     let mark = mark::read(directory).map_err(at(directory))?.unwrap_or_default();
     mark::write(directory, &Mark { bytes: length(), ..mark }).map_err(at(directory))?;
-    fs::remove_dir_all(&kept).map_err(at(&kept))?;
-    Ok((before, length()))
+    Ok(Compacted { before, after: length(), is_replaced: true })
 }
 
 impl super::Piece {

@@ -8,7 +8,7 @@
 //! mark ([`super::mark`]): sled takes what it cannot read for the end, and deletes what is behind it.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -23,8 +23,9 @@ use super::parts::Large;
 use super::read::Reader;
 use super::repair::{self, Repaired};
 use super::rewrite::{self, Replaced, RewriteError};
-use super::{Config, ReadError, disk, salvage};
+use super::{Config, ReadError, disk, reserve, salvage};
 use crate::clock::Clock;
+use crate::problem::counted;
 use crate::telemetry::Metrics;
 
 /// The on-disk format that this program writes.
@@ -47,6 +48,21 @@ pub enum OpenError {
         /// What the system says.
         error: io::Error,
     },
+    /// The disk is full.
+    #[error(
+        "{path}: the disk is full: {free} bytes are free ({detail}). Free at least {needed} bytes on the disk of {path}, then try again; nothing of the store is lost",
+        path = .path.display()
+    )]
+    NoRoom {
+        /// The data directory.
+        path: PathBuf,
+        /// Free bytes on its disk.
+        free: u64,
+        /// Free bytes with which it goes on.
+        needed: u64,
+        /// What the system says.
+        detail: String,
+    },
     /// sled cannot make sense of its files.
     #[error(
         "{path}: the store is damaged ({detail}); its files are as they were. Make room or set right what is named there, then run `watchbell store repair`: it writes all that can be read into a new store, keeps the damaged files beside it, and says what is missing. Or bring a backup back: `watchbell store restore BACKUP`",
@@ -66,6 +82,36 @@ pub enum OpenError {
         /// The format found.
         found: String,
     },
+}
+
+/// With so much room sled opens a store, bytes: a segment, and a snapshot, which names every page. A
+/// start that finds less gives up its reserve ([`super::reserve`]).
+const OPEN_BYTES: u64 = 32 << 20;
+
+impl OpenError {
+    /// Says how much room there is and how much is needed, where there was too little in `directory`.
+    fn with_room(self, directory: &Path) -> Self {
+        let text = self.to_string();
+        // sled has its own errors for it, or panics.
+        if !text.contains("os error 28") && !text.contains("StorageFull") {
+            return self;
+        }
+        // What is to be repaired is written a second time.
+        let copy = match &self {
+            Self::Damaged { .. } => {
+                let db = directory.join("store").join("db");
+                fs::metadata(db).map_or(0, |metadata| metadata.len())
+            }
+            _ => 0,
+        };
+        let detail = match self {
+            Self::Io { path, error } => format!("{}: {error}", path.display()),
+            Self::Damaged { detail, .. } => detail,
+            other => return other,
+        };
+        let free = reserve::free_bytes(directory).unwrap_or(0);
+        Self::NoRoom { path: directory.to_owned(), free, needed: OPEN_BYTES + copy, detail }
+    }
 }
 
 /// What the writer and the readers need.
@@ -92,6 +138,14 @@ pub(super) fn open(
     config: &Config,
     metrics: &Metrics,
 ) -> Result<(Opened, Vec<String>), OpenError> {
+    open_or_repair(directory, config, metrics).map_err(|error| error.with_room(directory))
+}
+
+fn open_or_repair(
+    directory: &Path,
+    config: &Config,
+    metrics: &Metrics,
+) -> Result<(Opened, Vec<String>), OpenError> {
     let path = directory.join("store");
     refuse_if_in_use(directory)?;
     rewrite::take_back(directory).map_err(io(directory))?;
@@ -99,8 +153,7 @@ pub(super) fn open(
     let mark = mark::read(directory).map_err(io(&mark::path(directory)))?;
     let mut notes = Notes { directory, metrics, new: Vec::new() };
     if let Some(mark) = mark.as_ref().filter(|mark| mark.commit > 0) {
-        let length = fs::metadata(path.join("db")).map_or(0, |metadata| metadata.len());
-        if length == 0 {
+        if is_blank(&path.join("db")).map_err(io(&path))? {
             notes.gone(mark).map_err(io(directory))?;
         }
     }
@@ -168,10 +221,28 @@ pub(super) fn open_at(path: &Path, config: &Config) -> Result<Opened, OpenError>
         .create(path)
         .map_err(|error| OpenError::Io { path: path.to_owned(), error })?;
     let directory = path.parent().unwrap_or(path);
-    prepare(path)?;
-    let opened = open_sled(directory, path, config)?;
-    check_format(path, &opened.tree)?;
-    cured(opened)
+    let opened = || {
+        prepare(path)?;
+        let opened = open_sled(directory, path, config)?;
+        check_format(path, &opened.tree)?;
+        cured(opened)
+    };
+    opened().map_err(|error| error.with_room(directory))
+}
+
+/// Whether the file holds nothing: it is gone, or empty, or all of its bytes are zero, which sled takes
+/// for an empty store.
+pub(super) fn is_blank(db: &Path) -> io::Result<bool> {
+    let file = match File::open(db) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        file => file?,
+    };
+    for byte in io::BufReader::with_capacity(1 << 16, file).bytes() {
+        if byte? != 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Opens the store of `directory`, and puts right what an older program has left.
@@ -386,10 +457,12 @@ pub(super) fn look(path: &Path, mark: Option<&Mark>) -> Result<(), OpenError> {
     let marked = mark.map_or(look.last.unwrap_or(0), |mark| mark.commit);
     if marked > look.before.unwrap_or(0) {
         if look.mended > 0 {
-            return damaged(format!("{} bits of the file db have flipped", look.mended));
+            let bits = counted(look.mended as u64, "flipped bit");
+            return damaged(format!("{bits} in the file db"));
         }
         if look.damaged > 0 {
-            return damaged(format!("{} places of the file db cannot be read", look.damaged));
+            let places = counted(look.damaged as u64, "place");
+            return damaged(format!("{places} of the file db cannot be read"));
         }
     }
     Ok(())
@@ -494,6 +567,20 @@ impl Notes<'_> {
         let until = |note: String| format!("{note} (said until {} is deleted)", path.display());
         notes.into_iter().map(until).collect()
     }
+}
+
+/// Notes what a repair by hand came to, as a start does that repairs.
+pub(super) fn note_repair(directory: &Path, repaired: &Repaired) -> io::Result<()> {
+    let mark = repaired.mark.as_deref().unwrap_or("there was no high-water mark");
+    let note = format!(
+        "{}: the store was repaired by hand: {}. Before: {mark}. The damaged files are kept in {}\n",
+        Clock::System.now(),
+        repaired.words(),
+        repaired.kept.display()
+    );
+    let file = File::options().create(true).append(true).open(notes_path(directory))?;
+    io::Write::write_all(&mut &file, note.as_bytes())?;
+    file.sync_all()
 }
 
 /// Where it stands what a start has found missing, until an operator deletes it.

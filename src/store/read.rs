@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::health::Health;
 use super::parts::{Head, KEY_BYTES_MAX, is_part, standing_key};
-use super::{ReadError, decode};
+use super::{ReadError, decode, keys};
 
 /// Reads rows; clones share the tree.
 #[derive(Clone)]
@@ -146,13 +146,18 @@ impl Rows {
             return Some(Ok((key, value)));
         }
         let whole = whole(&self.tree, &key, value);
-        whole.inspect_err(|error| self.health.unreadable(&key, false, error)).transpose()
+        let whole = whole.inspect_err(|error| self.health.unreadable(&key, false, error));
+        whole.map_err(|error| named(&key, &error)).transpose()
     }
 
     /// Goes on behind (or before) a page that cannot be read: sled would come to it again and again.
     fn jump(&mut self, error: sled::Error, forward: bool) -> ReadError {
         let error = ReadError::from(error);
-        self.health.unreadable(if forward { &self.from } else { &self.to }, true, &error);
+        let beside = if forward { &self.from } else { &self.to };
+        self.health.unreadable(beside, true, &error);
+        let side = if forward { "behind" } else { "before" };
+        let error =
+            ReadError(format!("a page of rows {side} {}: {}", keys::shown(beside), error.0));
         let is_readable = |at: &[u8]| {
             if forward {
                 !matches!(self.tree.range(at..self.to.as_slice()).next(), Some(Err(_)))
@@ -205,6 +210,11 @@ fn moved(key: &[u8], bit: usize, forward: bool) -> Option<Vec<u8>> {
         carry = 1;
     }
     None
+}
+
+/// Says of which row it is.
+fn named(key: &[u8], error: &ReadError) -> ReadError {
+    ReadError(format!("{}: {}", keys::shown(key), error.0))
 }
 
 impl Iterator for Rows {

@@ -19,6 +19,7 @@ use super::salvage::{self, Loose, Trust};
 use super::{Config, OpenError, ReadError, check, decode};
 use crate::clock::{Clock, Timestamp};
 use crate::model::Message;
+use crate::problem::counted;
 
 /// What became of a repair.
 #[derive(Debug)]
@@ -61,19 +62,22 @@ impl Repaired {
         let rows: u64 = self.rows.values().sum();
         let tables: Vec<String> =
             self.rows.iter().map(|(table, count)| format!("{table} {count}")).collect();
-        let mut words = format!("{rows} rows were saved ({})", tables.join(", "));
-        let mut add = |count: u64, what: &str| {
+        let mut words = match rows {
+            0 => "no row could be saved".to_owned(),
+            rows => format!("{} saved ({})", counted(rows, "row"), tables.join(", ")),
+        };
+        let mut add = |count: u64, what: &str, more: &str| {
             if count > 0 {
-                words.push_str(&format!("; {count} {what}"));
+                words.push_str(&format!("; {}{more}", counted(count, what)));
             }
         };
-        add(self.mended as u64, "places had one flipped bit, which was set right");
-        add(self.damaged as u64, "damaged places could not be read");
-        add(self.left_out, "rows make no sense and were left out");
-        add(self.older, "rows are from older copies of their page: later changes are missing");
-        add(self.doubtful, "rows are from pages with a wrong checksum: check them");
-        add(self.gaps as u64, "ranges of keys are missing");
-        add(self.commits_missing, "commits at most are missing at the end");
+        add(self.mended as u64, "flipped bit", " set right");
+        add(self.damaged as u64, "damaged place", " could not be read");
+        add(self.left_out, "row", " left out for making no sense");
+        add(self.older, "row", " taken from an older copy of a page: later changes are missing");
+        add(self.doubtful, "row", " taken from a page with a wrong checksum: check what it says");
+        add(self.gaps as u64, "key range", " missing");
+        add(self.commits_missing, "commit", " missing at the end, at most");
         words
     }
 }

@@ -153,6 +153,11 @@ where
 }
 
 impl NewStore {
+    /// How large its file is, bytes.
+    pub(super) fn file_bytes(&self) -> io::Result<u64> {
+        Ok(fs::metadata(self.directory.join(NEW).join("db"))?.len())
+    }
+
     /// Puts it in the place of the old one, which nobody may have open any more, and deletes that.
     ///
     /// # Errors
@@ -224,10 +229,20 @@ pub(super) fn take_back(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// With sled's lock held: deletes what a crash left of a new store, or of a replaced one.
+/// With sled's lock held: deletes what a crash left of a new store, or of a replaced one. What gave way
+/// to a repair or a restore has other names, and stays.
 pub(super) fn delete_left_over(directory: &Path) -> io::Result<()> {
-    remove(&directory.join(NEW))?;
-    remove(&directory.join(OLD))
+    for name in [NEW, OLD, "store.compacting", "store.repairing", "store.restoring"] {
+        remove(&directory.join(name))?;
+    }
+    // An older program's `compact` had the old store under such a name until it deleted it.
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("store.compacted-") {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn remove(directory: &Path) -> io::Result<()> {

@@ -37,6 +37,7 @@ mod retold;
 mod router;
 mod sessions;
 mod store;
+mod store_commands;
 mod tidy;
 mod transports;
 mod trial;

@@ -11,7 +11,7 @@ use crate::dispatch::{LaneState, LaneStatus};
 use crate::intake::desk::alerts::{AlertNow, Stand};
 use crate::intake::desk::why::{Asked, Facts, RuleFacts};
 use crate::model::tell::{Step, StepKind};
-use crate::model::{AlertId, Message, Reason, Status};
+use crate::model::{AlertId, AttemptOutcome, Message, Reason, Status};
 
 /// Most contacts that a conclusion names.
 const NAMED_MAX: usize = 5;
@@ -183,6 +183,16 @@ fn against(steps: &[&Step]) -> Option<String> {
     Some(format!(" of {} alerts ({}), last {of_last}", steps.len(), counts.join(", ")))
 }
 
+/// When a provider took it.
+fn sent_at(message: &Message) -> Timestamp {
+    let taken = message
+        .attempts
+        .iter()
+        .rev()
+        .find(|attempt| matches!(attempt.outcome, Some(AttemptOutcome::Accepted { .. })));
+    taken.and_then(|attempt| attempt.ended_at).unwrap_or(message.updated_at)
+}
+
 fn is_reached(message: &Message) -> bool {
     matches!(message.status, Status::Sent | Status::Delivered | Status::Read)
 }
@@ -213,7 +223,7 @@ fn of_messages(messages: &[&Message], past: &Past) -> Option<String> {
             let more = if past.is_part { " or more" } else { "" };
             let times =
                 if times > 1 { format!(" {times} times{more}, last") } else { String::new() };
-            let (channel, at, status) = (told.target.channel, shown(began(told)), told.status);
+            let (channel, at, status) = (told.target.channel, shown(sent_at(told)), told.status);
             let lost = lost_since(told, messages);
             format!("was told{times} by {channel} at {at} ({status}){waits}.{lost}")
         }

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::super::client::Client;
 use super::super::{Context, block_on};
+use crate::problem::counted;
 use crate::store::offline;
 
 /// Copy the store, of a running process too, into a new directory, and verify the copy
@@ -36,9 +37,9 @@ impl Backup {
         }
         anyhow::ensure!(
             verified.problem_count == 0,
-            "{}: the copy has {} problems; so has the store, or the disk of the copy",
+            "{}: {} in the copy, and so in the store or on the disk of the copy",
             self.directory.display(),
-            verified.problem_count
+            counted(verified.problem_count, "problem")
         );
         writeln!(out, "The copy is verified.")?;
         Ok(())

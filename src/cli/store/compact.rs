@@ -17,8 +17,16 @@ impl Compact {
         let data_dir = context.data_dir()?;
         let config = super::config(context)?;
         super::refuse_running(&data_dir)?;
-        let (before, after) = offline::compact(&data_dir, &config)?;
-        writeln!(context.out, "db: {} before, {} now", text::bytes(before), text::bytes(after))?;
+        let compacted = offline::compact(&data_dir, &config)?;
+        let (before, after) = (text::bytes(compacted.before), text::bytes(compacted.after));
+        if compacted.is_replaced {
+            writeln!(context.out, "db: {before} before, {after} now")?;
+        } else {
+            writeln!(
+                context.out,
+                "db: {before}, and {after} if it were rewritten: it stays as it is"
+            )?;
+        }
         Ok(())
     }
 }

@@ -10,6 +10,7 @@ use clap::Args;
 
 use super::super::client::Client;
 use super::super::{Context, block_on};
+use crate::problem::counted;
 use crate::store::offline;
 
 /// Write every row as a line of JSON
@@ -39,7 +40,7 @@ impl Export {
                 None => self.write(&data_dir, &config),
             }
         })?;
-        writeln!(context.out, "{}: {exported} rows", self.file.display())?;
+        writeln!(context.out, "{}: {}", self.file.display(), counted(exported, "row"))?;
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::super::Context;
+use crate::problem::counted;
 use crate::store::offline;
 
 /// Write all that can be read into a new store, and keep the damaged one beside it
@@ -21,7 +22,11 @@ impl Repair {
         let out = context.out;
         writeln!(out, "{}", repaired.words())?;
         for (offset, bytes) in &repaired.places {
-            writeln!(out, "  db: {bytes} bytes from byte {offset} on cannot be read")?;
+            writeln!(
+                out,
+                "  db: {} from byte {offset} on cannot be read",
+                counted(*bytes, "byte")
+            )?;
         }
         if let Some(mark) = &repaired.mark {
             writeln!(out, "the high-water mark said: {mark}")?;
@@ -33,7 +38,7 @@ impl Repair {
             writeln!(
                 out,
                 "Something is missing: compare with the last backup. Start Watchbell; delete {} \
-                 when nobody needs it any more.",
+                 and store.damage.txt when nobody needs them any more.",
                 repaired.kept.display()
             )?;
         }

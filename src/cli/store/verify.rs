@@ -5,6 +5,7 @@ use serde::Deserialize;
 
 use super::super::client::Client;
 use super::super::{Context, block_on};
+use crate::problem::counted;
 use crate::store::offline;
 
 /// Read every row and every reference; exit code 1 if anything is wrong
@@ -20,6 +21,9 @@ struct Answer {
     problems: Vec<String>,
     problem_count: u64,
     left_over: u64,
+    needs_repair: bool,
+    #[serde(default)]
+    is_salvage: bool,
 }
 
 impl Verify {
@@ -43,6 +47,8 @@ impl Verify {
                     problems: verified.problems,
                     problem_count: verified.problem_count,
                     left_over: verified.left_over,
+                    needs_repair: verified.needs_repair,
+                    is_salvage: verified.is_salvage,
                 }
             }
         };
@@ -50,9 +56,16 @@ impl Verify {
         let tables: Vec<String> =
             answer.rows.iter().map(|(table, count)| format!("{table} {count}")).collect();
         let total: u64 = answer.rows.values().sum();
-        writeln!(out, "{total} rows can be read: {}", tables.join(", "))?;
+        let tables = if total == 0 { String::new() } else { format!(": {}", tables.join(", ")) };
+        let rows = counted(total, "row");
+        if answer.is_salvage {
+            writeln!(out, "a repair would save {rows}{tables}")?;
+        } else {
+            writeln!(out, "{rows} can be read{tables}")?;
+        }
         if answer.left_over > 0 {
-            writeln!(out, "{} rows lead nowhere; they go by themselves", answer.left_over)?;
+            let rows = counted(answer.left_over, "row");
+            writeln!(out, "{rows} without what they belong to; that goes by itself")?;
         }
         if is_running {
             writeln!(
@@ -68,11 +81,14 @@ impl Verify {
             writeln!(out, "Nothing is wrong.")?;
             return Ok(());
         }
-        anyhow::bail!(
-            "{}: {} problems; stop Watchbell and run `watchbell store repair`, which keeps the \
-             damaged files",
-            data_dir.display(),
-            answer.problem_count
-        )
+        let problems = counted(answer.problem_count, "problem");
+        let next = match (answer.needs_repair, is_running) {
+            (false, _) => "a repair would mend nothing; what to do is said above",
+            (true, true) => {
+                "stop Watchbell and run `watchbell store repair`, which keeps the damaged files"
+            }
+            (true, false) => "run `watchbell store repair`, which keeps the damaged files",
+        };
+        anyhow::bail!("{}: {problems}; {next}", data_dir.display())
     }
 }

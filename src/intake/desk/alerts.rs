@@ -149,7 +149,13 @@ impl AlertNow {
         for told in &mut self.told {
             let is_for = |message: &&Message| message.contact.as_ref() == Some(&told.contact);
             let of_it = messages.iter().filter(is_for);
-            let newest = of_it.max_by_key(|message| (message.created_at, message.id));
+            // One that was withdrawn because another has told it says nothing of whoever was told.
+            let newest = of_it.max_by_key(|message| {
+                let is_canceled = message.status == Status::Canceled;
+                let is_sent =
+                    matches!(message.status, Status::Sent | Status::Delivered | Status::Read);
+                (is_sent, !is_canceled, message.created_at, message.id)
+            });
             told.message = newest.map(|message| MessageNow {
                 id: message.id,
                 channel: message.target.channel,
