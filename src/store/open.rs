@@ -152,10 +152,10 @@ fn open_or_repair(
     repair::finish_swap(directory).map_err(io(directory))?;
     let mark = mark::read(directory).map_err(io(&mark::path(directory)))?;
     let mut notes = Notes { directory, metrics, new: Vec::new() };
-    if let Some(mark) = mark.as_ref().filter(|mark| mark.commit > 0) {
-        if is_blank(&path.join("db")).map_err(io(&path))? {
-            notes.gone(mark).map_err(io(directory))?;
-        }
+    if let Some(mark) = mark.as_ref().filter(|mark| mark.commit > 0)
+        && is_blank(&path.join("db")).map_err(io(&path))?
+    {
+        notes.gone(mark).map_err(io(directory))?;
     }
     // Phone numbers and texts are in it: what we make, nobody else on this machine looks into.
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(io(&path))?;
