@@ -509,7 +509,8 @@ impl AlertId {
         Self(in_partition(ids.next(now), partition(rule, key)))
     }
 
-    /// When it was made, which is not after its alert fired: a UUID v7 begins with its time.
+    /// When it was made, which is not after its alert fired: a UUID v7 begins with its time. After
+    /// the clock was set back it is the time of the id before it, see [`IdSource`].
     pub fn made_at(&self) -> Timestamp {
         let mut millis = [0_u8; 8];
         millis.iter_mut().skip(2).zip(self.0.as_bytes()).for_each(|(to, from)| *to = *from);
@@ -533,32 +534,42 @@ fn in_partition(uuid: Uuid, partition: u8) -> Uuid {
 }
 
 /// Makes UUID v7 ids from a time, a random seed and a counter: no clock, no system call an id.
+///
+/// Invariant: each id sorts after the one before it, also when the clock was set back, because the
+/// order of a raise and its clear in dispatch depends on it.
 #[derive(Debug)]
 pub struct IdSource {
     seed: u64,
-    counter: u64,
+    /// The milliseconds and the order of the last id: never less than those of the id before it.
+    last: (u64, u16),
 }
+
+/// Ids of one millisecond: a UUID v7 has 12 bits for their order.
+const IDS_PER_MILLISECOND: u16 = 1 << 12;
 
 impl IdSource {
     /// `seed` must be random once a process run, so that two runs never make the same id.
     pub const fn new(seed: u64) -> Self {
-        Self { seed, counter: 0 }
+        Self { seed, last: (0, 0) }
     }
 
-    /// The next UUID v7 for `now` (RFC 9562, section 5.7).
+    /// The next UUID v7 for `now` (RFC 9562, section 5.7). Its time is that of the id before it
+    /// while the clock is behind that, and a later one where a millisecond has no ids left.
     pub fn next(&mut self, now: Timestamp) -> Uuid {
-        self.counter += 1;
-        let mut time = [0_u8; 16];
-        let millis = u64::try_from(now.as_millis()).unwrap_or(0).to_be_bytes();
-        time[..6].copy_from_slice(&millis[2..]);
-        // The order within one millisecond is the order of creation.
-        let order = (self.counter & 0xfff).to_be_bytes();
-        time[6] = order[6];
-        time[7] = order[7];
+        let now = u64::try_from(now.as_millis()).unwrap_or(0);
+        self.last = match self.last {
+            (last, _) if now > last => (now, 0),
+            (last, order) if order + 1 < IDS_PER_MILLISECOND => (last, order + 1),
+            (last, _) => (last + 1, 0),
+        };
+        let (millis, order) = self.last;
+        let mut head = [0_u8; 16];
+        head[..6].copy_from_slice(&millis.to_be_bytes()[2..]);
+        head[6..8].copy_from_slice(&order.to_be_bytes());
         let mut hash = Fnv::new();
         hash.write(&self.seed.to_be_bytes());
-        hash.write(&self.counter.to_be_bytes());
-        uuid_v7(&time, hash.0)
+        hash.write(&head[..8]);
+        uuid_v7(&head, hash.0)
     }
 }
 
@@ -1076,6 +1087,36 @@ mod tests {
         assert!(made.is_sorted());
         assert_eq!(made[0].get_version_num(), 7);
         assert_ne!(IdSource::new(8).next(now), made[0]);
+    }
+
+    /// After 4,096 ids of one millisecond the order began again at 0.
+    #[test]
+    fn five_thousand_ids_of_one_millisecond_sort_by_creation() {
+        let mut ids = IdSource::new(7);
+        let now = Timestamp::from_millis(1_790_000_000_000);
+        let made: Vec<Uuid> = (0..5_000).map(|_| ids.next(now)).collect();
+        assert!(made.is_sorted_by(|one, next| one < next));
+        // What did not fit is of the next millisecond, and that goes on when the clock comes to it.
+        let next = ids.next(now.plus(Duration::from_millis(1)));
+        assert!(made.iter().all(|one| *one < next));
+        let made_at = |id: &Uuid| AlertId(*id).made_at();
+        assert_eq!((made_at(&made[4_095]), made_at(&made[4_096])), (now, made_at(&next)));
+        assert_eq!(made_at(&next), now.plus(Duration::from_millis(1)));
+    }
+
+    /// The order of a raise and its clear went with the clock.
+    #[test]
+    fn ids_sort_by_creation_when_the_clock_was_set_back_by_an_hour() {
+        let mut ids = IdSource::new(7);
+        let now = Timestamp::from_millis(1_790_000_000_000);
+        let hour_ago = Timestamp::from_millis(now.as_millis() - 3_600_000);
+        let mut made = vec![ids.next(now)];
+        made.extend((0..5_000).map(|_| ids.next(hour_ago)));
+        made.push(ids.next(now.plus(Duration::from_secs(1))));
+        assert!(made.is_sorted_by(|one, next| one < next));
+        // Before 1970, as a clock that was never set can be, is not before the last either.
+        let before_1970 = ids.next(Timestamp::from_millis(-5));
+        assert!(made.iter().all(|one| *one < before_1970));
     }
 
     #[test]
