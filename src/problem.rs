@@ -31,7 +31,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// One step into a TOML document.
+/// One step into a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Into the table's entry of that name.
@@ -207,12 +207,72 @@ pub struct Fault {
     pub what: String,
 }
 
+/// A parsed document that [`read`] can take wrong keys out of: TOML of files, JSON of requests.
+pub trait Document: Clone {
+    /// Reads it as `T`; an error is serde's message, and `track` then knows where.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    fn read_as<T: DeserializeOwned>(
+        self,
+        track: &mut serde_path_to_error::Track,
+    ) -> Result<T, String>;
+
+    /// What stands at `step`.
+    fn child(&mut self, step: &Step) -> Option<&mut Self>;
+
+    /// Takes `key` out, where this is a table that has it; answers whether it did.
+    fn take_key(&mut self, key: &str) -> bool;
+}
+
+impl Document for Value {
+    fn read_as<T: DeserializeOwned>(
+        self,
+        track: &mut serde_path_to_error::Track,
+    ) -> Result<T, String> {
+        T::deserialize(serde_path_to_error::Deserializer::new(self, track))
+            .map_err(|error: toml::de::Error| error.message().to_owned())
+    }
+
+    fn child(&mut self, step: &Step) -> Option<&mut Self> {
+        match step {
+            Step::Key(key) => self.get_mut(key.as_str()),
+            Step::Index(index) => self.get_mut(*index),
+        }
+    }
+
+    fn take_key(&mut self, key: &str) -> bool {
+        self.as_table_mut().is_some_and(|table| table.remove(key).is_some())
+    }
+}
+
+impl Document for serde_json::Value {
+    fn read_as<T: DeserializeOwned>(
+        self,
+        track: &mut serde_path_to_error::Track,
+    ) -> Result<T, String> {
+        T::deserialize(serde_path_to_error::Deserializer::new(self, track))
+            .map_err(|error: serde_json::Error| error.to_string())
+    }
+
+    fn child(&mut self, step: &Step) -> Option<&mut Self> {
+        match step {
+            Step::Key(key) => self.get_mut(key.as_str()),
+            Step::Index(index) => self.get_mut(*index),
+        }
+    }
+
+    fn take_key(&mut self, key: &str) -> bool {
+        self.as_object_mut().is_some_and(|object| object.remove(key).is_some())
+    }
+}
+
 /// Reads `value` as `T` and reports everything wrong with it at once.
 ///
 /// `T` should be `deny_unknown_fields` and `default`; a required key is best an `Option` that the
 /// caller checks, because serde cannot go on past a missing one. A value is returned only if it
 /// was read without a fault.
-pub fn read<T: DeserializeOwned>(value: Value) -> Result<T, Vec<Fault>> {
+pub fn read<T: DeserializeOwned>(value: impl Document) -> Result<T, Vec<Fault>> {
     match read_what_is_right(value) {
         (Some(read), faults) if faults.is_empty() => Ok(read),
         (_, faults) => Err(faults),
@@ -221,18 +281,19 @@ pub fn read<T: DeserializeOwned>(value: Value) -> Result<T, Vec<Fault>> {
 
 /// Reads `value` as `T` without the keys that are wrong, so that the others can be looked at
 /// further; `None` where nothing can be made of what is left.
-pub fn read_what_is_right<T: DeserializeOwned>(mut value: Value) -> (Option<T>, Vec<Fault>) {
+pub fn read_what_is_right<T: DeserializeOwned>(
+    mut value: impl Document,
+) -> (Option<T>, Vec<Fault>) {
     let mut faults = Vec::new();
     loop {
         let mut track = serde_path_to_error::Track::new();
-        let deserializer = serde_path_to_error::Deserializer::new(value.clone(), &mut track);
-        let error: toml::de::Error = match T::deserialize(deserializer) {
+        let message = match value.clone().read_as(&mut track) {
             Ok(read) => return (Some(read), faults),
-            Err(error) => error,
+            Err(message) => message,
         };
         let path = steps(&track.path());
         let removed = remove(&mut value, &path);
-        faults.push(Fault { what: explain(error.message()), path });
+        faults.push(Fault { what: explain(&message), path });
         // A bound against a type that fails whatever is taken out of the value.
         if !removed || faults.len() >= 100 {
             return (None, faults);
@@ -252,7 +313,7 @@ fn steps(path: &serde_path_to_error::Path) -> Vec<Step> {
 }
 
 /// Takes the key at `path` out of its table. Array elements stay: their indices are in other paths.
-fn remove(value: &mut Value, path: &[Step]) -> bool {
+fn remove(value: &mut impl Document, path: &[Step]) -> bool {
     // Where a list's element is at fault the whole list goes: better one report less than a
     // wrong index.
     let Some(last) = path.iter().rposition(|step| matches!(step, Step::Key(_))) else {
@@ -260,17 +321,10 @@ fn remove(value: &mut Value, path: &[Step]) -> bool {
     };
     let mut at = value;
     for step in path.iter().take(last) {
-        let next = match step {
-            Step::Key(key) => at.get_mut(key.as_str()),
-            Step::Index(index) => at.get_mut(*index),
-        };
-        let Some(next) = next else { return false };
+        let Some(next) = at.child(step) else { return false };
         at = next;
     }
-    match (path.get(last), at) {
-        (Some(Step::Key(key)), Value::Table(table)) => table.remove(key).is_some(),
-        _ => false,
-    }
+    matches!(path.get(last), Some(Step::Key(key)) if at.take_key(key))
 }
 
 /// serde's message in an operator's words; an unknown key gets a suggestion.

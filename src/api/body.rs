@@ -4,6 +4,7 @@ use axum::body::Bytes;
 use axum::extract::Request;
 use http_body_util::{BodyExt as _, Limited};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::time::timeout;
 
 use super::Config;
@@ -16,12 +17,16 @@ pub(super) async fn json<T: DeserializeOwned + Default>(
     request: Request,
     config: &Config,
 ) -> Result<(T, Vec<Fault>), Refusal> {
-    let bytes = bytes(request, config).await?;
-    let json: serde_json::Value = serde_json::from_slice(&bytes)
+    parse(&bytes(request, config).await?)
+}
+
+fn parse<T: DeserializeOwned + Default>(bytes: &[u8]) -> Result<(T, Vec<Fault>), Refusal> {
+    let mut value: Value = serde_json::from_slice(bytes)
         .map_err(|error| Refusal::malformed(format!("the body is not JSON: {error}")))?;
-    let value = toml(json)
-        .filter(toml::Value::is_table)
-        .ok_or_else(|| Refusal::malformed("the body must be a JSON object"))?;
+    if !value.is_object() {
+        return Err(Refusal::malformed("the body must be a JSON object"));
+    }
+    drop_nulls(&mut value);
     let (read, faults) = problem::read_what_is_right(value);
     Ok((read.unwrap_or_default(), faults))
 }
@@ -46,23 +51,19 @@ async fn bytes(request: Request, config: &Config) -> Result<Bytes, Refusal> {
     }
 }
 
-/// The same value for [`problem::read`], which speaks TOML. A `null` is as if the key were not
-/// there; `None` for a value that is nothing else.
-fn toml(json: serde_json::Value) -> Option<toml::Value> {
-    use serde_json::Value;
-    Some(match json {
-        Value::Null => return None,
-        Value::Bool(value) => value.into(),
-        Value::Number(number) => match number.as_i64() {
-            Some(whole) => whole.into(),
-            None => number.as_f64()?.into(),
-        },
-        Value::String(text) => text.into(),
-        Value::Array(list) => toml::Value::Array(list.into_iter().filter_map(toml).collect()),
-        Value::Object(map) => toml::Value::Table(
-            map.into_iter().filter_map(|(key, value)| Some((key, toml(value)?))).collect(),
-        ),
-    })
+/// A `null` is as if it were not there: programs write it for a field that they do not set.
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(list) => {
+            list.retain(|value| !value.is_null());
+            list.iter_mut().for_each(drop_nulls);
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 /// A fault of one field.
@@ -73,4 +74,80 @@ pub(super) fn fault(field: &str, what: impl Into<String>) -> Fault {
 /// A fault of one element of a list.
 pub(super) fn fault_in(field: &str, index: usize, what: impl Into<String>) -> Fault {
     Fault { path: vec![field.into(), index.into()], what: what.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::problem::path_text;
+
+    #[derive(Debug, Default, Deserialize, PartialEq)]
+    #[serde(default, deny_unknown_fields)]
+    struct Body {
+        sequence: u64,
+        offset: i64,
+        share: f64,
+        small: u32,
+        note: Option<String>,
+        names: Vec<String>,
+        inner: Inner,
+    }
+
+    #[derive(Debug, Default, Deserialize, PartialEq)]
+    #[serde(default, deny_unknown_fields)]
+    struct Inner {
+        account: String,
+        sequences: Vec<u64>,
+    }
+
+    /// Read by way of TOML, which has no `u64`, a number above `i64::MAX` was a float.
+    #[test]
+    fn whole_numbers_of_64_bits_are_read_as_they_were_written() {
+        let text = r#"{"sequence": 18446744073709551615, "offset": -9223372036854775808, "share": 3,
+            "inner": {"sequences": [9223372036854775807, 9223372036854775808]}}"#;
+        let (body, faults) = parse::<Body>(text.as_bytes()).expect("JSON");
+        assert_eq!(faults, []);
+        assert_eq!((body.sequence, body.offset, body.share), (u64::MAX, i64::MIN, 3.0));
+        assert_eq!(body.inner.sequences, [9_223_372_036_854_775_807, 9_223_372_036_854_775_808]);
+    }
+
+    #[test]
+    fn every_wrong_field_is_said_with_its_path_and_what_to_write() {
+        let text = r#"{"sequence": 1.5, "offset": 18446744073709551615, "small": -1, "share": "x",
+            "names": ["a", 7], "nmaes": [], "note": {},
+            "inner": {"acount": "x", "account": [], "sequences": [1, "x"]}}"#;
+        let (body, faults) = parse::<Body>(text.as_bytes()).expect("JSON");
+        let line = |fault: &Fault| format!("{}: {}", path_text(&fault.path), fault.what);
+        let said: Vec<_> = faults.iter().map(line).collect();
+        insta::assert_snapshot!(said.join("\n"), @r#"
+        inner.account: invalid type: sequence, expected a string
+        inner.acount: unknown key; did you mean `account`?
+        inner.sequences[1]: invalid type: string "x", expected u64
+        names[1]: invalid type: integer `7`, expected a string
+        nmaes: unknown key; did you mean `names`?
+        note: invalid type: map, expected a string
+        offset: invalid value: integer `18446744073709551615`, expected i64
+        sequence: invalid type: floating point `1.5`, expected u64
+        share: invalid type: string "x", expected f64
+        small: invalid value: integer `-1`, expected u32
+        "#);
+        assert_eq!(body, Body::default());
+    }
+
+    #[test]
+    fn a_null_is_as_if_it_were_not_there() {
+        let text = br#"{"sequence": null, "note": null, "names": ["a", null], "inner": {"account": null}}"#;
+        let (body, faults) = parse::<Body>(text).expect("JSON");
+        assert_eq!((body.names.as_slice(), faults), (["a".to_owned()].as_slice(), Vec::new()));
+        assert_eq!(body.note, None);
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused() {
+        for text in ["", "{", "[]", "null", "7", "\"x\""] {
+            assert!(parse::<Body>(text.as_bytes()).is_err(), "{text}");
+        }
+    }
 }
